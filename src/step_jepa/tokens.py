@@ -1,0 +1,179 @@
+"""Conversation -> ids, labels and step spans, through the tokenizer's own chat template and character offsets.
+
+All spans are half-open. A token belongs to the step that holds its first character; a separator belongs to the step
+that it closes; the steps tile the trained content without gap or overlap.
+"""
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from step_jepa.errors import UserError
+
+IGNORED = -100
+Span = tuple[int, int]
+Messages = list[dict[str, Any]]
+
+# Two words that no real conversation holds: rendered in place of a turn, they show where its content lies.
+_PLACEHOLDER, _THOUGHT = "c0ntent9b1f7e5d", "th0ught9b1f7e5d"
+_THINKING = re.compile(r"<think>\n.*\n</think>\n\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as the model reads it: the trunk of a training row.
+
+    text       the rendered conversation
+    input_ids  its tokens
+    labels     the same ids on the content and the end-of-turn token, IGNORED elsewhere
+    steps      token span of each step of the last assistant turn
+    chars      character span of each step in `text`
+    user       token span of the last user turn's content; None where the template rewrites it or there is none
+    """
+
+    text: str
+    input_ids: list[int]
+    labels: list[int]
+    steps: list[Span]
+    chars: list[Span]
+    user: Span | None
+
+
+def render(tokenizer: Any, messages: Messages, where: str = "example") -> str:
+    """The conversation as one string, by the tokenizer's chat template.
+
+    Raises UserError where there is no template, or where it refuses the conversation."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: use an instruct model, or save a "
+            "chat_template with the tokenizer"
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"{where}: the chat template refuses this conversation ({error}): change its turns") from None
+
+
+def locate(tokenizer: Any, messages: Messages, turn: int, where: str = "example") -> tuple[str, Span]:
+    """The rendered conversation and the character span of one turn's content in it.
+
+    The place is found with a placeholder, never by looking for the content's own words, which also occur in prompts
+    and headers. Raises UserError where the template writes something else than the content."""
+    content = messages[turn]["content"]
+    thinking = _THINKING.match(content)
+    marker = f"<think>\n{_THOUGHT}\n</think>\n\n{_PLACEHOLDER}" if thinking else _PLACEHOLDER
+    shown = list(messages)
+    shown[turn] = {**messages[turn], "content": marker}
+    text, frame = render(tokenizer, messages, where), render(tokenizer, shown, where)
+    head, found, tail = frame.partition(marker)
+    if not found or text != head + content + tail:
+        remedy = "prepare the data without --keep_thinking" if thinking else "strip the content, or change the template"
+        raise UserError(f"{where}: the chat template rewrites the content of the {messages[turn]['role']} turn: {remedy}")
+    return text, (len(head), len(head) + len(content))
+
+
+def prompt_of(tokenizer: Any, messages: Messages, where: str = "example") -> str:
+    """The rendered text that precedes the last turn's content in training: what generation must start from."""
+    text, (start, _) = locate(tokenizer, messages, len(messages) - 1, where)
+    return text[:start]
+
+
+def step_characters(content: str, steps: list[str], where: str = "example") -> list[Span]:
+    """Where each step begins and ends in the content, its closing separator included. The spans tile the content.
+
+    Raises UserError where the steps are not the content, in order, with only whitespace between."""
+    starts, position = [], 0
+    for number, step in enumerate(steps):
+        position += len(content[position:]) - len(content[position:].lstrip())
+        if not step.strip() or not content.startswith(step.strip(), position):
+            raise UserError(
+                f"{where}: step {number} is not in the assistant's content at character {position}: "
+                "`steps` must be the content in order; run step-jepa prepare"
+            )
+        starts.append(position if number else 0)
+        position += len(step.strip())
+    if not steps or content[position:].strip():
+        raise UserError(f"{where}: the assistant's content holds more than its steps: run step-jepa prepare")
+    return list(pairwise([*starts, len(content)]))
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+    """Ids of the rendered string as it is, and the characters of each token, whitespace included."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} gives no character offsets: use its fast version (tokenizer.json)"
+        )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets, end = encoding["input_ids"], [], 0
+    for token, (start, stop) in zip(ids, encoding["offset_mapping"], strict=True):
+        if start > end:  # the tokenizer trims whitespace from its offsets: give a token back the part that it begins with
+            piece = tokenizer.decode([token])
+            start = max(end, start - (len(piece) - len(piece.lstrip())))
+        offsets.append((start, stop))
+        end = max(end, stop)
+    return ids, offsets
+
+
+def encode(tokenizer: Any, messages: Messages, steps: list[str], where: str = "example") -> Example:
+    """Tokens, labels and step spans of a conversation whose last turn, the assistant's, is trained.
+
+    Raises UserError, naming `where`, wherever the boundaries could only be guessed."""
+    if not messages or messages[-1]["role"] != "assistant":
+        raise UserError(f"{where}: the last turn is not the assistant's: there is nothing to train on")
+    text, (begin, end) = locate(tokenizer, messages, len(messages) - 1, where)
+    ids, offsets = _encode(tokenizer, text)
+    starts = [start for start, _ in offsets]
+    first, last = bisect_left(starts, begin), bisect_left(starts, end)
+    if first == len(ids) or starts[first] != begin or (first and offsets[first - 1][1] > begin):
+        raise UserError(
+            f"{where}: a token straddles the start of the assistant's content: strip the content, or end the "
+            "template's header with a special token or a line break"
+        )
+    chars = [(begin + a, begin + b) for a, b in step_characters(messages[-1]["content"], steps, where)]
+    edges = [first, *(bisect_left(starts, start) for start, _ in chars[1:]), last]
+    turn_end = _end_of_turn(tokenizer, ids, last, where)
+    labels = [token if first <= place <= turn_end else IGNORED for place, token in enumerate(ids)]
+    return Example(text, ids, labels, list(pairwise(edges)), chars, _user_span(tokenizer, messages, offsets, where))
+
+
+def _end_of_turn(tokenizer: Any, ids: list[int], last: int, where: str) -> int:
+    """Index of the token that ends the turn: the first special token after the content."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for place in range(last, len(ids)):
+        if ids[place] in special:
+            return place
+    raise UserError(f"{where}: the chat template writes no end-of-turn token after the answer: let it end with eos_token")
+
+
+def _user_span(tokenizer: Any, messages: Messages, offsets: list[Span], where: str) -> Span | None:
+    """Tokens that lie wholly inside the last user turn's content."""
+    turns = [turn for turn, message in enumerate(messages) if message["role"] == "user"]
+    if not turns:
+        return None
+    try:
+        _, (begin, end) = locate(tokenizer, messages, turns[-1], where)
+    except UserError:
+        return None
+    inside = [place for place, (start, stop) in enumerate(offsets) if begin <= start and stop <= end and start < end]
+    return (inside[0], inside[-1] + 1) if inside else None
+
+
+def truncate(example: Example, max_length: int | None) -> Example:
+    """The example with as many whole steps as fit into `max_length` tokens, possibly none.
+
+    A row that was cut carries no end-of-turn label: the model must not learn to stop there."""
+    if max_length is None or len(example.input_ids) <= max_length:
+        return example
+    kept = [span for span in example.steps if span[1] <= max_length]
+    length = kept[-1][1] if kept else 0
+    return replace(
+        example,
+        input_ids=example.input_ids[:length],
+        labels=example.labels[:length],
+        steps=kept,
+        chars=example.chars[: len(kept)],
+    )
