@@ -1,0 +1,195 @@
+"""Text to steps: where a chain of thought is cut. Pure strings; no tokenizer is known here.
+
+Every cut is an offset into the text, so nothing but the whitespace around a cut can be lost.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Literal
+
+SplitBy = Literal["auto", "markers", "paragraphs", "lines"]
+
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_MARKER = re.compile(
+    r"""^(?P<indent>[ \t]*) (?P<dress>(?:\#{1,6}[ \t]*)?(?:\*\*|__)?)
+        (?: Step[ \t]+(?P<step>[0-9]{1,3})(?=[^\S\n]*(?:[:*_\u2013\u2014]|[-.)](?![0-9])|$))
+          | (?P<number>[0-9]{1,3})(?P<point>[.)])(?=\s|\*|_|$) )""",
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+_TITLE = re.compile(r"\s*(?:\#.*|.*:(?:\*\*|__)?|(?:[0-9]+[.)]\s*)?\*\*[^*\n]+\*\*)\s*")
+_INDENTED_OR_NUMBERED = re.compile(r"\s|[0-9]+[.)]")
+_BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
+_AFTER_BOXED = re.compile(r"[^\n]*(?:\s|\\\]|\$\$|\*\*|\.)*")
+_HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
+_AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
+_NUMBER = re.compile(r"[-+]?(?:\\?\$)?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?")
+_ANNOTATION = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
+
+
+def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
+    r"""Cut a text into its stripped steps, in order; joined, they hold every non-whitespace character of it.
+
+    `markers` cuts at "Step 1:" or "1." at the start of a line, numbered 1, 2, 3, ..., and before a closing paragraph;
+    `paragraphs` at blank lines; `lines` at newlines; `auto` takes the first of these that finds two steps.
+    The final answer ("#### N", or a last line with a `\boxed{}`) is always a step of its own. Other steps of fewer than
+    `min_words` whitespace-separated words join the step after them, or the one before if they are the last.
+    """
+    answer = _answer_start(text)
+    body = text[:answer].rstrip()
+    cut_by = _recognised(text, body, answer) if how == "auto" else how
+    cuts = _keep_long(body, _CUTTERS[cut_by](body), min_words)
+    pieces = [body[start:end] for start, end in pairwise([0, *cuts, len(body)])] + [text[answer:]]
+    return [step for piece in pieces if (step := piece.strip())]
+
+
+def answer_step(steps: list[str]) -> int | None:
+    r"""The index of the answer step: the last one, if it is a "#### ..." line or has a `\boxed{}`; else None."""
+    if steps and (_HASHES.match(steps[-1]) or r"\boxed{" in steps[-1]):
+        return len(steps) - 1
+    return None
+
+
+def final_answer(text: str) -> str | None:
+    r"""The short answer: what the last balanced `\boxed{}` holds, else what follows the last "####" on its line.
+
+    A number loses its thousands separators and its dollar sign: "$1,200" is "1200".
+    """
+    if boxed := _last_boxed(text):
+        start, end = boxed
+        answer = text[text.index("{", start) + 1 : end - 1].strip()
+    else:
+        answer = (_AFTER_HASHES.findall(text) or [""])[-1].strip()
+    return (re.sub(r"[\\$,]", "", answer) if _NUMBER.fullmatch(answer) else answer) or None
+
+
+def part_thinking(text: str, reasoning: str = "") -> tuple[str, str]:
+    """Part a response into (thinking, answer), without the `<think>` wrapper; no or empty thinking is "".
+
+    Thinking is what comes before `</think>` (the opening tag may be missing: some chat templates write it into the
+    prompt), or it is given apart from the text, as `reasoning`. Raises ValueError where the two cannot be told apart.
+    """
+    before, closed, after = text.partition("</think>") if "</think>" in text else ("", "", text)
+    lead, _, inside = before.rpartition("<think>")
+    if "<think>" in after and not closed:
+        raise ValueError("<think> is never closed (cut off?)")
+    if lead.strip() or "<think>" in after or "</think>" in after:
+        raise ValueError("the response is not one <think> block followed by an answer")
+    if inside.strip() and reasoning.strip():
+        raise ValueError("thinking is given twice, inside the response and apart from it")
+    if not after.strip():
+        raise ValueError("the response holds no answer (cut off?)")
+    return inside.strip() or reasoning.strip(), after.strip()
+
+
+def wrap_thinking(steps: list[str]) -> list[str]:
+    r"""Put the wrapper around thinking steps: joined by blank lines they are "<think>\n...\n</think>"."""
+    if not steps:
+        return []
+    *head, last = ["<think>\n" + steps[0], *steps[1:]]
+    return [*head, last + "\n</think>"]
+
+
+def strip_annotations(text: str) -> str:
+    """Remove GSM8K's calculator annotations, such as <<48/2=24>>."""
+    return _ANNOTATION.sub("", text)
+
+
+def _paragraph_cuts(text: str) -> list[int]:
+    return [match.end() for match in _BLANK_LINES.finditer(text)]
+
+
+def _line_cuts(text: str) -> list[int]:
+    return [match.end() for match in re.finditer("\n", text)]
+
+
+def _marker_cuts(text: str) -> list[int]:
+    """Where steps begin, after the first (a preamble joins it), and where a closing paragraph does."""
+    markers = _markers(text)
+    return markers[1:] + (_closing_cut(text, markers[-1]) if markers else [])
+
+
+def _recognised(text: str, body: str, answer: int) -> SplitBy:
+    """How a text is cut that does not say. GSM8K's "#### N", right under a line, says that lines are the steps."""
+    if len(_markers(body)) > 1:
+        return "markers"
+    hugged = _HASHES.match(text, answer) and text.count("\n", len(body), answer) == 1
+    return "paragraphs" if _paragraph_cuts(body.lstrip()) and not hugged else "lines"
+
+
+_CUTTERS: dict[SplitBy, Callable[[str], list[int]]] = {
+    "markers": _marker_cuts,
+    "paragraphs": _paragraph_cuts,
+    "lines": _line_cuts,
+}
+
+
+def _keep_long(text: str, cuts: Iterable[int], min_words: int) -> list[int]:
+    """The cuts that leave no step with fewer than `min_words` words, and none empty."""
+    kept, start, least = [], 0, max(min_words, 1)
+    for cut in cuts:
+        if len(text[start:cut].split()) >= least:
+            kept.append(cut)
+            start = cut
+    return kept[:-1] if len(text[start:].split()) < least else kept
+
+
+def _markers(text: str) -> list[int]:
+    """Where the markers of one style begin: the word "Step" before bare numbers, two before one, early before late."""
+    styles: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+    for match in _MARKER.finditer(text):
+        style = ("step",) if match["step"] else ("number", match["indent"], match["dress"], match["point"])
+        styles[style].append((match.start(), int(match["step"] or match["number"])))
+    chains = {style: chain for style, marks in styles.items() if (chain := _ascending(marks))}
+    best = max(chains, key=lambda style: (len(chains[style]) > 1, style[0] == "step", -chains[style][0]), default=None)
+    return chains[best] if best else []
+
+
+def _ascending(marks: list[tuple[int, int]]) -> list[int]:
+    """Of (offset, number), the offsets numbered 1, 2, 3, ...; a list that restarts at 1 inside a step is skipped."""
+    chain: list[int] = []
+    nested = 0
+    for offset, number in marks:
+        if chain and (number == 1 or (nested and number == nested + 1)):
+            nested = number
+        elif number == len(chain) + 1:
+            chain.append(offset)
+            nested = 0
+    return chain
+
+
+def _closing_cut(text: str, marker: int) -> list[int]:
+    """Where the last paragraph begins, if it is not part of the last marker's own; a title owns what it stands over."""
+    cuts = [cut for cut in _paragraph_cuts(text) if cut > marker]
+    if cuts and _TITLE.fullmatch(text[marker : cuts[0]]):
+        cuts = cuts[1:]
+    return [cut for cut in cuts[-1:] if not _INDENTED_OR_NUMBERED.match(text, cut)]
+
+
+def _answer_start(text: str) -> int:
+    """Where the final answer's first line begins; the text's length if it has none."""
+    last_line = text.rfind("\n", 0, len(text.rstrip())) + 1
+    if _HASHES.match(text, last_line):
+        return last_line
+    boxed = _last_boxed(text)
+    if boxed is None or not _AFTER_BOXED.fullmatch(text, boxed[1]):
+        return len(text)
+    start, end = boxed
+    for opening, closing in ((r"\[", r"\]"), ("$$", "$$")):
+        # A displayed formula stays whole: its opening may be lines above the box.
+        if closing in text[end:] and opening in text[:start]:
+            start = text.rindex(opening, 0, start)
+    return text.rfind("\n", 0, start) + 1
+
+
+def _last_boxed(text: str) -> tuple[int, int] | None:
+    r"""Start and end of the last `\boxed{...}` whose braces balance; escaped braces are text."""
+    opened: list[re.Match[str]] = []
+    last = None
+    for brace in _BRACE.finditer(text):
+        if brace["boxed"] or brace[0] == "{":
+            opened.append(brace)
+        elif brace[0] == "}" and opened and (opener := opened.pop())["boxed"]:
+            last = opener.start(), brace.end()
+    return last

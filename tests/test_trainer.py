@@ -1,0 +1,267 @@
+"""Training: what it equals, what it saves, what it resumes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from test_one_pass import batch_of, trainer_for
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.errors import UserError
+from step_jepa.tokens import IGNORED
+
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def history(trainer, name="loss"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def run(tokenizer, records, tmp_path, model=None, peft_config=None, **options):
+    options = {**QUIET, **STEPS, "lbd": 1.0, "pairs": "all", "lr_scheduler_type": "constant", **options}
+    trainer = StepJEPARepresentationTrainer(
+        model or tiny_model(),
+        StepJEPAConfig(output_dir=str(tmp_path / "out"), **options),
+        records,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("options", [{"objective": "none"}, {"lbd": 0.0}])
+def test_without_a_jepa_term_training_is_trainers_own_bit_for_bit(tokenizer, records, tmp_path, options):
+    ours = run(tokenizer, records, tmp_path, **{"lbd": 1.0, **options})
+    rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in ours.data["train"].examples]
+    plain = Trainer(
+        tiny_model(),
+        TrainingArguments(output_dir=str(tmp_path / "plain"), **QUIET, **STEPS),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=Dataset.from_list(rows),
+    )
+    plain.train()
+    assert history(ours) == history(plain)
+    assert len(history(ours)) == 5
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True))
+    assert ours.model.get_input_embeddings().weight.shape[0] == 264
+
+
+@pytest.mark.parametrize("loss", ["cosine", "l2", "mse"])
+def test_one_by_eight_is_eight_by_one(tokenizer, records, tmp_path, loss):
+    kinds = [
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    ]
+    # rows of very different length and number of pairs, so that a mean of means would differ
+    runs = [run(tokenizer, records[1:], tmp_path, loss=loss, max_steps=4, optim="sgd", **kind) for kind in kinds]
+    for name in ("loss", "lm_loss", "jepa_loss", "grad_norm"):
+        torch.testing.assert_close(*[torch.tensor(history(x, name)) for x in runs], rtol=2e-5, atol=1e-6)
+    assert history(runs[0], "pairs") == history(runs[1], "pairs")
+
+
+def test_loss_is_its_formula(tokenizer, records, tmp_path):
+    trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, lbd=0.5, gamma=2.0)
+    terms = trainer.terms(trainer.model, batch_of(trainer, 9))
+    (loss, _) = trainer.compute_loss(trainer.model, batch_of(trainer, 9), return_outputs=True)
+    cosine = F.cosine_similarity(terms.predicted, terms.target, dim=-1)
+    labels = sum(x != IGNORED for example in trainer.data["train"].examples for x in example.labels)
+    assert len(terms.nll) == labels
+    torch.testing.assert_close(loss, 2 * terms.nll.sum() + 0.5 * (1 - cosine).sum())  # outside training: not yet divided
+
+
+def test_logged_parts_make_the_loss(tokenizer, records, tmp_path):
+    trainer = run(tokenizer, records, tmp_path, lbd=0.5, gamma=2.0)
+    for loss, lm, jepa, cosine in zip(
+        *(history(trainer, name) for name in ("loss", "lm_loss", "jepa_loss", "view_cosine")), strict=True
+    ):
+        assert loss == pytest.approx(2 * lm + 0.5 * jepa, rel=1e-5)
+        assert jepa == pytest.approx(1 - cosine, rel=1e-5)
+    assert all(x > 0 for x in history(trainer, "tokens_per_second"))
+
+
+def test_examples_with_one_step_train_the_language_model_only(tokenizer, records, tmp_path):
+    trainer = run(tokenizer, records[-1:], tmp_path, lbd=0.5, per_device_train_batch_size=1)
+    assert history(trainer, "pairs") == [0] * 5
+    assert history(trainer, "loss") == pytest.approx(history(trainer, "lm_loss"), rel=1e-5)
+    assert "1 with fewer than two steps" in str(trainer.data["train"])
+
+
+def test_jepa_ratio_follows_seed_and_step(tokenizer, records, tmp_path):
+    def carried(**options):
+        return [pairs > 0 for pairs in history(run(tokenizer, records[:8], tmp_path, max_steps=12, **options), "pairs")]
+
+    half = carried(jepa_ratio=0.5)
+    assert 2 <= sum(half) <= 10
+    assert carried(jepa_ratio=0.5, per_device_train_batch_size=1, gradient_accumulation_steps=2) == half
+    assert not any(carried(jepa_ratio=0.0))
+    assert all(carried(jepa_ratio=1.0))
+
+
+def test_evaluation_does_not_depend_on_the_batching(tokenizer, records, tmp_path):
+    def figures(size):
+        trainer = trainer_for(tiny_model(), tokenizer, None, tmp_path, per_device_eval_batch_size=size)
+        trainer.eval_dataset = trainer._rows(trainer._prepared(records, tokenizer))
+        return trainer, trainer.evaluate()
+
+    (trainer, one), (_, four) = figures(1), figures(4)
+    for name in ("eval_loss", "eval_lm_loss", "eval_jepa_loss", "eval_cosine_paired", "eval_cosine_unpaired"):
+        assert one[name] == pytest.approx(four[name], rel=1e-5)
+    rows = [trainer.eval_dataset[index] for index in range(len(records))]
+    with torch.no_grad():
+        terms = trainer.terms(trainer.model, trainer.data_collator(rows))
+    predicted, target = F.normalize(terms.predicted, dim=-1), F.normalize(terms.target, dim=-1)
+    table = predicted @ target.T
+    off = table[~torch.eye(len(table), dtype=torch.bool)]
+    assert one["eval_lm_loss"] == pytest.approx(terms.nll.mean().item(), rel=1e-5)
+    assert one["eval_jepa_loss"] == pytest.approx(1 - table.diagonal().mean().item(), rel=1e-5)
+    assert one["eval_cosine_unpaired"] == pytest.approx(off.mean().item(), rel=1e-4)
+    assert one["eval_pairs"] == len(table)
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(tokenizer, records, tmp_path):
+    options = {"pairs": "random", "pairs_per_example": 1, "jepa_ratio": 0.7, "max_steps": 8, "loss": "mse"}
+    whole = run(tokenizer, records, tmp_path / "a", save_strategy="steps", save_steps=3, peft_config=LORA, **options)
+    config = StepJEPAConfig(
+        output_dir=str(tmp_path / "a" / "out"), **{**QUIET, **STEPS, "lbd": 1.0, **options, "save_strategy": "no"}
+    )
+    again = StepJEPARepresentationTrainer(
+        tiny_model(), config, records, processing_class=tokenizer, peft_config=LORA
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "out" / "checkpoint-3"))
+    assert history(again) == pytest.approx(history(whole), rel=1e-6)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_lora_trains_the_predictor_rows_and_no_other(tokenizer, records, tmp_path):
+    trainer = run(tokenizer, records, tmp_path, peft_config=LORA, predictors=2)
+    start = trainer_for(tiny_model(), tokenizer, records, tmp_path, predictors=2)
+    before = start.model.get_input_embeddings().weight
+    after = trainer.model.get_input_embeddings()(torch.arange(266))
+    moved = (before - after).abs().sum(-1) > 0
+    assert moved.nonzero().flatten().tolist() == [264, 265]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("form", ["full", "merged", "adapter"])
+def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, records, tmp_path, form, tied):
+    base = tmp_path / "base"
+    tiny_model(tie_word_embeddings=tied).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    options = {**QUIET, **STEPS, "lbd": 1.0, "keep_adapter": form == "adapter"}
+    trainer = StepJEPARepresentationTrainer(
+        str(base),
+        StepJEPAConfig(output_dir=str(tmp_path / "out"), **options),
+        records,
+        peft_config=None if form == "full" else LORA,
+    )
+    trainer.train()
+    trainer.save_model()
+    out = tmp_path / "out"
+    if form == "adapter":
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
+        assert json.loads((out / "adapter_config.json").read_text())["trainable_token_indices"] is None
+    else:
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert not hasattr(model.config, "predictors")
+        assert model.config.vocab_size == 264
+        assert len(load_file(out / "model.safetensors")) == len(AutoModelForCausalLM.from_pretrained(base).state_dict()) - tied
+    assert model.get_input_embeddings().weight.shape[0] == 264
+    ids = torch.tensor([trainer.data["train"].examples[0].input_ids])
+    with torch.no_grad():
+        ours = trainer.model.eval()(ids).logits[..., :264]
+        torch.testing.assert_close(model.eval()(ids).logits, ours, rtol=1e-4, atol=1e-5)
+    assert load_file(out / "predictors.safetensors")["predictors"].shape == (1, 32)
+    assert trainer.model.get_input_embeddings().weight.shape[0] == 265  # the trained model is left as it was
+
+
+def test_training_goes_on_from_the_predictor_rows_beside_an_export(tokenizer, records, model_folder, tmp_path):
+    options = {**QUIET, **STEPS, "lbd": 1.0}
+    for source in (model_folder, str(tmp_path / "out")):
+        trainer = StepJEPARepresentationTrainer(source, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records)
+        rows = trainer.model.get_input_embeddings().weight[264:].detach().clone()
+        if source != model_folder:
+            assert torch.equal(rows, load_file(tmp_path / "out" / "predictors.safetensors")["predictors"])
+        trainer.train()
+        trainer.save_model()
+
+
+def test_llm_jepa_through_its_own_trainer(tokenizer, records, tmp_path):
+    config = RepresentationConfig(output_dir=str(tmp_path), **QUIET, **STEPS, lbd=1.0)
+    trainer = RepresentationTrainer(tiny_model(), config, records, processing_class=tokenizer)
+    trainer.train()
+    assert history(trainer, "pairs") == [2, 2, 2, 2, 1]
+    theirs = run(tokenizer, records, tmp_path, objective="llm_jepa")
+    assert history(theirs) == history(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"predictors": -1}, "predictors = -1"),
+        ({"lbd": -0.1}, "lbd = -0.1"),
+        ({"jepa_ratio": 2.0}, "jepa_ratio = 2.0"),
+        ({"max_length": 0}, "max_length = 0"),
+        ({"pairs_per_example": 0}, "pairs_per_example = 0"),
+    ],
+)
+def test_bad_options(options, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        StepJEPAConfig(output_dir=str(tmp_path), **options)
+
+
+def test_bad_models(tokenizer, records, tmp_path):
+    with pytest.raises(UserError, match=r"260 tokens, the model 259 rows"):
+        trainer_for(tiny_model(rows=259), tokenizer, records, tmp_path)
+    with pytest.raises(UserError, match="needs its tokenizer"):
+        trainer_for(tiny_model(), None, records, tmp_path)
+    with pytest.raises(UserError, match="max_length = 5: raise it"):
+        trainer_for(tiny_model(), tokenizer, records, tmp_path, max_length=5)
+
+
+TWO_PROCESSES = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from conftest import byte_tokenizer, tiny_model
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+records = json.load(open({records!r}))
+config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+    logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2, lbd=1.0, pairs="all", loss={loss!r},
+    lr_scheduler_type="constant", optim="sgd", per_device_eval_batch_size={size}, train_sampling_strategy="sequential",
+    dataloader_num_workers=1)
+trainer = StepJEPARepresentationTrainer(tiny_model(), config, records[:8], records, processing_class=byte_tokenizer())
+trainer.train()
+figures = trainer.evaluate()
+if trainer.is_world_process_zero():
+    json.dump([trainer.state.log_history, figures], open({out!r} + ".json", "w"))
+"""
+
+
+@pytest.mark.parametrize("loss", ["cosine", "infonce"])
+def test_two_processes_are_one(records, tmp_path, loss):
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    results = []
+    for size, launcher in ((4, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"])):
+        script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
+        tests, data = str(Path(__file__).parent), str(tmp_path / "records.json")
+        script.write_text(TWO_PROCESSES.format(tests=tests, records=data, out=str(out), size=size, loss=loss))
+        subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=300)
+        results.append(json.loads(out.with_suffix(".json").read_text()))
+    for name in ("loss", "lm_loss", "jepa_loss", "pairs", "grad_norm"):
+        one, two = ([entry[name] for entry in log if name in entry] for log, _ in results)
+        assert two == pytest.approx(one, rel=1e-5), name
+    if loss == "cosine":  # infonce changes with the batching of the held-out rows
+        for name in ("eval_loss", "eval_lm_loss", "eval_jepa_loss", "eval_cosine_unpaired", "eval_pairs"):
+            assert results[1][1][name] == pytest.approx(results[0][1][name], rel=1e-5), name
