@@ -17,7 +17,8 @@ _SIZE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = rf"(?:{_SIZE})(?:/\d+)?"
 _NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:\\?\$)?(?:{_FRACTION})(?:\\?%)?")
 _WORDED = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
-    rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?", re.I
+    rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?",
+    re.I,
 )
 _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z\s.]*\})?")
 _WORD = re.compile(r"[a-zA-Z]{2,}")

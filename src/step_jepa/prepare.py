@@ -76,7 +76,9 @@ class ReadArguments:
         default=None,
         metadata={"help": "Stop after this many usable examples (1000 of gsm_symbolic, which is endless)."},
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the generated gsm_symbolic problems."})
+    seed: int = field(
+        default=42, metadata={"help": "Seed of gsm_symbolic. Seeds share a few problems: hold out templates."}
+    )
     templates: Literal["all", "train", "test"] = field(
         default="all", metadata={"help": "Templates of gsm_symbolic; train and test have none in common."}
     )
@@ -453,7 +455,7 @@ def _paths(args: PrepareArguments) -> tuple[Path, Path]:
 def _sort_out(args: PrepareArguments, rejected: list[dict[str, Any]], lengths: list[int]) -> Iterator[Record]:
     """The usable records; adds to `rejected` those that are not, and to `lengths` the steps of those that are."""
     limit = _limit(args.input_file, args)
-    for line, raw in tqdm(_raw_records(args.input_file, args), desc="preparing", unit=" records"):
+    for line, raw in tqdm(_raw_records(args.input_file, args), desc="preparing", unit=" records", delay=0.5):
         try:
             record = to_record(raw, args)
         except Rejected as error:

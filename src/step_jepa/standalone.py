@@ -270,7 +270,7 @@ def attention_masks(config: Any, sees_PTT: Tensor, position_PT: Tensor) -> Tenso
     """The mask in the form that this model's attention reads: (P, 1, T, T), or a dict of those by layer type.
 
     transformers uses a 4D mask as it is, in all layers: a sliding window must be in the mask, or the model loses it.
-    It slides over positions, not columns: step 2 stands K columns further right than its positions say.
+    It slides over positions. (Columns would do in this file: no query sees a key from before a jump in positions.)
     """
     layer_types = set(getattr(config, "layer_types", None) or [])
     if layer_types - {"full_attention", "sliding_attention"}:

@@ -21,7 +21,7 @@ _MARKER = re.compile(
 _TITLE = re.compile(r"\s*(?:\#.*|.*:(?:\*\*|__)?|(?:[0-9]+[.)]\s*)?\*\*[^*\n]+\*\*)\s*")
 _INDENTED_OR_NUMBERED = re.compile(r"\s|[0-9]+[.)]")
 _BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
-_AFTER_BOXED = re.compile(r"[^\n]*(?:\s|\\\]|\$\$|\*\*|\.)*")
+_AFTER_BOXED = re.compile(r"[^\n]*+(?:\s|\\\]|\$\$|\*\*|\.)*+")
 _HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
 _AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
 _NUMBER = re.compile(r"[-+]?(?:\\?\$)?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?")

@@ -1,0 +1,329 @@
+"""`step-jepa evaluate`: how many problems a model solves, and its language-model and JEPA loss on held-out examples."""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PrinterCallback
+
+from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.answers import extract, interval, is_correct
+from step_jepa.branches import Pairs
+from step_jepa.dataset import load_and_prepare_dataset, to_example
+from step_jepa.errors import UserError
+from step_jepa.losses import Loss
+from step_jepa.models import PREDICTORS_FILE, predictor_ids, resolve, setup_model_and_tokenizer
+from step_jepa.prepare import read_records
+from step_jepa.tokens import IGNORED
+
+PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
+HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
+
+console = Console(highlight=False)
+
+
+@dataclass
+class EvaluateArguments:
+    """What is evaluated on what. Raises UserError for a number out of range."""
+
+    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
+    test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
+    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS} and {SUMMARY} go."})
+    limit: int | None = field(default=None, metadata={"help": "Take the first so many examples only."})
+    batch_size: int = field(default=16, metadata={"help": "Examples that are read or answered at once."})
+    max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
+    predictors: int = field(
+        default=1, metadata={"help": "Predictor tokens of the JEPA loss, unless the model's folder holds trained ones."}
+    )
+    pairs: Pairs = field(
+        default="all", metadata={"help": "Which pairs of consecutive steps the JEPA loss is taken on."}
+    )
+    loss: Loss = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Longest row of the losses in tokens; longer rows keep whole steps only."}
+    )
+    seed: int = field(
+        default=42, metadata={"help": "Seed of predictor rows that were never trained, and of pairs = random."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the results that output_dir holds."})
+
+    def __post_init__(self) -> None:
+        for name, least in {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "predictors": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} = {value}: give {least} or more")
+
+
+@dataclass
+class Generation:
+    """What a model wrote for one record.
+
+    index        of the record
+    prediction   the text, without the token that ended it
+    truncated    whether it was cut off, having written no end of turn
+    new_tokens   tokens written, the end of turn included
+    """
+
+    index: int
+    prediction: str
+    truncated: bool
+    new_tokens: int
+
+
+def run(args: EvaluateArguments) -> None:
+    """Write predictions.jsonl, one row per record, and summary.json (see `summarise`), and print a table.
+
+    Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
+    answer, and rather than mix or replace results."""
+    records = list(read_records(args.test_file, max_examples=args.limit))
+    if not any(record["answer"] for record in records):
+        raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`")
+    folder = Path(args.output_dir)
+    identity = _identity(args, records)
+    done = _resume(folder, identity, overwrite=args.overwrite)
+    trained = _trained_predictors(args.model_name)
+    predictors = args.predictors if trained is None else trained
+    model, tokenizer = setup_model_and_tokenizer(args.model_name, predictors=predictors, seed=args.seed)
+    data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
+    console.print(f"test: {data}")
+    losses = heldout(
+        model,
+        data,
+        processing_class=tokenizer,
+        predictors=predictors,
+        pairs=args.pairs,
+        loss=args.loss,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    _begin(folder, identity, done)
+    answers = generate(
+        model, tokenizer, records, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, skip=done.keys()
+    )
+    try:
+        with (folder / PARTIAL).open("a", encoding="utf-8") as partial:
+            for generation in answers:
+                done[generation.index] = generation
+                print(_json(asdict(generation)), file=partial, flush=True)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"interrupted after {len(done)} of {len(records)} answers: the same command goes on from there"
+        ) from None
+    rows = [judge(record, done[index]) for index, record in enumerate(records)]
+    settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
+    summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out, "settings": settings}
+    _write(folder / PREDICTIONS, "".join(_json(row) + "\n" for row in rows))
+    _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    (folder / PARTIAL).unlink()
+    console.print(_table(summary))
+    console.print(f"{PREDICTIONS} and {SUMMARY} lie in {folder}")
+
+
+def heldout(
+    model: Any,
+    data: Any,
+    *,
+    processing_class: Any = None,
+    predictors: int = 1,
+    pairs: Pairs = "all",
+    loss: Loss = "cosine",
+    batch_size: int = 16,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """The Step-JEPA figures on examples that were not trained on: lm_loss (mean over tokens), jepa_loss and
+    cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs (their number).
+    A figure that the data has too few pairs for is None.
+
+    model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
+    Seeds the global random generators. Raises UserError."""
+    with TemporaryDirectory() as scratch:  # Trainer wants a folder; nothing of it is kept
+        config = StepJEPAConfig(
+            output_dir=scratch,
+            objective="step_jepa",
+            predictors=predictors,
+            pairs=pairs,
+            loss=loss,
+            per_device_eval_batch_size=batch_size,
+            seed=seed,
+            report_to="none",
+        )
+        trainer = StepJEPARepresentationTrainer(model, config, eval_dataset=data, processing_class=processing_class)
+        trainer.remove_callback(PrinterCallback)
+        metrics = trainer.evaluate()
+    return {name: metrics.get(f"eval_{name}") for name in HELDOUT}
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
+    skip: Collection[int] = (),
+) -> Iterator[Generation]:
+    """Greedy answers to all records but those with an index in `skip`, batch by batch, longest prompts first.
+
+    The model reads exactly the tokens that precede the content in training, and stops at the token that training
+    labels as the end of the turn, or at one of its own. Predictor tokens are never written. Leaves the model in
+    evaluation mode. Raises UserError, naming the record, where one has no such tokens."""
+    examples = {i: to_example(record, tokenizer, f"example {i}") for i, record in enumerate(records) if i not in skip}
+    prompts = {i: example.input_ids[: example.steps[0][0]] for i, example in examples.items()}
+    stops = {next(label for label in reversed(example.labels) if label != IGNORED) for example in examples.values()}
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stops | _own_stops(model)),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=predictor_ids(model) or None,
+    )
+    model = model.to(PartialState().device).eval()
+    order = sorted(prompts, key=lambda i: -len(prompts[i]))
+    with tqdm(total=len(records), initial=len(records) - len(order), desc="answering", unit="example") as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, ids in zip(batch, _write_on(model, tokenizer, [prompts[i] for i in batch], config), strict=True):
+                end = next((place for place, token in enumerate(ids) if token in config.eos_token_id), None)
+                count = len(ids) if end is None else end + 1
+                yield Generation(index, tokenizer.decode(ids[:end]), end is None, count)
+            bar.update(len(batch))
+
+
+def _own_stops(model: Any) -> set[int]:
+    ids = model.generation_config.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
+
+def _write_on(model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
+    """The new tokens after each prompt, padding included; prompts are padded on the left."""
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    own, model.generation_config = (
+        model.generation_config,
+        config,
+    )  # what `config` leaves open is taken from the model's
+    try:
+        with torch.inference_mode():
+            written = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        model.generation_config = own
+    return written[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def judge(record: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
+    """The row of predictions.jsonl; `correct` is None where the record has no answer to compare with."""
+    text, truth = generation.prediction, record["answer"]
+    answer, rule = extract(text)
+    correct = (text.strip() == truth.strip() or is_correct(answer, truth)) if truth else None
+    return {
+        "index": generation.index,
+        "question": record["question"],
+        "answer": truth,
+        "prediction": text,
+        "extracted": answer,
+        "rule": rule,
+        "correct": correct,
+        "truncated": generation.truncated,
+        "new_tokens": generation.new_tokens,
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts over judged rows: n and accuracy are of the rows with a known answer, each of which counts; no_answer (no
+    rule found one) and truncated are of all rows."""
+    known = [row["correct"] for row in rows if row["correct"] is not None]
+    return {
+        "n": len(known),
+        "without_truth": len(rows) - len(known),
+        "correct": sum(known),
+        "accuracy": sum(known) / len(known) if known else None,
+        "ci95": list(interval(sum(known), len(known))),
+        "no_answer": sum(row["rule"] == "none" for row in rows),
+        "truncated": sum(row["truncated"] for row in rows),
+    }
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    low, high = summary["ci95"]
+    settings = summary["settings"]
+    table = Table(title=f"{settings['model_name']} on {settings['test_file']}", show_header=False)
+    table.add_row("correct", f"{summary['correct']} of {summary['n']}")
+    table.add_row("accuracy", f"{summary['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    for name in ("without_truth", "no_answer", "truncated"):
+        table.add_row(name.replace("_", " "), str(summary[name]))
+    rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictor rows"
+    for name in HELDOUT:
+        value = summary[name]
+        shown = "-" if value is None else str(value) if name == "pairs" else f"{value:.4f}"
+        table.add_row(name.replace("_", " "), f"{shown} ({rows})" if name == "jepa_loss" else shown)
+    return table
+
+
+# The output folder: predictions.partial.jsonl holds what was answered so far, under a line that says to what.
+
+
+def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What two calls must have in common for the answers of one to serve the other."""
+    home = Path(resolve(args.model_name))
+    return {
+        "model_name": args.model_name,
+        "model_written": max(path.stat().st_mtime for path in [home, *home.iterdir()]) if home.is_dir() else None,
+        "records": hashlib.sha256(_json(records).encode()).hexdigest(),
+        "max_new_tokens": args.max_new_tokens,
+    }
+
+
+def _resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[int, Generation]:
+    """The answers, by index, that an interrupted call left in the folder. Changes nothing there."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give another --output_dir")
+    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+        return {}
+    if (folder / SUMMARY).exists() or not (folder / PARTIAL).exists():
+        state = "holds finished results" if (folder / SUMMARY).exists() else "is not empty"
+        raise UserError(f"{folder} {state}: give another --output_dir, or --overwrite")
+    # What follows the last line break was being written when the process died.
+    begun, *done = map(json.loads, (folder / PARTIAL).read_text(encoding="utf-8").split("\n")[:-1])
+    if differing := [name for name in identity if begun.get(name) != identity[name]]:
+        raise UserError(
+            f"{folder} holds answers begun with another {', '.join(differing)}: give another --output_dir, or --overwrite"
+        )
+    return {row["index"]: Generation(**row) for row in done}
+
+
+def _begin(folder: Path, identity: dict[str, Any], done: dict[int, Generation]) -> None:
+    """The folder with the answers so far, and without results that are being replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
+    for name in (SUMMARY, PREDICTIONS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _trained_predictors(model_name: str) -> int | None:
+    """How many trained predictor rows lie beside the model; None if there are none."""
+    path = Path(resolve(model_name), PREDICTORS_FILE)
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_slice("predictors").get_shape()[0]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -1,0 +1,298 @@
+"""Raw records to conversations: every format, what is refused, and files that appear whole or not at all."""
+
+import json
+import sys
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from step_jepa import prepare
+from step_jepa.errors import UserError
+from step_jepa.prepare import SYSTEM_PROMPT, PrepareArguments, ReadArguments, Rejected, read_records, run, to_record
+from step_jepa.steps import strip_annotations
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
+RAW = {"question": "2 + 2?", "answer": "Two and two\nare <<2+2=4>>4.\n#### 4"}
+SYSTEM = {"role": "system", "content": SYSTEM_PROMPT}
+USER = {"role": "user", "content": "2 + 2?"}
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, USER]
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def write(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_gsm8k_record():
+    assert to_record(RAW, ReadArguments()) == {
+        "question": "2 + 2?",
+        "answer": "4",
+        "steps": ["Two and two", "are 4.", "#### 4"],
+        "total_steps": 3,
+        "answer_step": 2,
+        "messages": [SYSTEM, USER, assistant("Two and two\n\nare 4.\n\n#### 4")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("raw", "context", "steps", "answer"),
+    [
+        (
+            {
+                **RAW,
+                "ground_truth": 7,
+                "deepseek_response": "a</think>\n\n**Step 1:** b\n\n**Step 2:** c\n\n\\boxed{5}",
+            },
+            [SYSTEM, USER],
+            ["a", "**Step 1:** b", "**Step 2:** c", "\\boxed{5}"],
+            "7",
+        ),
+        ({"messages": [*TURNS, assistant("a\n\n\\boxed{4}")]}, TURNS, ["a", "\\boxed{4}"], "4"),
+        ({"messages": [USER, assistant("b", reasoning_content="a\nb")], "answer": "1,004"}, [USER], [*"abb"], "1004"),
+        ({"prompt": "2 + 2?", "completions": ["a\n\nb ", " \n", "c"]}, [SYSTEM, USER], ["a\n\nb", "c"], None),
+        ({"prompt": TURNS, "completions": ["a", "#### 4"]}, TURNS, ["a", "#### 4"], "4"),
+        (
+            {
+                "question": "2 + 2?",
+                "answer": "4",
+                "metadata": {"answer_cot": "1. a\n\n2. b\n#### 4", "answer_value": 4.0},
+            },
+            [SYSTEM, USER],
+            ["1. a", "2. b", "#### 4"],
+            "4",
+        ),
+    ],
+    ids=["deepseek_response", "messages", "reasoning_content", "stepwise", "stepwise turns", "gsm_symbolic"],
+)
+def test_other_formats(raw, context, steps, answer):
+    record = to_record(raw, ReadArguments())
+    assert record["messages"] == [*context, assistant("\n\n".join(steps))]
+    assert (record["steps"], record["answer"], record["question"]) == (steps, answer, "2 + 2?")
+
+
+def test_prepared_record_keeps_its_content():
+    messages = [USER, assistant("a\nb\n\nc")]
+    record = to_record({"messages": messages, "steps": ["a", "b\n\nc"], "answer": "4"}, ReadArguments())
+    assert record["messages"] == messages
+    assert record["steps"] == ["a", "b\n\nc"]
+    assert to_record(dict(record), ReadArguments()) == record
+
+
+def test_options_reach_the_steps():
+    raw = {"messages": [USER, assistant("<think>\na<<1=1>>\n\nb</think>c\nd")]}
+    kept = to_record(raw, ReadArguments(keep_thinking=True, keep_annotations=True, split_by="paragraphs"))
+    assert kept["steps"] == ["<think>\na<<1=1>>", "b\n</think>", "c\nd"]
+    assert to_record(raw, ReadArguments())["steps"] == ["a", "b", "c", "d"]
+    assert to_record(raw, ReadArguments(min_step_tokens=2))["steps"] == ["a\n\nb", "c\nd"]
+    assert to_record(RAW, ReadArguments(system_prompt=""))["messages"][0] == USER
+    assert to_record({**RAW, "messages": []}, ReadArguments(format="gsm8k"))["answer"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ('{"question": ', "not JSON: "),
+        ("3", "not a JSON object"),
+        ({"text": "a"}, "format not recognised: keys text"),
+        ({**RAW, "answer": " "}, "answer is missing"),
+        ({**RAW, "question": 3}, "question is missing, empty or not text"),
+        ({**RAW, "answer": "\ud800"}, "surrogate"),
+        ({"messages": [USER]}, "last turn is not the assistant's: user"),
+        ({"messages": []}, "messages is not a list of turns"),
+        ({"messages": [assistant("a")]}, "no user turn"),
+        ({"messages": [USER, assistant("<think>a")]}, "never closed"),
+        ({"messages": [USER, assistant([{"type": "text"}])]}, "content is missing, empty or not text"),
+        ({"messages": [USER, assistant("a b")], "steps": ["a", "c"]}, "step 2 does not follow"),
+        ({"messages": [USER, assistant("a x b")], "steps": ["a", "b"]}, "step 2 does not follow"),
+        ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
+        ({"prompt": "q", "completions": [" "]}, "no steps"),
+        ({"prompt": "q", "completions": "a"}, "completions is not a list of texts"),
+        (
+            {**RAW, "metadata": {"answer_cot": "a\n#### 4", "answer_value": 5}},
+            "solution disagrees with its answer: 4 and 5",
+        ),
+        ({**RAW, "metadata": {"answer_cot": "a", "answer_value": 5}}, "solution disagrees"),
+    ],
+)
+def test_rejected_records(raw, reason):
+    with pytest.raises(Rejected, match=reason):
+        to_record(raw, ReadArguments())
+
+
+def test_run_sets_unusable_lines_aside(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", RAW, "", "{oops", {**RAW, "answer": ""}, RAW)
+    output = tmp_path / "new" / "out.jsonl"
+    run(PrepareArguments(input_file=source, output_file=str(output)))
+    assert read_lines(output) == [to_record(RAW, ReadArguments())] * 2
+    bad_json, empty = read_lines(tmp_path / "new" / "out.rejected.jsonl")
+    assert (bad_json["line"], bad_json["record"]) == (3, "{oops")
+    assert bad_json["reason"].startswith("not JSON: ")
+    assert (empty["line"], json.loads(empty["record"])) == (4, {**RAW, "answer": ""})
+    table = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "read 4 written 2 rejected: not JSON 1 rejected: answer is missing, empty or not text 1" in table
+    assert "3 / 3 / 3" in table
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.jsonl", "out.rejected.jsonl"]
+
+
+def test_run_again_without_rejects_leaves_no_rejected_file(tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    for lines in ([RAW, "{oops"], [RAW, RAW, RAW]):
+        run(PrepareArguments(input_file=write(source, *lines), output_file=str(output), overwrite=True, max_examples=2))
+    assert len(read_lines(output)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize("crash", [RuntimeError, KeyboardInterrupt])
+def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, crash):
+    def failing(raw, args):
+        if not fine.pop():
+            raise crash
+        return to_record(raw, args)
+
+    fine = [False, True, True]
+    source, output = write(tmp_path / "in.jsonl", RAW, RAW, RAW), tmp_path / "out.jsonl"
+    output.write_text("old")
+    monkeypatch.setattr(prepare, "to_record", failing)
+    with pytest.raises(crash):
+        run(PrepareArguments(input_file=source, output_file=str(output), overwrite=True))
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_nothing_usable(tmp_path):
+    source = write(tmp_path / "in.jsonl", "{oops")
+    with pytest.raises(UserError, match=r"none of 1 records can be used; .*out\.rejected\.jsonl"):
+        run(PrepareArguments(input_file=source, output_file=str(tmp_path / "out.jsonl")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.rejected.jsonl"]
+
+
+def test_run_replaces_no_file_by_accident(tmp_path):
+    source, other = write(tmp_path / "in.rejected.jsonl", RAW), write(tmp_path / "other.jsonl", RAW)
+    for output, overwrite, complaint in [
+        (other, False, "--overwrite"),
+        (source, True, "its own result"),
+        (str(tmp_path / "in.jsonl"), True, "its own result"),
+        (str(tmp_path), True, "is a folder"),
+    ]:
+        with pytest.raises(UserError, match=complaint):
+            run(PrepareArguments(input_file=source, output_file=output, overwrite=overwrite))
+    assert read_lines(Path(source)) == read_lines(Path(other)) == [RAW]
+
+
+def test_numbers_out_of_range():
+    for number in (0, -1):
+        with pytest.raises(UserError, match="--max_examples"):
+            ReadArguments(max_examples=number)
+    with pytest.raises(UserError, match="--min_step_tokens"):
+        ReadArguments(min_step_tokens=-1)
+
+
+def test_read_records(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"\xef\xbb\xbf" + json.dumps(RAW).encode() + b"\r\n\r\n" + json.dumps(RAW).encode())
+    array = write(tmp_path / "in.json", json.dumps([RAW, RAW], indent=1))
+    lines = write(tmp_path / "lines.json", RAW, RAW)
+    expected = [to_record(RAW, ReadArguments())] * 2
+    assert list(read_records(str(source))) == list(read_records(array)) == list(read_records(lines)) == expected
+    assert list(read_records(array, max_examples=1, system_prompt="")) == [
+        to_record(RAW, ReadArguments(system_prompt=""))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("in.jsonl", json.dumps(RAW) + "\n\n{oops", r"in\.jsonl:3: not JSON: .*step-jepa prepare"),
+        ("in.jsonl", '{"question": "q"}', r"in\.jsonl:1: format not recognised: keys question;"),
+        ("in.jsonl", json.dumps(RAW) + "\n\xff", r"in\.jsonl:2: not UTF-8"),
+        ("in.jsonl", "\n \n", r"in\.jsonl holds no records"),
+        ("in.json", "[\n{,]", r"in\.json:2: not JSON"),
+        ("in.jsonl", None, r"in\.jsonl: no such file"),
+    ],
+)
+def test_read_records_is_strict(tmp_path, name, content, complaint):
+    if content is not None:
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=complaint) as error:
+        list(read_records(str(tmp_path / name)))
+    assert "\n" not in str(error.value)
+
+
+def test_hub_sets(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load(*args, **options):
+        if args[0] == "none":
+            raise FileNotFoundError("not\nthere")
+        assert (args, options) == (("some/set", "main"), {"split": "test"})
+        return [{**RAW, "steps": None, "messages": None}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    options = {"dataset_config": "main", "dataset_split": "test"}
+    assert list(read_records("some/set", **options)) == [to_record(RAW, ReadArguments())]
+    with pytest.raises(UserError, match="none: no such file, and no hub data set could be loaded: not there"):
+        next(read_records("none"))
+    with pytest.raises(UserError, match="--templates"):
+        next(read_records("some/set", templates="test"))
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
+def test_gsm_symbolic():
+    before = {name for name in sys.modules if name.startswith("reasoning_gym")}
+    train = list(read_records("gsm_symbolic", seed=1, templates="train", max_examples=300))
+    test = list(read_records("gsm_symbolic", seed=1, templates="test", max_examples=100))
+    again = list(read_records("gsm_symbolic", seed=1, templates="test", max_examples=50))
+    questions = [record["question"] for record in train + test]
+    assert len(questions) == len(set(questions)) == 400
+    assert again == test[:50]
+    assert all(record["answer_step"] == record["total_steps"] - 1 for record in train + test)
+    assert {name for name in sys.modules if name.startswith("reasoning_gym")} == before
+
+
+def test_gsm_symbolic_templates_and_failures(tmp_path, monkeypatch):
+    class Problems:
+        task_indices = [3, 5, 10, 6, 5]
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise ZeroDivisionError("0")
+            template = self.task_indices[index]
+            cot = {"answer_cot": f"a\n#### {template}", "answer_value": template}
+            return {"question": f"template {template}", "answer": str(template), "metadata": cot}
+
+    monkeypatch.setattr(prepare, "_gsm_symbolic_problems", lambda seed, size: Problems())
+    output = tmp_path / "out.jsonl"
+    run(PrepareArguments(input_file="gsm_symbolic", output_file=str(output), templates="test"))
+    assert [record["answer"] for record in read_lines(output)] == ["5"]
+    (reject,) = read_lines(tmp_path / "out.rejected.jsonl")
+    assert (reject["line"], reject["reason"]) == (2, "template failed: 10, ZeroDivisionError: 0")
+    assert [record["answer"] for record in islice(read_records("gsm_symbolic", templates="train"), 9)] == ["3", "6"]
+
+
+def test_gsm_symbolic_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'step-jepa\[demo\]'"):
+        next(read_records("gsm_symbolic"))
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="shared/data/gsm8k is not there")
+def test_all_of_gsm8k(tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(PrepareArguments(input_file=str(GSM8K), output_file=str(output)))
+    records = read_lines(output)
+    assert len(records) == 7473
+    for raw, record in zip(read_lines(GSM8K), records, strict=True):
+        lines = [line.strip() for line in strip_annotations(raw["answer"]).split("\n")]
+        assert record["steps"] == [line for line in lines if line]
+        assert record["answer_step"] == record["total_steps"] - 1
+        assert record["answer"] == raw["answer"].split("####")[1].strip().replace(",", "")
