@@ -49,7 +49,7 @@ ARCHITECTURES = {
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, but "\n\n" and ".\n\n" are one token each, as in real vocabularies. eos is pad, as in SmolLM2."""
+    """One token a byte, but "\n\n" and ".\n\n" are one token each, as in real ones. eos is pad, as in SmolLM2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     line, stop = "\u010a", "."  # how byte-level BPE writes a line break and a full stop
     vocabulary = {token: index for index, token in enumerate([*alphabet, line * 2, stop + line * 2])}

@@ -1,5 +1,6 @@
 """Literal rows, masks and batches, written out by hand; then properties."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -14,7 +15,9 @@ from step_jepa.tokens import IGNORED, Example
 
 RNG = Random(0)
 # prompt 10 11, step one 12 13, step two 14 15, end of turn 16
-EXAMPLE = Example("", [10, 11, 12, 13, 14, 15, 16], [IGNORED, IGNORED, 12, 13, 14, 15, 16], [(2, 4), (4, 6)], [], (0, 2))
+EXAMPLE = Example(
+    "", [10, 11, 12, 13, 14, 15, 16], [IGNORED, IGNORED, 12, 13, 14, 15, 16], [(2, 4), (4, 6)], [], (0, 2)
+)
 
 
 def test_first_pair_with_one_predictor():
@@ -115,12 +118,14 @@ def test_random_choices_follow_seed_epoch_and_index():
     assert all(len(pairs) == 4 for pairs in first)
 
 
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3), st.sampled_from(["first", "all", "random"]))
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3), st.sampled_from(["first", "all", "random"])
+)
 def test_every_view_sees_what_it_should(lengths, count, pairs):
     edges = [2]
     for length in lengths:
         edges.append(edges[-1] + length)
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(pairwise(edges))
     example = Example("", list(range(edges[-1] + 1)), [IGNORED] * (edges[-1] + 1), spans, [], None)
     row = step_jepa(example, Random(0), list(range(900, 900 + count)), pairs, 2)
     seen = may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0]

@@ -34,7 +34,7 @@ def solver(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(200):
         loss = model(**batch).loss
-        if loss < 0.01:
+        if loss < 0.02:
             break
         loss.backward()
         optimizer.step()
@@ -125,7 +125,8 @@ def test_predictor_rows_are_never_written(solver):
     records = list(read_records(solver.test))
     plain, _ = setup_model_and_tokenizer(solver.model)
     model, _ = setup_model_and_tokenizer(solver.model, predictors=2)
-    model.get_output_embeddings().weight.data[-2:] = 100 * model.get_output_embeddings().weight.data.mean(0)
+    head = model.get_output_embeddings().weight.data
+    head[-2:] = 100 * head[solver.tokenizer.convert_tokens_to_ids("S")]  # louder than what every answer begins with
     expected = list(generate(plain, solver.tokenizer, records, max_new_tokens=20))
     assert list(generate(model, solver.tokenizer, records, max_new_tokens=20)) == expected
 
@@ -177,7 +178,7 @@ def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
         run(arguments(solver, folder))
     partial = folder / "predictions.partial.jsonl"
     partial.write_text(partial.read_text()[:-9])  # the process died while it wrote the fourth
-    with pytest.raises(UserError, match="another max_new_tokens: .*--overwrite"):
+    with pytest.raises(UserError, match=r"another max_new_tokens: .*--overwrite"):
         run(arguments(solver, folder, max_new_tokens=41))
     run(arguments(solver, folder, batch_size=2))
     assert calls == [4, 2, 2, 1]
@@ -188,10 +189,10 @@ def test_nothing_is_written_over(solver, tmp_path):
     folder = tmp_path / "notes"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty.*--overwrite"):
+    with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
         run(arguments(solver, folder))
     run(arguments(solver, folder, overwrite=True, limit=2))
-    with pytest.raises(UserError, match="finished results.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished results.*--overwrite"):
         run(arguments(solver, folder))
     assert len(results(folder)[0]) == 2
     run(arguments(solver, folder, overwrite=True))

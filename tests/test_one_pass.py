@@ -104,7 +104,7 @@ def test_models_that_cannot_take_the_mask_are_refused():
     sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     with pytest.raises(UserError, match="Mamba"):
         check(MambaForCausalLM(MambaConfig(**sizes)))
-    with pytest.raises(UserError, match='flex_attention.*attn_implementation="sdpa"'):
+    with pytest.raises(UserError, match=r'flex_attention.*attn_implementation="sdpa"'):
         check(tiny_model(attn_implementation="flex_attention"))
     model = tiny_model("gemma3")
     model.config.layer_types = ["chunked_attention", "full_attention"]

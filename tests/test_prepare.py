@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from step_jepa import prepare
+from step_jepa import prepare, sources
 from step_jepa.errors import UserError
-from step_jepa.prepare import SYSTEM_PROMPT, PrepareArguments, ReadArguments, Rejected, read_records, run, to_record
+from step_jepa.prepare import PrepareArguments, run
+from step_jepa.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
+from step_jepa.sources import read_records
 from step_jepa.steps import strip_annotations
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -270,7 +272,7 @@ def test_gsm_symbolic_templates_and_failures(tmp_path, monkeypatch):
             cot = {"answer_cot": f"a\n#### {template}", "answer_value": template}
             return {"question": f"template {template}", "answer": str(template), "metadata": cot}
 
-    monkeypatch.setattr(prepare, "_gsm_symbolic_problems", lambda seed, size: Problems())
+    monkeypatch.setattr(sources, "_gsm_symbolic_problems", lambda seed, size: Problems())
     output = tmp_path / "out.jsonl"
     run(PrepareArguments(input_file="gsm_symbolic", output_file=str(output), templates="test"))
     assert [record["answer"] for record in read_lines(output)] == ["5"]

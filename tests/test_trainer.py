@@ -78,7 +78,9 @@ def test_loss_is_its_formula(tokenizer, records, tmp_path):
     cosine = F.cosine_similarity(terms.predicted, terms.target, dim=-1)
     labels = sum(x != IGNORED for example in trainer.data["train"].examples for x in example.labels)
     assert len(terms.nll) == labels
-    torch.testing.assert_close(loss, 2 * terms.nll.sum() + 0.5 * (1 - cosine).sum())  # outside training: not yet divided
+    torch.testing.assert_close(
+        loss, 2 * terms.nll.sum() + 0.5 * (1 - cosine).sum()
+    )  # outside training: not yet divided
 
 
 def test_logged_parts_make_the_loss(tokenizer, records, tmp_path):
@@ -136,9 +138,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tokenizer, records, tmp_path):
     config = StepJEPAConfig(
         output_dir=str(tmp_path / "a" / "out"), **{**QUIET, **STEPS, "lbd": 1.0, **options, "save_strategy": "no"}
     )
-    again = StepJEPARepresentationTrainer(
-        tiny_model(), config, records, processing_class=tokenizer, peft_config=LORA
-    )
+    again = StepJEPARepresentationTrainer(tiny_model(), config, records, processing_class=tokenizer, peft_config=LORA)
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "out" / "checkpoint-3"))
     assert history(again) == pytest.approx(history(whole), rel=1e-6)
     for name, value in whole.model.state_dict().items():
@@ -177,7 +177,10 @@ def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, re
         model = AutoModelForCausalLM.from_pretrained(out)
         assert not hasattr(model.config, "predictors")
         assert model.config.vocab_size == 264
-        assert len(load_file(out / "model.safetensors")) == len(AutoModelForCausalLM.from_pretrained(base).state_dict()) - tied
+        assert (
+            len(load_file(out / "model.safetensors"))
+            == len(AutoModelForCausalLM.from_pretrained(base).state_dict()) - tied
+        )
     assert model.get_input_embeddings().weight.shape[0] == 264
     ids = torch.tensor([trainer.data["train"].examples[0].input_ids])
     with torch.no_grad():
@@ -190,7 +193,9 @@ def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, re
 def test_training_goes_on_from_the_predictor_rows_beside_an_export(tokenizer, records, model_folder, tmp_path):
     options = {**QUIET, **STEPS, "lbd": 1.0}
     for source in (model_folder, str(tmp_path / "out")):
-        trainer = StepJEPARepresentationTrainer(source, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records)
+        trainer = StepJEPARepresentationTrainer(
+            source, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records
+        )
         rows = trainer.model.get_input_embeddings().weight[264:].detach().clone()
         if source != model_folder:
             assert torch.equal(rows, load_file(tmp_path / "out" / "predictors.safetensors")["predictors"])
@@ -238,7 +243,8 @@ from conftest import byte_tokenizer, tiny_model
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 records = json.load(open({records!r}))
 config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
-    logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2, lbd=1.0, pairs="all", loss={loss!r},
+    logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2,
+    lbd=1.0, pairs="all", loss={loss!r},
     lr_scheduler_type="constant", optim="sgd", per_device_eval_batch_size={size}, train_sampling_strategy="sequential",
     dataloader_num_workers=1)
 trainer = StepJEPARepresentationTrainer(tiny_model(), config, records[:8], records, processing_class=byte_tokenizer())
@@ -253,7 +259,10 @@ if trainer.is_world_process_zero():
 def test_two_processes_are_one(records, tmp_path, loss):
     (tmp_path / "records.json").write_text(json.dumps(records))
     results = []
-    for size, launcher in ((4, []), (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"])):
+    for size, launcher in (
+        (4, []),
+        (2, ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]),
+    ):
         script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
         tests, data = str(Path(__file__).parent), str(tmp_path / "records.json")
         script.write_text(TWO_PROCESSES.format(tests=tests, records=data, out=str(out), size=size, loss=loss))

@@ -11,7 +11,7 @@ _HOMES = {
     "load_and_prepare_dataset": "dataset",
     "setup_model_and_tokenizer": "models",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

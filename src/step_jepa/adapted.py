@@ -20,7 +20,7 @@ class StepJEPAConfig(RepresentationConfig):
 
     objective: Objective = field(
         default="step_jepa",
-        metadata={"help": "step_jepa: next step from the steps before; llm_jepa: answer from the user's text; none: SFT."},
+        metadata={"help": "step_jepa: next step from those before; llm_jepa: answer from the user's text; none: SFT."},
     )
     pairs: Pairs = field(
         default="first", metadata={"help": "Which pairs of consecutive steps: the first, all, or some drawn at random."}

@@ -68,9 +68,11 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     )
     trainer = StepJEPARepresentationTrainer(args.model_name, config, args.train_file)
     trainer.model.train()
-    examples = [example for example in trainer.data["train"].examples if len(example.steps) > 1]
+    examples = [example for example in trainer.train_dataset.examples if len(example.steps) > 1]
     if len(examples) < args.batch_size:
-        raise UserError(f"{args.train_file} has {len(examples)} usable rows with two steps: give more, or a smaller batch")
+        raise UserError(
+            f"{args.train_file} has {len(examples)} usable rows with two steps: give more, or a smaller batch"
+        )
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     peaks: dict[str, float | None] = {}
     for repeat in tqdm(range(-1, args.repeats), desc="measuring", leave=False):
@@ -164,5 +166,6 @@ def _show(result: dict[str, Any]) -> None:
         ratio = f"{row.get('ratio_to_sft', 1):.2f}"
         table.add_row(name, f"{row['seconds']:.2f}", ratio, "-" if peak is None else f"{peak:.0f}")
     Console(highlight=False).print(
-        table, f"tokens: x {result['token_ratio_first']:.2f} (first pair), x {result['token_ratio_all']:.2f} (all pairs)"
+        table,
+        f"tokens: x {result['token_ratio_first']:.2f} (first pair), x {result['token_ratio_all']:.2f} (all pairs)",
     )

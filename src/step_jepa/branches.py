@@ -6,10 +6,11 @@ One rule says who sees whom (see masks.py): a token sees the earlier tokens of i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import Literal
 
-from step_jepa.tokens import IGNORED, Example
+from step_jepa.tokens import IGNORED, Example, Span
 
 TRUNK = 0
 Pairs = Literal["first", "all", "random"]
@@ -74,9 +75,9 @@ def step_jepa(
     return row
 
 
-def _step_pairs(example: Example, rng: Random, pairs: Pairs, count: int) -> list[tuple[tuple[int, int], ...]]:
+def _step_pairs(example: Example, rng: Random, pairs: Pairs, count: int) -> list[tuple[Span, Span]]:
     spans = [span for span in example.steps if span[0] < span[1]]  # a step may share its only token with its neighbour
-    consecutive = list(zip(spans, spans[1:], strict=False))
+    consecutive = list(pairwise(spans))
     if pairs == "first":
         return consecutive[:1]
     if pairs == "random" and len(consecutive) > count:

@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"step-jepa: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stderr.close()
+        code = 0
     except KeyboardInterrupt:
         print("step-jepa: interrupted", file=sys.stderr)
         code = 130
@@ -67,9 +70,9 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
     argv = _with_config(argv)
-    if any(option.dest == "output_dir" for option in parser._actions) and not {"-h", "--help"} & set(argv):
-        if not any(word.split("=")[0] == "--output_dir" for word in argv):
-            raise UserError("--output_dir is required: say where the results go")
+    needs_output = any(option.dest == "output_dir" for option in parser._actions)
+    if needs_output and not {"-h", "--help", "--output_dir"} & {word.split("=")[0] for word in argv}:
+        raise UserError("--output_dir is required: say where the results go")
     try:
         return parser.parse_args_into_dataclasses(argv)[: len(types)]
     except UserError:

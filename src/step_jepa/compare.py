@@ -18,7 +18,7 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.collate import Batch
 from step_jepa.errors import UserError
 from step_jepa.masks import may_see
-from step_jepa.prepare import read_records
+from step_jepa.sources import read_records
 
 LOSS_TOLERANCE, VIEW_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 1e-3
 
@@ -77,20 +77,29 @@ def compare(args: CompareArguments) -> dict[str, Any]:
     trainer = StepJEPARepresentationTrainer(args.model_name, config, records)
     model, tokenizer = trainer.model.eval(), trainer.processing_class
     ours = trainer.train_dataset
-    theirs = [standalone.encode(tokenizer, record["messages"], record["steps"], sys.maxsize) for record in records]
+    theirs: list[Any] = [
+        standalone.encode(tokenizer, record["messages"], record["steps"], sys.maxsize) for record in records
+    ]
     first = _first_token(ours.examples, theirs)
     batches: list[tuple[Batch, Batch]] = []
     for start in range(0, len(records), args.batch_size):
         rows = range(start, min(start + args.batch_size, len(records)))
-        pair = (trainer.data_collator([ours[row] for row in rows]), standalone.collate([theirs[row] for row in rows], 0))
+        pair = (
+            trainer.data_collator([ours[row] for row in rows]),
+            standalone.collate(theirs[rows.start : rows.stop], 0),
+        )
         batches.append(tuple(trainer._prepare_inputs(batch) for batch in pair))  # type: ignore[arg-type]
     if first is None:
         first = next((text for pair in batches if (text := _first_mask(model, *pair))), None)
-    tokens, pairs = (int(max(1, count)) for count in sum(standalone.count([b]) for _, b in batches))
+    tokens, pairs = standalone.count([batch for _, batch in batches]).clamp(min=1).tolist()
 
     def adapted_parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         terms = trainer.terms(model, batch)
-        return terms.nll.sum(), trainer.distance(terms.predicted, terms.target).sum(), _both(terms.predicted, terms.target)
+        return (
+            terms.nll.sum(),
+            trainer.distance(terms.predicted, terms.target).sum(),
+            _both(terms.predicted, terms.target),
+        )
 
     def standalone_parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         predicted, target = standalone.views(model, batch)

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from step_jepa.errors import UserError
-from step_jepa.prepare import read_records
+from step_jepa.sources import read_records
 from step_jepa.steps import split
 from step_jepa.tokens import Example, encode, truncate
 
@@ -24,9 +24,10 @@ class PreparedData:
 
     def __str__(self) -> str:
         counts = [len(example.steps) for example in self.examples]
+        single = sum(count < 2 for count in counts)
         return (
-            f"{len(counts)} examples, {sum(counts)} steps; {self.cut} cut to max_length, {self.left_out} left out (no whole"
-            f" step fits), {sum(count < 2 for count in counts)} with fewer than two steps (language-model loss only)"
+            f"{len(counts)} examples, {sum(counts)} steps; {self.cut} cut to max_length, {self.left_out} left out (no "
+            f"whole step fits), {single} with fewer than two steps (language-model loss only)"
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors import safe_open
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PrinterCallback
@@ -24,13 +25,14 @@ from step_jepa.dataset import load_and_prepare_dataset, to_example
 from step_jepa.errors import UserError
 from step_jepa.losses import Loss
 from step_jepa.models import PREDICTORS_FILE, predictor_ids, resolve, setup_model_and_tokenizer
-from step_jepa.prepare import read_records
+from step_jepa.sources import read_records
 from step_jepa.tokens import IGNORED
 
 PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
+REMEDY = "give another --output_dir, or --overwrite"
 HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -208,10 +210,8 @@ def _own_stops(model: Any) -> set[int]:
 def _write_on(model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerationConfig) -> list[list[int]]:
     """The new tokens after each prompt, padding included; prompts are padded on the left."""
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    own, model.generation_config = (
-        model.generation_config,
-        config,
-    )  # what `config` leaves open is taken from the model's
+    # What the config leaves open would be taken from the model's own, so that one steps aside.
+    own, model.generation_config = model.generation_config, config
     try:
         with torch.inference_mode():
             written = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -256,7 +256,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _table(summary: Mapping[str, Any]) -> Table:
     low, high = summary["ci95"]
     settings = summary["settings"]
-    table = Table(title=f"{settings['model_name']} on {settings['test_file']}", show_header=False)
+    table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
     table.add_row("correct", f"{summary['correct']} of {summary['n']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})")
     for name in ("without_truth", "no_answer", "truncated"):
@@ -291,13 +291,11 @@ def _resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[
         return {}
     if (folder / SUMMARY).exists() or not (folder / PARTIAL).exists():
         state = "holds finished results" if (folder / SUMMARY).exists() else "is not empty"
-        raise UserError(f"{folder} {state}: give another --output_dir, or --overwrite")
+        raise UserError(f"{folder} {state}: {REMEDY}")
     # What follows the last line break was being written when the process died.
     begun, *done = map(json.loads, (folder / PARTIAL).read_text(encoding="utf-8").split("\n")[:-1])
     if differing := [name for name in identity if begun.get(name) != identity[name]]:
-        raise UserError(
-            f"{folder} holds answers begun with another {', '.join(differing)}: give another --output_dir, or --overwrite"
-        )
+        raise UserError(f"{folder} holds answers begun with another {', '.join(differing)}: {REMEDY}")
     return {row["index"]: Generation(**row) for row in done}
 
 

@@ -1,10 +1,11 @@
-"""Pairs of views -> one loss per pair. P pairs, H hidden size; float32 in, float32 (P,) out, gradients to both views."""
+"""Pairs of views -> one loss per pair. P pairs, H hidden size; float32 in, (P,) out, gradients to both."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def _gather(views: Tensor) -> tuple[Tensor, int]:
     counts[dist.get_rank()] = len(views)
     dist.all_reduce(counts)
     padded = F.pad(views, (0, 0, 0, int(counts.max()) - len(views)))
-    ranks = torch.distributed.nn.functional.all_gather(padded)
+    ranks = dist_functional.all_gather(padded)
     parts = [part[:count] for part, count in zip(ranks, counts.tolist(), strict=True)]
     return torch.cat(parts), int(counts[: dist.get_rank()].sum())
 

@@ -34,14 +34,14 @@ def attention_mask(model: Any, branch: Tensor, prefix: Tensor, position_ids: Ten
     model with sliding layers one of these per layer type."""
     config = model.config.get_text_config()
     seen = may_see(branch, prefix)
-    kinds, window = _layer_kinds(config), getattr(config, "sliding_window", None)
+    kinds = _layer_kinds(config)
 
     def formed(mask: Tensor) -> Tensor:
         return mask[:, None] if config._attn_implementation == "sdpa" else _additive(mask[:, None], model.dtype)
 
     if kinds == {"full_attention"}:
         return formed(seen)
-    slid = formed(seen & within(position_ids, window))
+    slid = formed(seen & within(position_ids, config.sliding_window))
     if not getattr(config, "layer_types", None):
         return slid
     return {kind: slid if kind == "sliding_attention" else formed(seen) for kind in kinds}

@@ -29,7 +29,7 @@ def setup_model_and_tokenizer(
     predictors: int = 0,
     peft_config: PeftConfig | None = None,
     quantization_config: Any = None,
-    model_init_kwargs: dict[str, Any] | None = None,
+    model_init_kwargs: Any = None,
     seed: int = 42,
 ) -> tuple[Any, Any]:
     """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
@@ -57,6 +57,8 @@ def setup_model_and_tokenizer(
 
 def resolve(name: str) -> str:
     """The folder or hub id that a model name stands for; "smollm2" is unpacked into a cache the first time."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"{name}: no such folder: give a model folder, a hub id, or smollm2")
     return str(_smollm2()) if name == "smollm2" else name
 
 
@@ -82,7 +84,9 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
     try:
         if Path(folder, "adapter_config.json").exists():
             adapter = PeftModel.from_pretrained(
-                AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path, **options),
+                AutoModelForCausalLM.from_pretrained(
+                    PeftConfig.from_pretrained(folder).base_model_name_or_path, **options
+                ),
                 folder,
             )
             return adapter.merge_and_unload()
@@ -108,14 +112,20 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
     if present == count:
         return
     if present or isinstance(model, PeftModel):
-        raise UserError(f"the model carries {present} predictor rows, not {count}: give the base model (and peft_config)")
+        raise UserError(
+            f"the model carries {present} predictor rows, not {count}: give the base model (and peft_config)"
+        )
     rows = base_rows(model)
     if len(tokenizer) > rows:
-        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: resize its embeddings first")
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: resize its embeddings first"
+        )
     saved = Path(folder, PREDICTORS_FILE) if folder else None
     trained = load_file(saved)["predictors"] if saved and saved.exists() else None
     if trained is not None and len(trained) != count:
-        raise UserError(f"{saved} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away")
+        raise UserError(
+            f"{saved} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away"
+        )
     tied = model.config.get_text_config().tie_word_embeddings
     model.resize_token_embeddings(rows + count, mean_resizing=False)
     weight = model.get_input_embeddings().weight
@@ -130,7 +140,7 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
     model.config.predictors = count
 
 
-def _with_adapter(model: Any, peft_config: PeftConfig, predictors: int) -> PeftModel:
+def _with_adapter(model: Any, peft_config: Any, predictors: int) -> PeftModel:
     if isinstance(model, PeftModel):
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
     if getattr(model, "is_quantized", False):
@@ -166,7 +176,11 @@ def _trained_predictors(model: Any) -> torch.Tensor:
     """(K, H); under LoRA the trained rows are not in the weight itself."""
     embedding = model.get_input_embeddings()
     adapter = getattr(embedding, "token_adapter", None)
-    rows = embedding.weight[base_rows(model) :] if adapter is None else adapter.trainable_tokens_delta[model.active_adapter]
+    rows = (
+        embedding.weight[base_rows(model) :]
+        if adapter is None
+        else adapter.trainable_tokens_delta[model.active_adapter]
+    )
     return rows.detach().cpu().contiguous()
 
 
@@ -192,10 +206,14 @@ def _export_model(model: Any, state: dict[str, torch.Tensor], rows: int, folder:
 
 def _export_adapter(model: PeftModel, folder: str | os.PathLike) -> None:
     """The adapter without the predictor rows, which the base model does not have."""
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     weights = Path(folder, "adapter_model.safetensors")
     save_file(
-        {name: value for name, value in load_file(weights).items() if "token_adapter" not in name and "trainable_tokens" not in name},
+        {
+            name: value
+            for name, value in load_file(weights).items()
+            if "token_adapter" not in name and "trainable_tokens" not in name
+        },
         weights,
         metadata={"format": "pt"},
     )

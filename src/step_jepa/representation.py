@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from step_jepa import branches, masks
-from step_jepa.collate import BranchCollator, Planner, PlainCollator, PlannedRows, without_branches
+from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, Planner, without_branches
 from step_jepa.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES, Loss, infonce
@@ -39,7 +39,8 @@ class RepresentationConfig(TrainingArguments):
     loss: Loss = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
     temperature: float = field(default=0.07, metadata={"help": "Temperature of infonce."})
     jepa_ratio: float = field(
-        default=1.0, metadata={"help": "Share of optimisation steps that carry the JEPA loss; the others are plain SFT."}
+        default=1.0,
+        metadata={"help": "Share of optimisation steps that carry the JEPA loss; others are plain SFT."},
     )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest trunk in tokens; longer rows keep whole steps only."}
@@ -86,9 +87,14 @@ class RepresentationTrainer(Trainer):
     train_dataset     records with `messages` (and `steps`), a file that `prepare` reads, or PreparedData
     A subclass says what branches hang on a row by overriding `planner`."""
 
+    args: Any
+    model: Any
+    train_dataset: Any
+    processing_class: Any
+
     def __init__(
         self,
-        model: str | nn.Module,
+        model: Any,
         args: RepresentationConfig,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -98,8 +104,10 @@ class RepresentationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
+        if args.label_smoothing_factor and self.has_objective(args):
+            raise UserError("label_smoothing_factor has no meaning beside a JEPA loss: leave it out")
         if args.n_gpu > 1:
-            raise UserError("several devices in one process: start with accelerate launch or torchrun, or show it one device")
+            raise UserError("several devices in one process: start with torchrun, or show it one device")
         set_seed(args.seed)
         self.branching = self.has_objective(args)
         model, tokenizer = setup_model_and_tokenizer(
@@ -159,7 +167,7 @@ class RepresentationTrainer(Trainer):
         return PlannedRows(data.examples, plan, self.args.seed) if data else None
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The micro-batches of one optimisation step; its tokens and pairs are counted over all of them and all ranks."""
+        """The micro-batches of one optimisation step; tokens and pairs are counted over all of them and all ranks."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.branching:
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
@@ -202,6 +210,7 @@ class RepresentationTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
         if not self.branching:
+            self._meter.sums[5] += inputs["attention_mask"].sum()
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         terms = self.terms(model, inputs)
         distance = self.distance(terms.predicted, terms.target)
@@ -212,8 +221,8 @@ class RepresentationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
-        if self.branching and "loss" in logs:
-            logs |= self._meter.read(self.accelerator)
+        if "loss" in logs:
+            logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
         super().log(logs, start_time)
 
     # Evaluation
@@ -227,23 +236,27 @@ class RepresentationTrainer(Trainer):
         sums = _row_sums(terms, distance, len(inputs["labels"]), model_width(self.model))
         return terms.nll.mean(), sums, None
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         """Held-out figures: the LM loss is weighted by tokens, the JEPA loss and the cosines by pairs."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         figures = _figures(torch.from_numpy(output.predictions).double().sum(0))
         figures["loss"] = self.args.gamma * figures["lm_loss"] + self.args.lbd * figures.get("jepa_loss", 0.0)
+        assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output
 
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (see models.export)."""
+        """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models.export)."""
         if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            export(self.accelerator.unwrap_model(self.model), self.processing_class, folder, keep_adapter=self.args.keep_adapter)
+            model = self.accelerator.unwrap_model(self.model)
+            export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
 
 
 class _TellEpoch(TrainerCallback):
@@ -271,7 +284,9 @@ class _Meter:
     def read(self, accelerator: Any) -> dict[str, float]:
         nll, tokens, distance, pairs, cosine, read = accelerator.reduce(self.sums, "sum").tolist()
         now = time.perf_counter()
-        logs = {"lm_loss": nll / max(tokens, 1), "pairs": pairs, "tokens_per_second": read / (now - self.since)}
+        logs = {"tokens_per_second": read / (now - self.since)}
+        if tokens:
+            logs |= {"lm_loss": nll / tokens, "pairs": pairs}
         if pairs:
             logs |= {"jepa_loss": distance / pairs, "view_cosine": cosine / pairs}
         self.sums.zero_()

@@ -72,7 +72,9 @@ def locate(tokenizer: Any, messages: Messages, turn: int, where: str = "example"
     head, found, tail = frame.partition(marker)
     if not found or text != head + content + tail:
         remedy = "prepare the data without --keep_thinking" if thinking else "strip the content, or change the template"
-        raise UserError(f"{where}: the chat template rewrites the content of the {messages[turn]['role']} turn: {remedy}")
+        raise UserError(
+            f"{where}: the chat template rewrites the content of the {messages[turn]['role']} turn: {remedy}"
+        )
     return text, (len(head), len(head) + len(content))
 
 
@@ -104,13 +106,13 @@ def step_characters(content: str, steps: list[str], where: str = "example") -> l
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
     """Ids of the rendered string as it is, and the characters of each token, whitespace included."""
     if not tokenizer.is_fast:
-        raise UserError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} gives no character offsets: use its fast version (tokenizer.json)"
-        )
+        raise UserError(f"{tokenizer.name_or_path or 'the tokenizer'} gives no character offsets: use its fast version")
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets, end = encoding["input_ids"], [], 0
     for token, (start, stop) in zip(ids, encoding["offset_mapping"], strict=True):
-        if start > end:  # the tokenizer trims whitespace from its offsets: give a token back the part that it begins with
+        if (
+            start > end
+        ):  # the tokenizer trims whitespace from its offsets: give a token back the part that it begins with
             piece = tokenizer.decode([token])
             start = max(end, start - (len(piece) - len(piece.lstrip())))
         offsets.append((start, stop))
@@ -146,7 +148,9 @@ def _end_of_turn(tokenizer: Any, ids: list[int], last: int, where: str) -> int:
     for place in range(last, len(ids)):
         if ids[place] in special:
             return place
-    raise UserError(f"{where}: the chat template writes no end-of-turn token after the answer: let it end with eos_token")
+    raise UserError(
+        f"{where}: the chat template writes no end-of-turn token after the answer: let it end with eos_token"
+    )
 
 
 def _user_span(tokenizer: Any, messages: Messages, offsets: list[Span], where: str) -> Span | None:

