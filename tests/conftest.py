@@ -1,6 +1,9 @@
 """Small real things that every test shares: a byte-level tokenizer with a chat template, models with random weights."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it
+
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +24,6 @@ from transformers import (
     set_seed,
 )
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' + '\n' }}{% endfor %}"

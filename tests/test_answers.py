@@ -21,6 +21,7 @@ from step_jepa.answers import extract, interval, is_correct
         ("\\boxed{72\n#### 72", ("72", "hashes")),
         (r"It is 72: \boxed{\frac{7}{2}", ("2", "number")),
         ("72. \\boxed{}", ("72", "number")),
+        ("#### 72\n\\boxed{}", ("72", "hashes")),
         ("####\nThe answer is 72.", ("72", "number")),
         ("She pays $1,234.50 in total.", ("$1,234.50", "number")),
         ("The loss is -5.", ("-5", "number")),

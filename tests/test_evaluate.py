@@ -14,7 +14,7 @@ from step_jepa.dataset import to_example
 from step_jepa.errors import UserError
 from step_jepa.evaluate import EvaluateArguments, Generation, generate, heldout, judge, run, summarise
 from step_jepa.models import export, setup_model_and_tokenizer
-from step_jepa.prepare import read_records
+from step_jepa.sources import read_records
 
 
 def problem(a: int) -> dict:

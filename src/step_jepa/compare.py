@@ -90,7 +90,9 @@ def compare(args: CompareArguments) -> dict[str, Any]:
         )
         batches.append(tuple(trainer._prepare_inputs(batch) for batch in pair))  # type: ignore[arg-type]
     if first is None:
-        first = next((text for pair in batches if (text := _first_mask(model, *pair))), None)
+        starts = range(0, len(records), args.batch_size)
+        found = (_first_mask(model, *pair, start) for start, pair in zip(starts, batches, strict=True))
+        first = next(filter(None, found), None)
     tokens, pairs = standalone.count([batch for _, batch in batches]).clamp(min=1).tolist()
 
     def adapted_parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +145,7 @@ def _first_token(ours: list, theirs: list) -> str | None:
     return None
 
 
-def _first_mask(model: Any, ours: Batch, theirs: Batch) -> str | None:
+def _first_mask(model: Any, ours: Batch, theirs: Batch, start: int) -> str | None:
     """What each view sees, as (token, position) pairs: the two rows have other columns, but must show the same."""
     if not theirs["second_step"].any():
         return None
@@ -162,7 +164,7 @@ def _first_mask(model: Any, ours: Batch, theirs: Batch) -> str | None:
                 )
             ]
             if seen[0] != seen[1]:
-                return f"row {row} of a batch: the mask of its {name} view"
+                return f"example {start + row}: the mask of its {name} view"
     return None
 
 

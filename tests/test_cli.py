@@ -1,0 +1,260 @@
+"""The commands as a user types them, on files: what they print, what they refuse, what they leave alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from step_jepa import standalone
+from step_jepa.cli import COMMANDS, main
+from step_jepa.options import parse
+from step_jepa.tokens import IGNORED
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]
+
+
+@pytest.fixture
+def train_file(records, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def code(*argv) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    return stop.value.code or 0
+
+
+def train(model, data, out, *options) -> int:
+    return code("train", "--train_file", data, "--model_name", model, "--output_dir", out, *QUICK, *options)
+
+
+def test_help_names_every_command(capsys):
+    assert code("--help") == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert code(*command.split(), "--help") == 0
+    assert f"step-jepa {command}" in capsys.readouterr().out
+
+
+def test_inspect_steps_prints_one_json_list(model_folder, train_file, capsys):
+    files = ["--model_name", model_folder, "--train_file", train_file]
+    assert code("inspect", "steps", *files, "--limit", 2, "--json") == 0
+    out = json.loads(capsys.readouterr().out)
+    assert [sorted(entry) for entry in out] == [["index", "input_ids", "labels", "steps", "text"]] * 2
+    tokenizer = byte_tokenizer()
+    for entry in out:
+        for step in entry["steps"]:
+            assert entry["text"][slice(*step["char"])].strip() == step["text"]
+            assert tokenizer.decode(entry["input_ids"][slice(*step["tokens"])]).strip() == step["text"]
+    assert out[0]["steps"][0]["text"] == "So 1 + 0 = 1."
+    assert code("inspect", "steps", *files) == 0
+    assert "step 0: S|o|" in capsys.readouterr().out
+
+
+def test_train_by_both_approaches(model_folder, train_file, tmp_path, capsys):
+    losses = []
+    for approach in ("adapted", "standalone"):
+        out = tmp_path / approach
+        options = ["--approach", approach, "--step_jepa", "--lbd", "0.5", "--logging_steps", "1"]
+        assert train(model_folder, train_file, out, *options, "--eval_file", train_file) == 0
+        state = json.loads((out / "trainer_state.json").read_text())
+        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+        assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().weight.shape[0] == 264
+        assert load_file(out / "predictors.safetensors")["predictors"].shape == (1, 32)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 3
+    assert "1 with fewer than two steps" in capsys.readouterr().out
+
+
+def test_standalone_with_lora_and_what_it_refuses(model_folder, train_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(model_folder, train_file, out, "--approach", "standalone", "--lora", "--keep_adapter") == 0
+    assert (out / "adapter_config.json").exists()
+    for options in (["--pairs", "all"], ["--loss", "infonce"], ["--objective", "llm_jepa"], ["--jepa_ratio", "0.5"]):
+        assert train(model_folder, train_file, tmp_path / "x", "--approach", "standalone", *options) == 2
+        assert f"standalone has no {options[0]}" in capsys.readouterr().err
+
+
+def test_recipes_and_overrides(train_file, model_folder, tmp_path):
+    from step_jepa.adapted import StepJEPAConfig
+    from step_jepa.train import TrainArguments
+
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        needed = ["--train_file", train_file, "--model_name", model_folder, "--output_dir", str(tmp_path)]
+        types = [TrainArguments, StepJEPAConfig]
+        args, config = parse("train", types, ["--config", str(recipe), *needed, "--lbd", "0.7"])
+        assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, "step_jepa")
+        assert args.lora
+    quick = tmp_path / "quick.yaml"
+    quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\n")
+    args, config = parse("train", [TrainArguments, StepJEPAConfig], ["--config", str(quick), *needed])
+    assert (args.lora, config.pairs, config.lr_scheduler_kwargs) == (True, "random", {"a": 1})
+
+
+def test_compare_agrees_and_names_what_differs(model_folder, train_file, capsys, monkeypatch):
+    options = ["--model_name", model_folder, "--train_file", train_file, "--json"]
+    for extra in ([], ["--predictors", "0"], ["--loss", "mse", "--predictors", "3"], ["--loss", "l2"]):
+        assert code("compare", *options, *extra) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["agree"] is True
+        assert result["n"] == 9
+        assert abs(result["jepa_loss"]["standalone"] - result["jepa_loss"]["adapted"]) < 1e-5
+        assert 0 < result["grad_max_rel_diff"] < 1e-3
+
+    broken = {
+        "label 0": ("encode", lambda *a: _with_labels(whole["encode"](*a))),
+        "span of step 0": ("encode", lambda *a: _with_spans(whole["encode"](*a))),
+        "example 0: the mask of its": ("second_rows", lambda *a: _seeing(whole["second_rows"](*a))),
+        "a view": ("views", lambda *a: tuple(view * 1.01 for view in whole["views"](*a))),
+        "the LM loss": ("language_model_pass", lambda *a: (whole["language_model_pass"](*a)[0] * 1.001, None)),
+        "the JEPA loss": ("distances", lambda *a: whole["distances"](*a) + 0.001),
+        "the gradient of": ("distances", lambda p, *a: whole["distances"](p.detach(), *a)),
+    }
+    whole = {name: getattr(standalone, name) for name, _ in broken.values()}
+    for words, (name, other) in broken.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(standalone, name, other)
+            assert code("compare", *options) == 1
+            said = capsys.readouterr()
+            assert words in json.loads(said.out)["first_difference"]
+            assert words in said.err
+
+
+def _with_labels(example):
+    example.labels[0] = 5
+    return example
+
+
+def _with_spans(example):
+    example.spans[0] = (example.spans[0][0] + 1, example.spans[0][1])
+    return example
+
+
+def _seeing(rows):
+    rows["sees"][:] = True
+    return rows
+
+
+def test_benchmark_measures_every_variant(model_folder, train_file, capsys):
+    options = ["--model_name", model_folder, "--train_file", train_file, "--max_length", "200", "--batch_size", "2"]
+    assert code("benchmark", *options, "--repeats", "1", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["sft"].keys() == {"seconds", "peak_mb"}
+    for name in ("one_pass_first", "one_pass_all", "two_pass", "two_pass_padded"):
+        assert result[name]["ratio_to_sft"] > 0
+    # rows of the example: first pair one predictor and the second step more
+    assert 1.05 < result["token_ratio_first"] < result["token_ratio_all"] < 2
+    assert result["sft"]["peak_mb"] is None
+
+
+def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path):
+    from functools import partial
+
+    from test_one_pass import trainer_for
+
+    from step_jepa.benchmark import padded, second_row
+    from step_jepa.collate import BranchCollator
+
+    trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
+    examples = trainer.train_dataset.examples[:3]
+    one = trainer.terms(trainer.model, trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
+    rows = [partial(second_row, predictors=[264, 265])(example, None) for example in examples]
+    two = trainer.terms(trainer.model, padded(BranchCollator(258)(rows), 150, 258))
+    torch.testing.assert_close(two.predicted, one.predicted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two.target, one.target, rtol=1e-5, atol=1e-5)
+    assert len(two.nll) == 0
+    assert [len(row.input_ids) for row in rows] == [len(example.input_ids) + 2 for example in examples]
+    assert all(set(row.labels) == {IGNORED} for row in rows)
+
+
+def test_the_demo_runs_end_to_end(model_folder, tmp_path, capsys):
+    pytest.importorskip("reasoning_gym")
+    out = tmp_path / "demo"
+    small = ["--train_problems", "6", "--test_problems", "3", "--max_new_tokens", "8", "--max_steps", "2"]
+    recipe = ROOT / "recipes" / "demo.yaml"
+    assert code("demo", "--output_dir", out, "--model_name", model_folder, "--recipe", recipe, *small) == 0
+    table = capsys.readouterr().out
+    for words in ("held-out LM loss", "cosine, unpaired views", "accuracy", "seconds per training step"):
+        assert words in table
+    assert {path.name for path in out.iterdir()} == {"train.jsonl", "test.jsonl", "before", "after", "model"}
+
+
+BAD = {
+    "empty": ("", "holds no records"),
+    "broken": ('{"messages": [', "not JSON"),
+    "no_assistant": ('{"messages": [{"role": "user", "content": "a"}]}', "not the assistant's"),
+    "unknown": ('{"text": "a"}', "format not recognised"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("command", ["train", "inspect steps", "compare", "benchmark", "evaluate"])
+def test_bad_files_are_refused_in_one_line(kind, command, model_folder, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    good = '{"question": "a", "answer": "b\\n#### 1"}\n' if kind != "empty" else ""
+    path.write_text(good + BAD[kind][0] + "\n" if good else "")
+    file = "--test_file" if command == "evaluate" else "--train_file"
+    out = ["--output_dir", tmp_path / "out"] if command in ("train", "evaluate") else []
+    assert code(*command.split(), "--model_name", model_folder, file, path, *out) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("step-jepa: ")
+    assert BAD[kind][1] in error
+    assert str(path) in error
+    assert kind == "empty" or f"{path}:2" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
+    def refused(words, *argv):
+        assert code(*argv) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("step-jepa: ")
+        assert words in said
+
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "kept.txt").write_text("mine")
+    model, data = ["--model_name", model_folder], ["--train_file", train_file]
+    out = ["--output_dir", tmp_path / "out"]
+    refused("no command 'fly'", "fly")
+    refused("is not empty", "train", *model, *data, "--output_dir", full)
+    assert [path.name for path in full.iterdir()] == ["kept.txt"]
+    refused("--output_dir is required", "train", *model, *data)
+    refused("predictors = -1: give 0 or more", "train", *model, *data, *out, "--predictors", "-1")
+    refused("max_length = 3: raise it", "train", *model, *data, *out, "--max_length", "3")
+    refused("no such folder", "train", "--model_name", tmp_path / "no-model", *data, *out)
+    refused("cannot load the tokenizer", "train", "--model_name", tmp_path.name, *data, *out)
+    refused("unknown: --lamda", "train", *model, *data, *out, "--lamda", "1")
+    refused("needs a CUDA device", "train", *model, *data, *out, "--load_in_4bit", "--lora")
+    resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]
+    refused("holds no checkpoint", "train", *model, *data, *resume)
+    refused("cannot read", "train", "--config", tmp_path / "no.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    refused("no table of options", "train", "--config", tmp_path / "list.yaml")
+    bare = tmp_path / "bare"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare)
+    refused("no chat template", "inspect", "steps", "--model_name", bare, *data)
+    flex = ["--model_init_kwargs", '{"attn_implementation": "flex_attention"}']
+    refused("flex_attention", "train", *model, *data, *out, *flex)
+
+
+def test_slow_tokenizers_are_refused(tokenizer, records, monkeypatch):
+    from step_jepa.errors import UserError
+    from step_jepa.tokens import encode
+
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(UserError, match="no character offsets"):
+        encode(tokenizer, records[0]["messages"], records[0]["steps"])
