@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
 
-from step_jepa import evaluate
+from step_jepa import generation
 from step_jepa.branches import trunk
 from step_jepa.collate import PlainCollator
 from step_jepa.dataset import to_example
 from step_jepa.errors import UserError
-from step_jepa.evaluate import EvaluateArguments, Generation, generate, heldout, judge, run, summarise
+from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, summarise
+from step_jepa.generation import Generation, generate
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
@@ -110,7 +111,7 @@ def test_the_model_reads_the_training_prefix_and_stops_at_the_training_end(solve
         read.append((prompts, config.eos_token_id))
         return [tokenizer.encode("a" * 5)] * len(prompts)
 
-    monkeypatch.setattr(evaluate, "_write_on", write_on)
+    monkeypatch.setattr(generation, "_write_on", write_on)
     model = tiny_model(eos_token_id=7)
     generations = list(generate(model, solver.tokenizer, records, batch_size=4))
     texts = [f"<|start|>user\n{record['question']}<|end|>\n<|start|>assistant\n" for record in records]
@@ -164,7 +165,7 @@ def test_every_example_counts():
 
 def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
     run(arguments(solver, tmp_path / "whole"))
-    write_on, calls = evaluate._write_on, []
+    write_on, calls = generation._write_on, []
 
     def interrupted(model, tokenizer, prompts, config):
         calls.append(len(prompts))
@@ -172,7 +173,7 @@ def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return write_on(model, tokenizer, prompts, config)
 
-    monkeypatch.setattr(evaluate, "_write_on", interrupted)
+    monkeypatch.setattr(generation, "_write_on", interrupted)
     folder = tmp_path / "resumed"
     with pytest.raises(UserError, match="interrupted after 4 of 6"):
         run(arguments(solver, folder))
@@ -208,7 +209,7 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
         ({"test_file": str(tmp_path / "empty.jsonl")}, "empty"),
         ({"test_file": str(tmp_path / "nowhere.jsonl")}, "nowhere"),
         ({"test_file": str(tmp_path / "open.jsonl")}, "no record has a known answer"),
-        ({"model_name": str(tmp_path / "nothing")}, "cannot load the"),
+        ({"model_name": str(tmp_path / "nothing")}, "nothing: no such folder"),
         ({"limit": 0}, "limit = 0: give 1 or more"),
         ({"predictors": -1}, "predictors = -1: give 0 or more"),
     ]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from step_jepa.errors import UserError
-from step_jepa.tokens import IGNORED, encode, prompt_of, truncate
+from step_jepa.tokens import IGNORED, encode, truncate
 
 
 def pieces(tokenizer, example, span):
@@ -181,7 +181,9 @@ def test_300_gsm8k_rows_with_llama_and_qwen(from_npm, package):
     assert sum(exact(tokenizer, record) for record in gsm8k(300)) == 300
     if "qwen3" in package:
         record = gsm8k(1)[0]
-        assert prompt_of(tokenizer, record["messages"]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        example = encoded(tokenizer, record)
+        prompt = tokenizer.decode(example.input_ids[: example.steps[0][0]])
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         thought = conversation("<think>\nHm.", "Yes.\n</think>", "It is 3.", "#### 3")
         example = encoded(tokenizer, thought)
         assert [example.text[a:b].strip() for a, b in example.chars] == thought["steps"]

@@ -111,10 +111,10 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
     present = getattr(model.config, "predictors", 0)
     if present == count:
         return
-    if present or isinstance(model, PeftModel):
-        raise UserError(
-            f"the model carries {present} predictor rows, not {count}: give the base model (and peft_config)"
-        )
+    if present:
+        raise UserError(f"the model carries {present} predictor rows, not {count}: use --predictors {present}")
+    if isinstance(model, PeftModel):
+        raise UserError("the adapter does not train predictor rows: give the base model, and peft_config")
     rows = base_rows(model)
     if len(tokenizer) > rows:
         raise UserError(

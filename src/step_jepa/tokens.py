@@ -78,12 +78,6 @@ def locate(tokenizer: Any, messages: Messages, turn: int, where: str = "example"
     return text, (len(head), len(head) + len(content))
 
 
-def prompt_of(tokenizer: Any, messages: Messages, where: str = "example") -> str:
-    """The rendered text that precedes the last turn's content in training: what generation must start from."""
-    text, (start, _) = locate(tokenizer, messages, len(messages) - 1, where)
-    return text[:start]
-
-
 def step_characters(content: str, steps: list[str], where: str = "example") -> list[Span]:
     """Where each step begins and ends in the content, its closing separator included. The spans tile the content.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from rich.console import Console
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, set_seed
 
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
@@ -88,8 +88,8 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     resume: Any = config.resume_from_checkpoint
     resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
     check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
-    if args.step_jepa:
-        config.objective = "step_jepa"
+    if args.step_jepa and config.objective != "step_jepa":
+        raise UserError(f"--step_jepa and --objective {config.objective} contradict each other: leave one out")
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
     trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
@@ -144,6 +144,7 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
         options = ", ".join(option for option, given in foreign.items() if given)
         raise UserError(f"standalone has no {options}: use --approach adapted")
     lbd = config.lbd if config.objective == "step_jepa" else 0.0
+    set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name,
         predictors=config.predictors if lbd else 0,
