@@ -236,6 +236,11 @@ def test_bad_models(tokenizer, records, tmp_path):
         trainer_for(tiny_model(), tokenizer, records, tmp_path, max_length=5)
 
 
+def test_rows_learn_the_epoch(tokenizer, records, tmp_path):
+    trainer = run(tokenizer, records, tmp_path, pairs="random", max_steps=-1, num_train_epochs=3)
+    assert int(trainer.train_dataset.epoch) == 2
+
+
 TWO_PROCESSES = """
 import json, sys
 sys.path.insert(0, {tests!r})

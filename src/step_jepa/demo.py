@@ -31,7 +31,7 @@ class DemoArguments:
     recipe: str = field(default="recipes/demo.yaml", metadata={"help": "Recipe of the training run."})
     model_name: str = field(default="smollm2", metadata={"help": "Model to fine-tune; smollm2 is in the demo extra."})
     train_problems: int = field(default=96, metadata={"help": "Generated problems to train on."})
-    test_problems: int = field(default=24, metadata={"help": "Held-out problems, of other templates."})
+    test_problems: int = field(default=40, metadata={"help": "Held-out problems, of other templates."})
     max_new_tokens: int = field(default=200, metadata={"help": "Longest answer."})
     max_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of the recipe's."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier demo wrote into output_dir."})
@@ -76,6 +76,7 @@ def _table(folder: Path) -> Table:
     for title, name in FIGURES.items():
         table.add_row(title, *(_figure(summary[name]) for summary in (before, after)))
     table.add_row("accuracy [95 % interval]", *(_accuracy(summary) for summary in (before, after)))
+    table.add_row("answers cut off", *(str(summary["truncated"]) for summary in (before, after)))
     table.add_row("seconds per training step", "", f"{seconds:.1f}")
     return table
 

@@ -91,7 +91,7 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
             )
             return adapter.merge_and_unload()
         return AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unavailable("model", folder, error) from None
 
 
