@@ -35,6 +35,10 @@ def train(model, data, out, *options) -> int:
     return code("train", "--train_file", data, "--model_name", model, "--output_dir", out, *QUICK, *options)
 
 
+def state_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
 def test_help_names_every_command(capsys):
     assert code("--help") == 0
     out = capsys.readouterr().out
@@ -62,19 +66,20 @@ def test_inspect_steps_prints_one_json_list(model_folder, train_file, capsys):
     assert "step 0: S|o|" in capsys.readouterr().out
 
 
-def test_train_by_both_approaches(model_folder, train_file, tmp_path, capsys):
+def test_train_by_both_approaches(model_folder, train_file, tmp_path, caplog):
+    caplog.set_level("INFO")
     losses = []
     for approach in ("adapted", "standalone"):
         out = tmp_path / approach
         options = ["--approach", approach, "--step_jepa", "--lbd", "0.5", "--logging_steps", "1"]
         assert train(model_folder, train_file, out, *options, "--eval_file", train_file) == 0
-        state = json.loads((out / "trainer_state.json").read_text())
-        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+        losses.append([entry["loss"] for entry in state_of(out) if "loss" in entry])
         assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().weight.shape[0] == 264
         assert load_file(out / "predictors.safetensors")["predictors"].shape == (1, 32)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert len(losses[0]) == 3
-    assert "1 with fewer than two steps" in capsys.readouterr().out
+    assert caplog.text.count("1 with fewer than two steps") == 4  # two implementations, training and held-out rows
+    assert any("eval_cosine_unpaired" in entry for entry in state_of(tmp_path / "adapted"))
 
 
 def test_standalone_with_lora_and_what_it_refuses(model_folder, train_file, tmp_path, capsys):
@@ -236,7 +241,14 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("no such folder", "train", "--model_name", tmp_path / "no-model", *data, *out)
     refused("cannot load the tokenizer", "train", "--model_name", tmp_path.name, *data, *out)
     refused("unknown: --lamda", "train", *model, *data, *out, "--lamda", "1")
-    refused("needs a CUDA device", "train", *model, *data, *out, "--load_in_4bit", "--lora")
+    refused("needs a CUDA device", "train", *model, *data, *out, "--load_in_4bit", "--lora", "--keep_adapter")
+    refused("add --keep_adapter", "train", *model, *data, *out, "--load_in_4bit", "--lora")
+    refused("add --lora", "train", *model, *data, *out, "--load_in_4bit")
+    refused("random or sequential", "train", *model, *data, *out, "--train_sampling_strategy", "group_by_length")
+    refused("eval", "train", *model, *data, *out, "--eval_strategy", "steps")
+    refused("foo", "train", *model, *data, *out, "--model_init_kwargs", '{"foo": 1}')
+    refused("no such checkpoint", "train", *model, *data, *out, "--resume_from_checkpoint", "/nowhere")
+    refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
     resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]
     refused("holds no checkpoint", "train", *model, *data, *resume)
     refused("cannot read", "train", "--config", tmp_path / "no.yaml")
@@ -258,3 +270,27 @@ def test_slow_tokenizers_are_refused(tokenizer, records, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     with pytest.raises(UserError, match="no character offsets"):
         encode(tokenizer, records[0]["messages"], records[0]["steps"])
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(model_folder, train_file, tmp_path):
+    out = tmp_path / "out"
+    assert train(model_folder, train_file, out, "--lora", "--keep_adapter", "--save_steps", "1") == 0
+    assert (out / "checkpoint-3").exists()
+    assert train(model_folder, train_file, out, "--objective", "none", "--save_strategy", "no", "--overwrite") == 0
+    names = {path.name for path in out.iterdir()}
+    assert not names & {"adapter_config.json", "adapter_model.safetensors", "predictors.safetensors", "checkpoint-3"}
+    assert "model.safetensors" in names
+
+
+def test_a_checkpoint_is_not_taken_for_an_export(model_folder, train_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(model_folder, train_file, out, "--lora", "--save_steps", "3") == 0
+    assert code("compare", "--model_name", out / "checkpoint-3", "--train_file", train_file) == 2
+    assert "checkpoint to resume from" in capsys.readouterr().err
+
+
+def test_compare_takes_what_is_not_a_number_for_a_difference(model_folder, train_file, capsys, monkeypatch):
+    distances = standalone.distances
+    monkeypatch.setattr(standalone, "distances", lambda *a: distances(*a) * float("nan"))
+    assert code("compare", "--model_name", model_folder, "--train_file", train_file) == 1
+    assert "the JEPA loss" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Literal tokens, spans and labels; then real tokenizers and properties."""
 
+import copy
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from conftest import SHARED, conversation, smollm2_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from step_jepa.errors import UserError
@@ -74,10 +76,6 @@ def test_a_cut_row_keeps_whole_steps_and_no_end_of_turn(tokenizer):
 
 
 def test_errors_name_the_example_and_the_remedy(tokenizer):
-    stripping = AutoTokenizer.from_pretrained  # a copy whose template strips the content
-    del stripping
-    import copy
-
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'].strip()")
     with pytest.raises(UserError, match=r"example 7: .*rewrites the content.*strip"):
@@ -101,15 +99,34 @@ def test_errors_name_the_example_and_the_remedy(tokenizer):
         encode(tokenizer, conversation("a", "b")["messages"], ["a"])
 
 
-def test_trimmed_offsets_give_the_same_spans(tokenizer):
-    import copy
+def merging(tokenizer, *merges, trim=False):
+    """The tokenizer with more merges, and perhaps with offsets that leave whitespace out, as RoBERTa's."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for left, right in merges:
+        backend["model"]["merges"].append([left, right])
+        backend["model"]["vocab"][left + right] = 300 + len(backend["model"]["vocab"])
+    other = copy.deepcopy(tokenizer)
+    other._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    if trim:
+        other.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return other
 
-    from tokenizers import processors
 
-    trimming = copy.deepcopy(tokenizer)
-    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    for record in (conversation("ab.", "c d"), conversation("a \n\n b", " c".strip(), "d.")):
-        assert encoded(trimming, record).steps == encoded(tokenizer, record).steps
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_space_belongs_to_the_token_that_begins_with_it(tokenizer, trim):
+    other = merging(tokenizer, ("\u0120", "c"), trim=trim)
+    example = encode(other, [{"role": "assistant", "content": "a cd"}], ["a", "cd"])
+    assert [pieces(other, example, span) for span in example.steps] == [["a", " c"], ["d"]]
+
+
+def test_tokens_that_straddle_the_start_are_refused(tokenizer):
+    emoji = "\U0001f600"
+    first_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(emoji)[0][0][0]
+    for merge, content, trim in ((("\u0120", first_byte), emoji, False), (("\u0120", "\u010a"), "\na", True)):
+        other = merging(tokenizer, merge, trim=trim)
+        other.chat_template = tokenizer.chat_template.replace("m['role'] + '\n'", "m['role'] + ' '")
+        with pytest.raises(UserError, match="a token straddles"):
+            encode(other, [{"role": "assistant", "content": content}], [content.strip()])
 
 
 words = st.text(st.sampled_from("ab.\n \u00e9\U0001f600#"), min_size=1, max_size=8).map(str.strip).filter(bool)

@@ -39,7 +39,7 @@ def test_two_changed_lines(tokenizer, records, tmp_path):
     # SFTTrainer, told to train on the same tokens: it takes a mask for rows that are tokenised already.
     rows = [
         {"input_ids": x.input_ids, "completion_mask": [int(label >= 0) for label in x.labels]}
-        for x in ours.data["train"].examples
+        for x in ours.train_dataset.examples
     ]
     options = {"activation_checkpointing": False, "bf16": False, "completion_only_loss": True, "packing": False}
     theirs = train(trl.SFTConfig, trl.SFTTrainer, Dataset.from_list(rows), **options)

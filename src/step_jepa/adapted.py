@@ -1,7 +1,10 @@
 """StepJEPARepresentationTrainer: the representation trainer with Step-JEPA's own part, the branches of its steps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from step_jepa import branches
@@ -49,3 +52,14 @@ class StepJEPARepresentationTrainer(RepresentationTrainer):
             pairs=self.args.pairs,
             pairs_per_example=self.args.pairs_per_example,
         )
+
+
+@contextmanager
+def untrained(model: Any, *, data: Any, processing_class: Any = None, **options: Any) -> Iterator[Any]:
+    """A StepJEPARepresentationTrainer with `data` as its train_dataset and eval_dataset, for its losses and figures
+    only: the folder that it wants is thrown away."""
+    with TemporaryDirectory() as scratch:
+        config = StepJEPAConfig(output_dir=scratch, report_to="none", **options)
+        trainer = StepJEPARepresentationTrainer(model, config, data, processing_class=processing_class)
+        trainer.eval_dataset = trainer.train_dataset
+        yield trainer

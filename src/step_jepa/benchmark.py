@@ -20,7 +20,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from step_jepa import branches
-from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.adapted import untrained
 from step_jepa.branches import Row
 from step_jepa.collate import PADDING, Batch, BranchCollator, PlainCollator
 from step_jepa.errors import UserError
@@ -58,31 +58,23 @@ def run(args: BenchmarkArguments) -> None:
 
 def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     """Medians over the repetitions; ratios are medians of the ratios within a repetition."""
-    config = StepJEPAConfig(
-        output_dir="unused",
-        predictors=args.predictors,
-        max_length=args.max_length,
-        model_init_kwargs={"dtype": args.dtype},
-        seed=args.seed,
-        report_to="none",
-    )
-    trainer = StepJEPARepresentationTrainer(args.model_name, config, args.train_file)
-    trainer.model.train()
-    examples = [example for example in trainer.train_dataset.examples if len(example.steps) > 1]
-    if len(examples) < args.batch_size:
-        raise UserError(
-            f"{args.train_file} has {len(examples)} usable rows with two steps: give more, or a smaller batch"
-        )
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    peaks: dict[str, float | None] = {}
-    for repeat in tqdm(range(-1, args.repeats), desc="measuring", leave=False):
-        start = max(repeat, 0) * args.batch_size
-        chosen = [examples[(start + place) % len(examples)] for place in range(args.batch_size)]
-        for name, passes in _variants(trainer, chosen, args.max_length).items():
-            elapsed, peaks[name] = _measure(trainer, passes)
-            if repeat >= 0:
-                seconds[name].append(elapsed)
-    return _report(seconds, peaks, examples, predictor_ids(trainer.model))
+    options = {"predictors": args.predictors, "max_length": args.max_length, "seed": args.seed}
+    dtype = {"dtype": args.dtype}
+    with untrained(args.model_name, data=args.train_file, model_init_kwargs=dtype, **options) as trainer:
+        trainer.model.train()
+        examples = [example for example in trainer.train_dataset.examples if len(example.steps) > 1]
+        if len(examples) < args.batch_size:
+            raise UserError(f"{args.train_file} has {len(examples)} rows with two steps: give a smaller --batch_size")
+        seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        peaks: dict[str, float | None] = {}
+        for repeat in tqdm(range(-1, args.repeats), desc="measuring", leave=False):
+            start = max(repeat, 0) * args.batch_size
+            chosen = [examples[(start + place) % len(examples)] for place in range(args.batch_size)]
+            for name, passes in _variants(trainer, chosen, args.max_length).items():
+                elapsed, peaks[name] = _measure(trainer, passes)
+                if repeat >= 0:
+                    seconds[name].append(elapsed)
+        return _report(seconds, peaks, examples, predictor_ids(trainer.model))
 
 
 def _variants(trainer: Any, examples: list[Example], length: int) -> dict[str, list[Batch]]:

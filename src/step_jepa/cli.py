@@ -1,5 +1,7 @@
 """The command line: `step-jepa COMMAND --options`, or options from a YAML file with `--config`."""
 
+import logging
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -20,6 +22,9 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C."""
+    if os.environ.get("RANK", "0") == "0":
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("step_jepa").setLevel(logging.INFO)
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -1,9 +1,11 @@
 """`step-jepa compare`: the standalone and the adapted implementation on the same rows and weights, without training."""
 
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from step_jepa import standalone
-from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.adapted import untrained
 from step_jepa.collate import Batch
 from step_jepa.errors import UserError
 from step_jepa.masks import may_see
@@ -35,6 +37,7 @@ class CompareArguments:
     lbd: float = field(default=1.0, metadata={"help": "Weight of the JEPA loss in the gradient."})
     seed: int = field(default=42, metadata={"help": "Of the predictor rows."})
     batch_size: int = field(default=4, metadata={"help": "Rows per forward pass."})
+    attn_implementation: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "Attention backend."})
     json: bool = field(default=False, metadata={"help": "JSON on stdout instead of a table."})
 
 
@@ -65,69 +68,65 @@ def run(args: CompareArguments) -> int:
 def compare(args: CompareArguments) -> dict[str, Any]:
     """Both implementations on the same rows: figures, whether they agree, and the first thing that differs."""
     records = list(islice(read_records(args.train_file), args.limit))
-    config = StepJEPAConfig(
-        output_dir="unused",
-        predictors=args.predictors,
-        loss=args.loss,
-        lbd=args.lbd,
-        seed=args.seed,
-        max_length=None,
-        report_to="none",
-    )
-    trainer = StepJEPARepresentationTrainer(args.model_name, config, records)
-    model, tokenizer = trainer.model.eval(), trainer.processing_class
-    ours = trainer.train_dataset
-    theirs: list[Any] = [
-        standalone.encode(tokenizer, record["messages"], record["steps"], sys.maxsize) for record in records
-    ]
-    first = _first_token(ours.examples, theirs)
-    batches: list[tuple[Batch, Batch]] = []
-    for start in range(0, len(records), args.batch_size):
-        rows = range(start, min(start + args.batch_size, len(records)))
-        pair = (
-            trainer.data_collator([ours[row] for row in rows]),
-            standalone.collate(theirs[rows.start : rows.stop], 0),
-        )
-        batches.append(tuple(trainer._prepare_inputs(batch) for batch in pair))  # type: ignore[arg-type]
-    if first is None:
+    options = {"predictors": args.predictors, "loss": args.loss, "lbd": args.lbd, "seed": args.seed, "max_length": None}
+    attention = {"attn_implementation": args.attn_implementation}
+    with untrained(args.model_name, data=records, model_init_kwargs=attention, **options) as trainer:
+        model, ours = trainer.model.eval(), trainer.train_dataset
+        theirs = [_by_standalone(trainer.processing_class, index, record) for index, record in enumerate(records)]
+        first = _first_token(ours.examples, theirs)
         starts = range(0, len(records), args.batch_size)
-        found = (_first_mask(model, *pair, start) for start, pair in zip(starts, batches, strict=True))
-        first = next(filter(None, found), None)
-    tokens, pairs = standalone.count([batch for _, batch in batches]).clamp(min=1).tolist()
-
-    def adapted_parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        terms = trainer.terms(model, batch)
-        return (
-            terms.nll.sum(),
-            trainer.distance(terms.predicted, terms.target).sum(),
-            _both(terms.predicted, terms.target),
-        )
-
-    def standalone_parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        predicted, target = standalone.views(model, batch)
-        distance = standalone.distances(predicted, target, args.loss).sum()
-        return standalone.language_model_pass(model, batch)[0], distance, _both(predicted, target)
-
-    a = _outcome(model, (pair[0] for pair in batches), adapted_parts, tokens, pairs, args.lbd, "adapted")
-    b = _outcome(model, (pair[1] for pair in batches), standalone_parts, tokens, pairs, args.lbd, "standalone")
-    return _verdict(a, b, len(records), first)
+        batches = [_batches(trainer, theirs, slice(start, start + args.batch_size)) for start in starts]
+        tokens, pairs = standalone.count([batch for _, batch in batches]).tolist()
+        if not pairs:
+            raise UserError(f"{args.train_file}: no row has two steps, so there is no view to compare")
+        if first is None:
+            found = (_first_mask(model, *pair, start) for start, pair in zip(starts, batches, strict=True))
+            first = next(filter(None, found), None)
+        weights = (1 / tokens, 1 / pairs, args.lbd)
+        a = _outcome("adapted", model, [pair[0] for pair in batches], partial(_adapted, trainer), weights)
+        b = _outcome("standalone", model, [pair[1] for pair in batches], partial(_standalone, args.loss), weights)
+        return _verdict(a, b, len(records), first)
 
 
-def _both(predicted: Tensor, target: Tensor) -> Tensor:
-    return torch.stack([predicted, target], 1).flatten(0, 1)
+def _by_standalone(tokenizer: Any, index: int, record: Mapping[str, Any]) -> Any:
+    try:
+        return standalone.encode(tokenizer, record["messages"], record["steps"], sys.maxsize)
+    except ValueError as error:
+        raise UserError(f"example {index}: the standalone implementation refuses it: {error}") from None
+
+
+def _batches(trainer: Any, theirs: list, rows: slice) -> tuple[Batch, Batch]:
+    """The same rows for either implementation, on the model's device."""
+    ours = [trainer.train_dataset[row] for row in range(*rows.indices(len(theirs)))]
+    pad = trainer.processing_class.pad_token_id
+    adapted, alone = trainer.data_collator(ours), standalone.collate(theirs[rows], pad)
+    return trainer._prepare_inputs(adapted), trainer._prepare_inputs(alone)
+
+
+def _adapted(trainer: Any, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum of nll, sum of distances, predicted (P, H), target (P, H)."""
+    terms = trainer.terms(model, batch)
+    return terms.nll.sum(), trainer.distance(terms.predicted, terms.target).sum(), terms.predicted, terms.target
+
+
+def _standalone(loss: str, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    predicted, target = standalone.views(model, batch)
+    distance = standalone.distances(predicted, target, loss).sum()
+    return standalone.language_model_pass(model, batch)[0], distance, predicted, target
 
 
 def _outcome(
-    model: Any, batches: Iterator[Batch], parts: Callable, tokens: int, pairs: int, lbd: float, name: str
+    name: str, model: Any, batches: list[Batch], parts: Callable, weights: tuple[float, float, float]
 ) -> Outcome:
+    per_token, per_pair, lbd = weights
     lm, jepa, views = 0.0, 0.0, []
     model.zero_grad()
-    for batch in tqdm(list(batches), desc=name, leave=False):
-        nll, distance, seen = parts(batch)
-        (nll / tokens + lbd * distance / pairs).backward()
-        lm, jepa = lm + nll.item() / tokens, jepa + distance.item() / pairs
-        views.append(seen.detach().cpu())
-    gradients = {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
+    for batch in tqdm(batches, desc=name, leave=False):
+        nll, distance, predicted, target = parts(model, batch)
+        (nll * per_token + lbd * distance * per_pair).backward()
+        lm, jepa = lm + nll.item() * per_token, jepa + distance.item() * per_pair
+        views.append(torch.stack([predicted, target], 1).flatten(0, 1).detach().cpu())
+    gradients = {key: p.grad.cpu().clone() for key, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return Outcome(lm, jepa, torch.cat(views), gradients)
 
@@ -169,8 +168,9 @@ def _first_mask(model: Any, ours: Batch, theirs: Batch, start: int) -> str | Non
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """norm(a - b) / norm(b)."""
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+    """norm(a - b) / norm(b); what is not a number counts as infinitely far."""
+    difference = float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+    return difference if math.isfinite(difference) else math.inf
 
 
 def _verdict(a: Outcome, b: Outcome, n: int, first: str | None) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def load_and_prepare_dataset(
     A record without `steps` is cut into steps as `prepare` does it; its content stays as it is. Raises UserError,
     naming the record, where one cannot be used, and where none is left."""
     named = isinstance(data, str | os.PathLike)
+    if isinstance(data, Mapping) or not (named or hasattr(data, "__len__")):
+        raise UserError("give one data set of known length: no dictionary of them, no stream")
     records: Iterable[Mapping[str, Any]] = read_records(str(data)) if named else data
     source = f" of {data}" if named else ""
     examples: list[Example] = []
@@ -60,7 +62,11 @@ def load_and_prepare_dataset(
 def to_example(record: Mapping[str, Any], tokenizer: Any, where: str) -> Example:
     """One record with `messages`, and `steps` where they are known. Raises UserError."""
     messages = record.get("messages")
-    if not messages or messages[-1].get("role") != "assistant" or not messages[-1].get("content", "").strip():
+    if not messages or not all(isinstance(turn.get("content"), str) for turn in messages):
+        raise UserError(f"{where}: `messages` must be turns whose `content` is text")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise UserError(f"{where}: `messages` must end with an assistant turn that says something")
+    if messages[-1].get("reasoning_content"):
+        raise UserError(f"{where}: reasoning_content would be read but not trained: run step-jepa prepare")
     steps = record.get("steps") or split(messages[-1]["content"])
     return encode(tokenizer, [dict(message) for message in messages], list(steps), where)

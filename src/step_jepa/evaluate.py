@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +14,7 @@ from rich.text import Text
 from safetensors import safe_open
 from transformers import PrinterCallback
 
-from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.adapted import untrained
 from step_jepa.answers import extract, interval, is_correct
 from step_jepa.branches import Pairs
 from step_jepa.dataset import load_and_prepare_dataset
@@ -52,6 +51,7 @@ class EvaluateArguments:
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest row of the losses in tokens; longer rows keep whole steps only."}
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
     seed: int = field(
         default=42, metadata={"help": "Seed of predictor rows that were never trained, and of pairs = random."}
     )
@@ -77,7 +77,9 @@ def run(args: EvaluateArguments) -> None:
     done = _resume(folder, identity, overwrite=args.overwrite)
     trained = _trained_predictors(args.model_name)
     predictors = args.predictors if trained is None else trained
-    model, tokenizer = setup_model_and_tokenizer(args.model_name, predictors=predictors, seed=args.seed)
+    model, tokenizer = setup_model_and_tokenizer(
+        args.model_name, predictors=predictors, model_init_kwargs={"dtype": args.dtype}, seed=args.seed
+    )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
     console.print(f"test: {data}")
     losses = heldout(
@@ -130,18 +132,8 @@ def heldout(
 
     model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
     Seeds the global random generators. Raises UserError."""
-    with TemporaryDirectory() as scratch:  # Trainer wants a folder; nothing of it is kept
-        config = StepJEPAConfig(
-            output_dir=scratch,
-            objective="step_jepa",
-            predictors=predictors,
-            pairs=pairs,
-            loss=loss,
-            per_device_eval_batch_size=batch_size,
-            seed=seed,
-            report_to="none",
-        )
-        trainer = StepJEPARepresentationTrainer(model, config, eval_dataset=data, processing_class=processing_class)
+    options = {"predictors": predictors, "pairs": pairs, "loss": loss, "per_device_eval_batch_size": batch_size}
+    with untrained(model, data=data, processing_class=processing_class, seed=seed, **options) as trainer:
         trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
     return {name: metrics.get(f"eval_{name}") for name in HELDOUT}

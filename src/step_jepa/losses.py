@@ -1,6 +1,7 @@
 """Pairs of views -> one loss per pair. P pairs, H hidden size; float32 in, (P,) out, gradients to both."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -50,4 +51,9 @@ def _gather(views: Tensor) -> tuple[Tensor, int]:
     return torch.cat(parts), int(counts[: dist.get_rank()].sum())
 
 
-LOSSES: dict[str, Distance] = {"cosine": cosine, "l2": l2, "mse": mse, "infonce": infonce}
+_INDEPENDENT: dict[str, Distance] = {"cosine": cosine, "l2": l2, "mse": mse}
+
+
+def distance(loss: Loss, temperature: float = 0.07) -> Distance:
+    """The function of that name: (P, H) twice -> (P,)."""
+    return partial(infonce, temperature=temperature) if loss == "infonce" else _INDEPENDENT[loss]

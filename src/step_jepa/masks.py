@@ -73,8 +73,7 @@ def check(model: Any) -> None:
         raise UserError(f"{name} has layers of type {', '.join(sorted(strange))}, which take no mask of branches")
     if "position_ids" not in inspect.signature(_unwrapped(model).forward).parameters:
         raise UserError(f"{name} takes no position ids, which branches need")
-    leak = _leak(model)
-    if leak:
+    if leak := _leak(model):
         raise UserError(f"{name} lets {leak} in spite of the mask: it cannot be trained with branches")
 
 
@@ -90,6 +89,7 @@ def _leak(model: Any) -> str | None:
     prefix = torch.tensor([[0, 0, 0, 0, 0, 3, 3, 0, 0]], device=device)
     position_ids = torch.tensor([[0, 1, 2, 3, 4, 3, 4, 3, 4]], device=device)
     mask = attention_mask(model, branch, prefix, position_ids)
+    labelled = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0, 0]], device=device).bool()
 
     def states(changed: slice | None = None) -> Tensor:
         ids = torch.arange(11, 20, device=device)[None] % (model.config.get_text_config().vocab_size // 2)
@@ -100,9 +100,11 @@ def _leak(model: Any) -> str | None:
             attention_mask=mask,
             position_ids=position_ids,
             output_hidden_states=[-1],
-            logits_to_keep=1,
+            logits_to_keep=labelled,
             use_cache=False,
         )
+        if len(out.logits) != 2:
+            raise ValueError("it makes logits where none are asked for")
         return out.hidden_states[-1][0].float()
 
     def moved(before: Tensor, after: Tensor) -> bool:
@@ -112,7 +114,7 @@ def _leak(model: Any) -> str | None:
     model.eval()
     try:
         plain, trunk, branches = states(), states(slice(0, 5)), states(slice(5, 9))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{type(model).__name__} takes no mask of branches: {str(error).splitlines()[0]}") from None
     finally:
         model.train(training)
@@ -120,4 +122,6 @@ def _leak(model: Any) -> str | None:
         return "the trunk see a branch"
     if moved(plain[7:], trunk[7:]):
         return "an isolated branch see the trunk"
+    if not moved(plain[5:7], trunk[5:7]):
+        return "a branch overlook its prefix"
     return None

@@ -26,7 +26,7 @@ def setup_model_and_tokenizer(
     model: Any,
     *,
     processing_class: Any = None,
-    predictors: int = 0,
+    predictors: int | None = None,
     peft_config: PeftConfig | None = None,
     quantization_config: Any = None,
     model_init_kwargs: Any = None,
@@ -34,7 +34,8 @@ def setup_model_and_tokenizer(
 ) -> tuple[Any, Any]:
     """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
 
-    model   hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
+    model        hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
+    predictors   K >= 0; None where nothing is to be predicted
     Raises UserError where the model cannot be had or cannot be trained so."""
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
@@ -48,10 +49,10 @@ def setup_model_and_tokenizer(
             raise UserError("quantization_config applies to a model given by name, not to a loaded one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if predictors:
+    if predictors is not None:
         _add_predictors(model, tokenizer, predictors, folder, seed)
     if peft_config is not None:
-        model = _with_adapter(model, peft_config, predictors)
+        model = _with_adapter(model, peft_config)
     return model, tokenizer
 
 
@@ -83,6 +84,8 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
         options["quantization_config"] = quantization_config
     try:
         if Path(folder, "adapter_config.json").exists():
+            if json.loads(Path(folder, "adapter_config.json").read_text()).get("trainable_token_indices"):
+                raise UserError(f"{folder} is a checkpoint to resume from, not an export: give the run's output folder")
             adapter = PeftModel.from_pretrained(
                 AutoModelForCausalLM.from_pretrained(
                     PeftConfig.from_pretrained(folder).base_model_name_or_path, **options
@@ -91,7 +94,9 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
             )
             return adapter.merge_and_unload()
         return AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _unavailable("model", folder, error) from None
 
 
@@ -108,10 +113,10 @@ def base_rows(model: Any) -> int:
 
 def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, seed: int) -> None:
     """New rows continue those beside the model's export, or are drawn like the rows that are there."""
-    present = getattr(model.config, "predictors", 0)
+    present = getattr(model.config, "predictors", None)
     if present == count:
         return
-    if present:
+    if present is not None:
         raise UserError(f"the model carries {present} predictor rows, not {count}: use --predictors {present}")
     if isinstance(model, PeftModel):
         raise UserError("the adapter does not train predictor rows: give the base model, and peft_config")
@@ -126,50 +131,79 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
         raise UserError(
             f"{saved} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away"
         )
-    tied = model.config.get_text_config().tie_word_embeddings
-    model.resize_token_embeddings(rows + count, mean_resizing=False)
-    weight = model.get_input_embeddings().weight
-    with torch.no_grad():
-        if trained is None:
-            known = weight[:rows].float()
-            noise = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(seed))
-            trained = known.mean(0) + known.std(0) * noise.to(known.device)
-        weight[rows:] = trained.to(weight)
-        if not tied and model.get_output_embeddings() is not None:
-            model.get_output_embeddings().weight[rows:] = 0  # never read: the language model loss leaves them out
+    if count:
+        tied = model.config.get_text_config().tie_word_embeddings
+        model.resize_token_embeddings(rows + count, mean_resizing=False)
+        weight = model.get_input_embeddings().weight
+        with torch.no_grad():
+            if trained is None:
+                known = weight[:rows].float()
+                noise = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+                trained = known.mean(0) + known.std(0) * noise.to(known.device)
+            weight[rows:] = trained.to(weight)
+            if not tied and model.get_output_embeddings() is not None:
+                model.get_output_embeddings().weight[rows:] = 0  # never read: the language-model loss leaves them out
     model.config.predictors = count
 
 
-def _with_adapter(model: Any, peft_config: Any, predictors: int) -> PeftModel:
+def _with_adapter(model: Any, peft_config: Any) -> PeftModel:
     if isinstance(model, PeftModel):
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
+    ids = predictor_ids(model)
+    if ids:
+        vocabulary = {name.rpartition(".")[2] for name in _vocabulary_modules(model)}
+        adapted = (peft_config.target_modules, peft_config.modules_to_save)
+        if (
+            any(name in (names or ()) for name in vocabulary for names in adapted)
+            or peft_config.trainable_token_indices
+        ):
+            raise UserError(
+                f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
+                "leave them out of peft_config, or use --predictors 0"
+            )
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model)
     peft_config = deepcopy(peft_config)
-    if predictors:
+    if ids:
         # Frozen embeddings would leave the predictor tokens at their random start.
-        peft_config.trainable_token_indices = predictor_ids(model)
+        peft_config.trainable_token_indices = ids
     return get_peft_model(model, peft_config)
+
+
+def _vocabulary_modules(model: Any) -> list[str]:
+    """Names of the modules with one row per token: the embeddings and the head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [name for name, module in model.named_modules() if module in ends]
 
 
 def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapter: bool = False) -> None:
     """Write what any inference engine loads: the base model's number of rows, merged, or the adapter alone.
 
     The predictor rows lie beside it in predictors.safetensors, (K, H). The model itself is left as it is."""
-    count, rows = getattr(model.config, "predictors", 0), base_rows(model)
-    keep = keep_adapter and isinstance(model, PeftModel)
-    if isinstance(model, PeftModel) and not keep and getattr(model.get_base_model(), "is_quantized", False):
+    rows, keep = base_rows(model), keep_adapter and isinstance(model, PeftModel)
+    if not keep and getattr(model, "is_quantized", False):
         raise UserError("a quantised model cannot be merged without loss: export its adapter with --keep_adapter")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    trained = _trained_predictors(model)
+    for pattern in ("adapter_*", "model*.safetensors*", PREDICTORS_FILE):
+        for old in Path(folder).glob(pattern):  # of an earlier export, which would be loaded in place of this one
+            old.unlink()
     if keep:
         _export_adapter(model, folder)
     else:
-        plain = deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
-        _export_model(plain, _base_state(plain, rows), rows, folder)
-    if count:
-        save_file({"predictors": trained}, Path(folder, PREDICTORS_FILE))
+        _export_model(_merged(model), rows, folder)
+    if hasattr(model.config, "predictors"):
+        save_file({"predictors": _trained_predictors(model)}, Path(folder, PREDICTORS_FILE))
     tokenizer.save_pretrained(folder)
+
+
+def _merged(model: Any) -> Any:
+    """A copy with the adapter merged in, made on the CPU, where a second model has room."""
+    if not isinstance(model, PeftModel):
+        return model
+    device = model.device
+    copy = deepcopy(model.to("cpu")).merge_and_unload()
+    model.to(device)
+    return copy
 
 
 def _trained_predictors(model: Any) -> torch.Tensor:
@@ -186,22 +220,22 @@ def _trained_predictors(model: Any) -> torch.Tensor:
 
 def _base_state(model: Any, rows: int) -> dict[str, torch.Tensor]:
     """The model's weights with its embeddings, input and output, cut to `rows`."""
-    resized = (model.get_input_embeddings(), model.get_output_embeddings())
-    owners = {name for name, module in model.named_modules() if module in resized}
+    owners = _vocabulary_modules(model)
     state = model.state_dict()
     cut = {value.data_ptr(): value[:rows].clone() for name, value in state.items() if name.rpartition(".")[0] in owners}
     return {name: cut.get(value.data_ptr(), value) for name, value in state.items()}  # what was tied stays tied
 
 
-def _export_model(model: Any, state: dict[str, torch.Tensor], rows: int, folder: str | os.PathLike) -> None:
-    config = deepcopy(model.config)
-    model.config.get_text_config().vocab_size = rows
-    if hasattr(model.config, "predictors"):
-        del model.config.predictors
+def _export_model(model: Any, rows: int, folder: str | os.PathLike) -> None:
+    own, exported = model.config, deepcopy(model.config)
+    exported.get_text_config().vocab_size = rows
+    if hasattr(exported, "predictors"):
+        del exported.predictors
+    model.config = exported
     try:
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=_base_state(model, rows))
     finally:
-        model.config = config
+        model.config = own
 
 
 def _export_adapter(model: PeftModel, folder: str | os.PathLike) -> None:
@@ -209,11 +243,7 @@ def _export_adapter(model: PeftModel, folder: str | os.PathLike) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     weights = Path(folder, "adapter_model.safetensors")
     save_file(
-        {
-            name: value
-            for name, value in load_file(weights).items()
-            if "token_adapter" not in name and "trainable_tokens" not in name
-        },
+        {name: value for name, value in load_file(weights).items() if "token_adapter" not in name},
         weights,
         metadata={"format": "pt"},
     )

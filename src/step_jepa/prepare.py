@@ -62,8 +62,9 @@ def _paths(args: PrepareArguments) -> tuple[Path, Path]:
     rejects = output.with_suffix(".rejected.jsonl")
     if source.resolve() in (output.resolve(), rejects.resolve()):
         raise UserError(f"{source} would be overwritten by its own result: give another --output_file")
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} exists: give --overwrite to replace it, or another --output_file")
+    for path in (output, rejects):
+        if path.exists() and not args.overwrite:
+            raise UserError(f"{path} exists: give --overwrite to replace it, or another --output_file")
     return output, rejects
 
 

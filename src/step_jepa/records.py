@@ -140,7 +140,10 @@ def _number(value: Any) -> float:
 def _from_messages(raw: dict[str, Any], args: ReadArguments) -> Record:
     context, last = _conversation(raw)
     text = _text(last, "content")
-    steps = _cut(text, args, last.get("reasoning_content") or "")
+    reasoning = last.get("reasoning_content") or ""
+    if not isinstance(reasoning, str):
+        raise Rejected("reasoning_content is not text")
+    steps = _cut(text, args, reasoning)
     return _record(context, steps, _short(raw.get("answer")) or final_answer(text))
 
 

@@ -5,13 +5,14 @@
 Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V rows of the base model's vocabulary.
 """
 
-import time
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig
@@ -22,9 +23,12 @@ from step_jepa import branches, masks
 from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, Planner, without_branches
 from step_jepa.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.errors import UserError
-from step_jepa.losses import LOSSES, Loss, infonce
+from step_jepa.losses import Loss, distance
+from step_jepa.metrics import Meter, Terms, figures, row_sums
 from step_jepa.models import base_rows, export, predictor_ids, setup_model_and_tokenizer
 from step_jepa.tokens import IGNORED
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -69,17 +73,6 @@ class RepresentationConfig(TrainingArguments):
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
 
 
-@dataclass
-class Terms:
-    """What one forward pass gives: nll (N,), token_row (N,), predicted (P, H), target (P, H), pair_row (P,)."""
-
-    nll: Tensor
-    token_row: Tensor
-    predicted: Tensor
-    target: Tensor
-    pair_row: Tensor
-
-
 class RepresentationTrainer(Trainer):
     """Predict the representation of the answer from that of the user's text (LLM-JEPA, arXiv 2509.14252).
 
@@ -104,24 +97,20 @@ class RepresentationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        if args.label_smoothing_factor and self.has_objective(args):
-            raise UserError("label_smoothing_factor has no meaning beside a JEPA loss: leave it out")
-        if args.n_gpu > 1:
-            raise UserError("several devices in one process: start with torchrun, or show it one device")
-        set_seed(args.seed)
         self.branching = self.has_objective(args)
+        _refuse(args, quantised=quantization_config is not None, branching=self.branching)
+        set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
             model,
             processing_class=processing_class,
-            predictors=args.predictors if self.branching else 0,
+            predictors=args.predictors if self.branching else None,
             peft_config=peft_config,
             quantization_config=quantization_config,
             model_init_kwargs=args.model_init_kwargs,
             seed=args.seed,
         )
         self.args, self.model = args, model
-        self.data = {"train": self._prepared(train_dataset, tokenizer), "eval": self._prepared(eval_dataset, tokenizer)}
-        rows = {name: self._rows(data) for name, data in self.data.items()}
+        train_rows, eval_rows = self.rows(train_dataset, tokenizer), self.rows(eval_dataset, tokenizer)
         if self.branching:
             masks.check(model)
             self.loss_is_scaled_for_ga = True
@@ -129,13 +118,14 @@ class RepresentationTrainer(Trainer):
             model=model,
             args=args,
             data_collator=(BranchCollator if self.branching else PlainCollator)(tokenizer.pad_token_id),
-            train_dataset=rows["train"],
-            eval_dataset=rows["eval"],
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
             processing_class=tokenizer,
-            callbacks=[*(callbacks or []), *([_TellEpoch(rows["train"])] if rows["train"] else [])],
+            callbacks=[*(callbacks or []), *([_TellEpoch(train_rows)] if train_rows else [])],
             optimizers=optimizers,
         )
-        self._meter = _Meter(self.args.device)
+        self.distance = distance(args.loss, args.temperature)
+        self._meter = Meter(self.args.device)
         self._step_tokens = self._step_pairs = 1
 
     # What an objective says
@@ -149,25 +139,25 @@ class RepresentationTrainer(Trainer):
         """(example, rng) -> row with its branches."""
         return partial(branches.llm_jepa, predictors=predictor_ids(self.model))
 
-    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """(P, H) twice -> (P,)."""
-        if self.args.loss == "infonce":
-            return infonce(predicted, target, self.args.temperature)
-        return LOSSES[self.args.loss](predicted, target)
-
     # Data
 
-    def _prepared(self, data: Any, tokenizer: Any) -> PreparedData | None:
-        if data is None or isinstance(data, PreparedData):
+    def rows(self, data: Any, tokenizer: Any = None) -> PlannedRows | None:
+        """What the loader reads, from records, a file, or PreparedData. Raises UserError."""
+        if data is None or isinstance(data, PlannedRows):
             return data
-        return load_and_prepare_dataset(data, tokenizer, max_length=self.args.max_length)
+        if not isinstance(data, PreparedData):
+            data = load_and_prepare_dataset(data, tokenizer or self.processing_class, max_length=self.args.max_length)
+        if self.args.should_log:
+            logger.log(logging.WARNING if data.cut or data.left_out else logging.INFO, "%s", data)
+        return PlannedRows(data.examples, self.planner() if self.branching else branches.trunk, self.args.seed)
 
-    def _rows(self, data: PreparedData | None) -> PlannedRows | None:
-        plan = self.planner() if self.branching else branches.trunk
-        return PlannedRows(data.examples, plan, self.args.seed) if data else None
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Held-out figures, of the eval_dataset of the trainer or of other records."""
+        return super().evaluate(self.rows(eval_dataset), ignore_keys, metric_key_prefix)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimisation step; tokens and pairs are counted over all of them and all ranks."""
+        self._meter.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.branching:
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
@@ -198,7 +188,7 @@ class RepresentationTrainer(Trainer):
         nll = F.cross_entropy(logits, labels[labelled], reduction="none")
         token_row = labelled.nonzero()[:, 0]
         if "branch" not in batch:
-            empty = logits.new_empty(0, model_width(self.model))
+            empty = logits.new_empty(0, self.model.config.get_text_config().hidden_size)
             return Terms(nll, token_row, empty, empty, token_row[:0])
         pair_row, pair = (batch["pairs"][..., 0] >= 0).nonzero(as_tuple=True)
         read = batch["pairs"][pair_row, pair]
@@ -233,30 +223,54 @@ class RepresentationTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             terms = self.terms(model, inputs)
             distance = self.distance(terms.predicted, terms.target)
-        sums = _row_sums(terms, distance, len(inputs["labels"]), model_width(self.model))
+        sums = row_sums(terms, distance, len(inputs["labels"]), self.model.config.get_text_config().hidden_size)
         return terms.nll.mean(), sums, None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         """Held-out figures: the LM loss is weighted by tokens, the JEPA loss and the cosines by pairs."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        figures = _figures(torch.from_numpy(output.predictions).double().sum(0))
-        figures["loss"] = self.args.gamma * figures["lm_loss"] + self.args.lbd * figures.get("jepa_loss", 0.0)
+        with self._meter.paused():
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        assert isinstance(output.predictions, np.ndarray)
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        means = figures(torch.from_numpy(output.predictions).double().sum(0))
+        means["loss"] = self.args.gamma * means["lm_loss"] + self.args.lbd * means.get("jepa_loss", 0.0)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models.export)."""
-        if _internal_call or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if _internal_call:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
             model = self.accelerator.unwrap_model(self.model)
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
+
+
+def _refuse(args: Any, *, quantised: bool, branching: bool) -> None:
+    """Options of TrainingArguments that would give something else than they say."""
+    refused = {
+        "push_to_hub would upload the rows of a checkpoint: push the exported folder": args.push_to_hub,
+        "train_sampling_strategy must be random or sequential": args.train_sampling_strategy
+        not in ("random", "sequential"),
+        "eval_do_concat_batches must stay True: figures are sums over rows": not args.eval_do_concat_batches,
+        "several devices in one process: start with torchrun, or show it one device": args.n_gpu > 1,
+        "a quantised model cannot be merged without loss: add --keep_adapter": quantised and not args.keep_adapter,
+    }
+    if branching:
+        refused |= {
+            "label_smoothing_factor has no meaning beside a JEPA loss: leave it out": args.label_smoothing_factor,
+            "neftune_noise_alpha would put noise on isolated views: leave it out": args.neftune_noise_alpha,
+            "FSDP cannot export without the predictor rows: use DDP, or objective none": args.fsdp,
+            "DeepSpeed cannot export without the predictor rows: use DDP, or objective none": args.deepspeed,
+        }
+    for reason, given in refused.items():
+        if given:
+            raise UserError(reason)
 
 
 class _TellEpoch(TrainerCallback):
@@ -267,58 +281,3 @@ class _TellEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.rows.epoch.fill_(int(state.epoch or 0))
-
-
-class _Meter:
-    """Sums since the last log, on the device: nll, tokens, distance, pairs, cosine, tokens read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums, self.since = torch.zeros(6, device=device), time.perf_counter()
-
-    def add(self, terms: Terms, distance: Tensor, batch: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            cosine = F.cosine_similarity(terms.predicted, terms.target, dim=-1).sum()
-            counts = [len(terms.nll), distance.sum(), len(distance), cosine, (batch["branch"] >= 0).sum()]
-            self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in (terms.nll.sum(), *counts)])
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        nll, tokens, distance, pairs, cosine, read = accelerator.reduce(self.sums, "sum").tolist()
-        now = time.perf_counter()
-        logs = {"tokens_per_second": read / (now - self.since)}
-        if tokens:
-            logs |= {"lm_loss": nll / tokens, "pairs": pairs}
-        if pairs:
-            logs |= {"jepa_loss": distance / pairs, "view_cosine": cosine / pairs}
-        self.sums.zero_()
-        self.since = now
-        return logs
-
-
-def model_width(model: Any) -> int:
-    """H."""
-    return model.config.get_text_config().hidden_size
-
-
-def _row_sums(terms: Terms, distance: Tensor, rows: int, width: int) -> Tensor:
-    """(B, 5 + 2H): nll, tokens, distance, pairs, cosine, and the sums of the unit predicted and unit target views."""
-    sums = torch.zeros(rows, 5 + 2 * width, device=terms.nll.device)
-    sums[:, :2].index_add_(0, terms.token_row, torch.stack([terms.nll, torch.ones_like(terms.nll)], 1))
-    if len(distance):
-        predicted, target = F.normalize(terms.predicted, dim=-1), F.normalize(terms.target, dim=-1)
-        cosine = (predicted * target).sum(-1)
-        pairs = torch.stack([distance, torch.ones_like(distance), cosine], 1)
-        sums[:, 2:].index_add_(0, terms.pair_row, torch.cat([pairs, predicted, target], 1))
-    return sums
-
-
-def _figures(sums: Tensor) -> dict[str, float]:
-    """Means from the sums over all rows. The mean cosine over all unpaired views needs only the two sums of unit
-    views: sum over i != j of p_i . t_j = (sum p) . (sum t) - sum p_i . t_i."""
-    nll, tokens, distance, pairs, cosine = sums[:5].tolist()
-    figures = {"lm_loss": nll / max(tokens, 1)}
-    if pairs:
-        figures |= {"jepa_loss": distance / pairs, "pairs": int(pairs), "cosine_paired": cosine / pairs}
-    if pairs > 1:
-        predicted, target = sums[5:].chunk(2)
-        figures["cosine_unpaired"] = (float(predicted @ target) - cosine) / (pairs * (pairs - 1))
-    return figures

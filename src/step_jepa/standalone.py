@@ -224,7 +224,7 @@ def config_of(model: Any) -> Any:
 
 def sizes(model: Any) -> tuple[int, int]:
     """V and K."""
-    predictors = getattr(config_of(model), "predictors", 0)
+    predictors = getattr(getattr(model, "module", model).config, "predictors", 0)
     return config_of(model).vocab_size - predictors, predictors
 
 
@@ -363,7 +363,7 @@ class StepJEPATrainer(Trainer):
             raise ValueError(f"lbd and gamma must be numbers >= 0, and loss one of {', '.join(LOSSES)}")
         if self.args.remove_unused_columns:
             raise ValueError("set remove_unused_columns=False: Trainer would drop the steps from the data")
-        if lbd > 0 and not hasattr(config_of(self.model), "predictors"):
+        if lbd > 0 and not hasattr(getattr(self.model, "config", None), "predictors"):
             raise ValueError("the model has no predictors: call add_predictors(model, count) first (count may be 0)")
         if lbd > 0 and (self.label_smoother or self.compute_loss_func):
             raise ValueError("label_smoothing_factor and compute_loss_func have no meaning with lbd > 0")

@@ -1,5 +1,7 @@
 """`step-jepa train`: fine-tune a model on a file of conversations, by either implementation."""
 
+import logging
+import shutil
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,14 +12,16 @@ import torch
 from peft import LoraConfig
 from rich.console import Console
 from transformers import BitsAndBytesConfig, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
-from step_jepa import standalone
+from step_jepa import masks, standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
 console = Console(highlight=False)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,7 +34,9 @@ class TrainArguments:
         default="adapted",
         metadata={"help": "adapted: every option, one pass. standalone: one readable file, two passes."},
     )
-    eval_file: str | None = field(default=None, metadata={"help": "Held-out records: LM and JEPA loss are reported."})
+    eval_file: str | None = field(
+        default=None, metadata={"help": "Held-out records: losses and cosines (standalone: eval_loss)."}
+    )
     step_jepa: bool = field(default=False, metadata={"help": "Alias of --objective step_jepa."})
     lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter (and the predictor tokens)."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
@@ -57,12 +63,14 @@ def peft_config(args: TrainArguments) -> LoraConfig | None:
     )
 
 
-def quantization_config(args: TrainArguments) -> Any:
+def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
     """4-bit NormalFloat with bfloat16 computation (QLoRA, arXiv 2305.14314)."""
     if not args.load_in_4bit:
         return None
     if not args.lora:
         raise UserError("4-bit weights are frozen: add --lora to --load_in_4bit")
+    if not keep_adapter:
+        raise UserError("a 4-bit model cannot be merged without loss: add --keep_adapter to --load_in_4bit")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -92,19 +100,26 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         raise UserError(f"--step_jepa and --objective {config.objective} contradict each other: leave one out")
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
-    trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise UserError(f"{resume}: no such checkpoint: give its folder, or True for the last one of --output_dir")
+    if resume is True and get_last_checkpoint(config.output_dir) is None:
+        raise UserError(f"{config.output_dir} holds no checkpoint to resume from: leave out --resume_from_checkpoint")
+    build = standalone_trainer if args.approach == "standalone" else adapted_trainer
+    try:
+        trainer = build(args, config)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:  # what Trainer and the libraries refuse
+        raise UserError(" ".join(str(error).split())[:300]) from None
+    if not resume and trainer.is_world_process_zero():
+        for old in Path(config.output_dir).glob("checkpoint-*"):  # --overwrite: a later resume must not find them
+            shutil.rmtree(old)
     try:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
         raise UserError(
             f"interrupted at step {trainer.state.global_step}: "
             "--resume_from_checkpoint True goes on from the last checkpoint, if there is one"
-        ) from None
-    except ValueError as error:
-        if "No valid checkpoint" not in str(error):
-            raise
-        raise UserError(
-            f"{config.output_dir} holds no checkpoint to resume from: leave out --resume_from_checkpoint"
         ) from None
     if args.approach == "adapted":
         trainer.save_model()
@@ -118,18 +133,14 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
 
 def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARepresentationTrainer:
     """The recommended implementation, on files."""
-    trainer = StepJEPARepresentationTrainer(
+    return StepJEPARepresentationTrainer(
         model=args.model_name,
         args=config,
         train_dataset=args.train_file,
         eval_dataset=args.eval_file,
         peft_config=peft_config(args),
-        quantization_config=quantization_config(args),
+        quantization_config=quantization_config(args, keep_adapter=config.keep_adapter),
     )
-    for name, data in trainer.data.items():
-        if data:
-            console.print(f"{name}: {data}")
-    return trainer
 
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
@@ -147,14 +158,14 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name,
-        predictors=config.predictors if lbd else 0,
+        predictors=config.predictors if lbd else None,
         peft_config=peft_config(args),
-        quantization_config=quantization_config(args),
+        quantization_config=quantization_config(args, keep_adapter=config.keep_adapter),
         model_init_kwargs=config.model_init_kwargs,
         seed=config.seed,
     )
     if lbd:
-        standalone.add_predictors(model, config.predictors)  # notes K = 0; other rows are there already
+        masks.check(model)
     return standalone.StepJEPATrainer(
         model=model,
         args=config,
@@ -181,7 +192,7 @@ def _standalone_examples(file: str, tokenizer: Any, max_length: int | None) -> l
     if not kept:
         raise UserError(f"{file}: no whole step fits into max_length = {max_length}: raise it")
     single = sum(len(example.spans) < 2 for example in kept)
-    console.print(
+    logger.info(
         f"{file}: {len(kept)} examples, {len(examples) - len(kept)} left out (no whole step fits), "
         f"{single} with fewer than two steps (language-model loss only)"
     )
