@@ -122,9 +122,12 @@ def test_a_space_belongs_to_the_token_that_begins_with_it(tokenizer, trim):
 def test_tokens_that_straddle_the_start_are_refused(tokenizer):
     emoji = "\U0001f600"
     first_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(emoji)[0][0][0]
-    for merge, content, trim in ((("\u0120", first_byte), emoji, False), (("\u0120", "\u010a"), "\na", True)):
-        other = merging(tokenizer, merge, trim=trim)
-        other.chat_template = tokenizer.chat_template.replace("m['role'] + '\n'", "m['role'] + ' '")
+    cases = [
+        (merging(tokenizer, ("\u0120", first_byte)), " ", emoji),  # both tokens of the character begin before it
+        (merging(tokenizer, (".", "\u0120"), trim=True), ".", " a"),  # the offsets of ". " end where the content begins
+    ]
+    for other, end, content in cases:
+        other.chat_template = tokenizer.chat_template.replace("m['role'] + '\n'", f"m['role'] + '{end}'")
         with pytest.raises(UserError, match="a token straddles"):
             encode(other, [{"role": "assistant", "content": content}], [content.strip()])
 

@@ -174,6 +174,7 @@ def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, re
     out = tmp_path / "out"
     if form == "adapter":
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
+        assert all("lora_" in name for name in load_file(out / "adapter_model.safetensors"))
         assert json.loads((out / "adapter_config.json").read_text())["trainable_token_indices"] is None
     else:
         model = AutoModelForCausalLM.from_pretrained(out)
