@@ -91,10 +91,13 @@ def _leak(model: Any) -> str | None:
     mask = attention_mask(model, branch, prefix, position_ids)
     labelled = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0, 0]], device=device).bool()
 
+    # Spread over the vocabulary: its first ids are often special tokens that were never trained and look all alike.
+    apart = model.config.get_text_config().vocab_size // 20
+
     def states(changed: slice | None = None) -> Tensor:
-        ids = torch.arange(11, 20, device=device)[None] % (model.config.get_text_config().vocab_size // 2)
+        ids = torch.arange(1, 10, device=device)[None] * apart
         if changed:
-            ids[:, changed] += 2
+            ids[:, changed] += 10 * apart
         out = model(
             input_ids=ids,
             attention_mask=mask,
@@ -107,8 +110,8 @@ def _leak(model: Any) -> str | None:
             raise ValueError("it makes logits where none are asked for")
         return out.hidden_states[-1][0].float()
 
-    def moved(before: Tensor, after: Tensor) -> bool:
-        return bool((before - after).norm() > 1e-2 * before.norm())
+    def moved(before: Tensor, after: Tensor, least: float = 1e-2) -> bool:
+        return bool((before - after).norm() > least * before.norm())
 
     training = model.training
     model.eval()
@@ -122,6 +125,6 @@ def _leak(model: Any) -> str | None:
         return "the trunk see a branch"
     if moved(plain[7:], trunk[7:]):
         return "an isolated branch see the trunk"
-    if not moved(plain[5:7], trunk[5:7]):
+    if not moved(plain[5:7], trunk[5:7], least=1e-4):
         return "a branch overlook its prefix"
     return None
