@@ -102,9 +102,10 @@ def test_recipes_and_overrides(train_file, model_folder, tmp_path):
         assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, "step_jepa")
         assert args.lora
     quick = tmp_path / "quick.yaml"
-    quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\n")
+    quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\nsave_strategy: no\n")
     args, config = parse("train", [TrainArguments, StepJEPAConfig], ["--config", str(quick), *needed])
     assert (args.lora, config.pairs, config.lr_scheduler_kwargs) == (True, "random", {"a": 1})
+    assert config.save_strategy == "no"
 
 
 def test_compare_agrees_and_names_what_differs(model_folder, train_file, capsys, monkeypatch):
@@ -247,10 +248,15 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("random or sequential", "train", *model, *data, *out, "--train_sampling_strategy", "group_by_length")
     refused("eval", "train", *model, *data, *out, "--eval_strategy", "steps")
     refused("foo", "train", *model, *data, *out, "--model_init_kwargs", '{"foo": 1}')
-    refused("no such checkpoint", "train", *model, *data, *out, "--resume_from_checkpoint", "/nowhere")
+    refused("holds no complete checkpoint", "train", *model, *data, *out, "--resume_from_checkpoint", "/nowhere")
     refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
     resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]
-    refused("holds no checkpoint", "train", *model, *data, *resume)
+    refused("holds no complete checkpoint", "train", *model, *data, *resume)
+    refused("lbd = nan", "train", *model, *data, *out, "--lbd", "nan")
+    refused("limit = -1", "inspect", "steps", *model, *data, "--limit", "-1")
+    refused("is not empty", "train", *model, *data, "--output-dir", full)
+    (tmp_path / "file").write_text("mine")
+    refused("Not a directory", "train", *model, *data, "--output_dir", tmp_path / "file" / "sub", *QUICK)
     refused("cannot read", "train", "--config", tmp_path / "no.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     refused("no table of options", "train", "--config", tmp_path / "list.yaml")
@@ -294,3 +300,36 @@ def test_compare_takes_what_is_not_a_number_for_a_difference(model_folder, train
     monkeypatch.setattr(standalone, "distances", lambda *a: distances(*a) * float("nan"))
     assert code("compare", "--model_name", model_folder, "--train_file", train_file) == 1
     assert "the JEPA loss" in capsys.readouterr().err
+
+
+def test_resuming_what_is_finished_or_incomplete(model_folder, train_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(model_folder, train_file, out, "--save_steps", "1") == 0
+    before = (out / "model.safetensors").read_bytes()
+    assert train(model_folder, train_file, out, "--resume_from_checkpoint", "True") == 2
+    assert "has all of the 3 steps" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+    (out / "checkpoint-3" / "trainer_state.json").unlink()  # killed while it was saved: the one before is taken
+    assert train(model_folder, train_file, out, "--resume_from_checkpoint", "True") == 0
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 0
+    again = ["--resume_from_checkpoint", out / "checkpoint-1", "--predictors", "2"]
+    assert train(model_folder, train_file, out, *again) == 2
+    assert "cannot resume from" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_training(model_folder, train_file, tmp_path, capsys, monkeypatch):
+    from step_jepa import StepJEPARepresentationTrainer
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepJEPARepresentationTrainer, "compute_loss", interrupted)
+    assert train(model_folder, train_file, tmp_path / "out") == 130
+    assert "interrupted at step 0: there is no checkpoint" in capsys.readouterr().err
+
+
+def test_rows_without_pairs_are_said_to_be_plain_fine_tuning(model_folder, tmp_path, caplog):
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"question": "a", "answer": "#### 1"}) + "\n")
+    assert train(model_folder, file, tmp_path / "out") == 0
+    assert "no row has a pair" in caplog.text

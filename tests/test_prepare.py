@@ -113,7 +113,9 @@ def test_options_reach_the_steps():
         ({"messages": []}, "messages is not a list of turns"),
         ({"messages": [assistant("a")]}, "no user turn"),
         ({"messages": [USER, assistant("<think>a")]}, "never closed"),
-        ({"messages": [USER, assistant([{"type": "text"}])]}, "content is missing, empty or not text"),
+        ({"messages": [USER, assistant([{"type": "text"}])]}, "each with role and content, both text"),
+        ({"messages": [USER, {"role": "tool", "content": None}, assistant("a")]}, "both text"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "a step as wrong"),
         ({"messages": [USER, assistant("a b")], "steps": ["a", "c"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a x b")], "steps": ["a", "b"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
@@ -139,7 +141,7 @@ def test_run_sets_unusable_lines_aside(tmp_path, capsys):
     bad_json, empty = read_lines(tmp_path / "new" / "out.rejected.jsonl")
     assert (bad_json["line"], bad_json["record"]) == (3, "{oops")
     assert bad_json["reason"].startswith("not JSON: ")
-    assert (empty["line"], json.loads(empty["record"])) == (4, {**RAW, "answer": ""})
+    assert (empty["line"], empty["record"]) == (4, {**RAW, "answer": ""})
     table = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "read 4 written 2 rejected: not JSON 1 rejected: answer is missing, empty or not text 1" in table
     assert "3 / 3 / 3" in table

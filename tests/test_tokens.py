@@ -91,6 +91,10 @@ def test_errors_name_the_example_and_the_remedy(tokenizer):
     other.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(UserError, match="no end-of-turn"):
         encoded(other, conversation("a"))
+    for turns in ({"question": "a<|end|>"}, {}):
+        record = conversation("a", "b<|start|>" if not turns else "b", **turns)
+        with pytest.raises(UserError, match=r"holds the special token <\|(end|start)\|>: take it out"):
+            encoded(tokenizer, record)
     with pytest.raises(UserError, match="not the assistant's"):
         encode(tokenizer, [{"role": "user", "content": "a"}], ["a"])
     with pytest.raises(UserError, match="example 3: step 1 is not in"):

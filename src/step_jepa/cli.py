@@ -3,10 +3,13 @@
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
-from step_jepa.errors import UserError
+from step_jepa.errors import Interrupted, UserError
+
+_FIRST = os.environ.get("RANK", "0") == "0"
 
 # command -> module, its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
@@ -22,26 +25,37 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C."""
-    if os.environ.get("RANK", "0") == "0":
+    for noise in ("Setting `save_embedding_layers`", "`is_gradient_checkpointing` is deprecated"):
+        warnings.filterwarnings("ignore", message=noise)  # of peft, about what we mean to do
+    if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("step_jepa").setLevel(logging.INFO)
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"step-jepa: {error}", file=sys.stderr)
-        code = 2
+        _say(str(error))
+        code = 130 if isinstance(error, Interrupted) else 2
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
         code = 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        _say(f"{error.strerror or error}: {error.filename or 'give another place'}")
+        code = 2
     except KeyboardInterrupt:
-        print("step-jepa: interrupted", file=sys.stderr)
+        _say("interrupted")
         code = 130
     sys.exit(code)
 
 
+def _say(message: str) -> None:
+    """One line on stderr, from one of several processes."""
+    if _FIRST:
+        print(f"step-jepa: {message}", file=sys.stderr)
+
+
 def dispatch(argv: list[str]) -> int:
     """Run the command that `argv` names; its exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help") or argv in (["inspect"], ["inspect", "--help"]):
         print("usage: step-jepa COMMAND [--config FILE.yaml] [--option value ...]\n")
         for command, (_, _, purpose) in COMMANDS.items():
             print(f"  {command:15} {purpose}")

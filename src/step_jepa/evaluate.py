@@ -18,7 +18,7 @@ from step_jepa.adapted import untrained
 from step_jepa.answers import extract, interval, is_correct
 from step_jepa.branches import Pairs
 from step_jepa.dataset import load_and_prepare_dataset
-from step_jepa.errors import UserError
+from step_jepa.errors import Interrupted, UserError
 from step_jepa.generation import Generation, generate
 from step_jepa.losses import Loss
 from step_jepa.models import PREDICTORS_FILE, resolve, setup_model_and_tokenizer
@@ -102,7 +102,7 @@ def run(args: EvaluateArguments) -> None:
                 done[generation.index] = generation
                 print(_json(asdict(generation)), file=partial, flush=True)
     except KeyboardInterrupt:
-        raise UserError(
+        raise Interrupted(
             f"interrupted after {len(done)} of {len(records)} answers: the same command goes on from there"
         ) from None
     rows = [judge(record, done[index]) for index, record in enumerate(records)]

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from step_jepa.dataset import load_and_prepare_dataset
+from step_jepa.errors import UserError
 from step_jepa.models import load_tokenizer
 from step_jepa.tokens import IGNORED, Example
 
@@ -23,6 +24,10 @@ class InspectArguments:
     limit: int | None = field(default=3, metadata={"help": "How many examples."})
     max_length: int | None = field(default=None, metadata={"help": "Cut rows to whole steps within this many tokens."})
     json: bool = field(default=False, metadata={"help": "One JSON list on stdout instead of colours."})
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit = {self.limit}: give 1 or more")
 
 
 def run(args: InspectArguments) -> None:

@@ -21,7 +21,7 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
     argv = _with_config(argv)
     needs_output = any(option.dest == "output_dir" for option in parser._actions)
-    if needs_output and not {"-h", "--help", "--output_dir"} & {word.split("=")[0] for word in argv}:
+    if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
         raise UserError("--output_dir is required: say where the results go")
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -58,6 +58,12 @@ def _options(path: str) -> list[str]:
     argv: list[str] = []
     for name, value in options.items():
         if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            argv += [f"--{name}", *map(str, values)]
+            argv += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
     return argv
+
+
+def _word(value: Any) -> str:
+    """A YAML value as one would type it; `no` is a truth value to YAML, and a word to `--save_strategy`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

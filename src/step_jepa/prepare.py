@@ -75,12 +75,20 @@ def _sort_out(args: PrepareArguments, rejected: list[dict[str, Any]], lengths: l
         try:
             record = to_record(raw, args)
         except Rejected as error:
-            rejected.append({"line": line, "reason": str(error), "record": raw})
+            rejected.append({"line": line, "reason": str(error), "record": _parsed(raw)})
             continue
         lengths.append(record["total_steps"])
         yield record
         if len(lengths) == limit:
             return
+
+
+def _parsed(raw: Any) -> Any:
+    """A line as the JSON that it is, so that it can be mended; as text where it is none."""
+    try:
+        return json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        return raw
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

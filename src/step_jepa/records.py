@@ -149,6 +149,8 @@ def _from_messages(raw: dict[str, Any], args: ReadArguments) -> Record:
 
 def _from_stepwise(raw: dict[str, Any], args: ReadArguments) -> Record:
     prompt, completions = raw.get("prompt"), _strings(raw, "completions")
+    if not all(raw.get("labels") or ()):
+        raise Rejected("labels mark a step as wrong: it must not be learned")
     context = _turns(raw, "prompt") if isinstance(prompt, list) else _asked({"question": prompt}, args)
     steps = [_annotated(step, args).strip() for step in completions if step.strip()]
     return _record(context, steps, _short(raw.get("answer")) or final_answer("\n".join(steps)))
@@ -228,9 +230,13 @@ def _conversation(raw: dict[str, Any]) -> tuple[list[Turn], Turn]:
 
 def _turns(raw: dict[str, Any], key: str) -> list[Turn]:
     turns = raw.get(key)
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "role" in t for t in turns):
-        raise Rejected(f"{key} is not a list of turns, each with role and content")
+    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
+        raise Rejected(f"{key} is not a list of turns, each with role and content, both text")
     return turns
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
 
 
 def _strings(raw: dict[str, Any], key: str) -> list[str]:

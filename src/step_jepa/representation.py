@@ -6,6 +6,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,12 +41,16 @@ class RepresentationConfig(TrainingArguments):
     predictors: int = field(
         default=1, metadata={"help": "K, the predictor tokens; with 0 the state of the last text token predicts."}
     )
-    loss: Loss = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
+    loss: Loss = field(
+        default="cosine",
+        metadata={"help": "Distance of the views; infonce wants many pairs per micro-batch."},
+    )
     temperature: float = field(default=0.07, metadata={"help": "Temperature of infonce."})
     jepa_ratio: float = field(
         default=1.0,
         metadata={"help": "Share of optimisation steps that carry the JEPA loss; others are plain SFT."},
     )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or this share of them."})
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest trunk in tokens; longer rows keep whole steps only."}
     )
@@ -60,7 +65,7 @@ class RepresentationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         for name in ("lbd", "gamma", "predictors"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.jepa_ratio <= 1:
             raise UserError(f"jepa_ratio = {self.jepa_ratio}: give a share between 0 and 1")
@@ -149,7 +154,10 @@ class RepresentationTrainer(Trainer):
             data = load_and_prepare_dataset(data, tokenizer or self.processing_class, max_length=self.args.max_length)
         if self.args.should_log:
             logger.log(logging.WARNING if data.cut or data.left_out else logging.INFO, "%s", data)
-        return PlannedRows(data.examples, self.planner() if self.branching else branches.trunk, self.args.seed)
+        rows = PlannedRows(data.examples, self.planner() if self.branching else branches.trunk, self.args.seed)
+        if self.branching and self.args.should_log and not any(rows[index].pairs for index in range(len(rows))):
+            logger.warning("no row has a pair to learn from: this is plain fine-tuning")
+        return rows
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Held-out figures, of the eval_dataset of the trainer or of other records."""

@@ -120,6 +120,7 @@ def encode(tokenizer: Any, messages: Messages, steps: list[str], where: str = "e
     Raises UserError, naming `where`, wherever the boundaries could only be guessed."""
     if not messages or messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last turn is not the assistant's: there is nothing to train on")
+    _refuse_special_tokens(tokenizer, messages, where)
     text, (begin, end) = locate(tokenizer, messages, len(messages) - 1, where)
     ids, offsets = _encode(tokenizer, text)
     starts = [start for start, _ in offsets]
@@ -134,6 +135,14 @@ def encode(tokenizer: Any, messages: Messages, steps: list[str], where: str = "e
     turn_end = _end_of_turn(tokenizer, ids, last, where)
     labels = [token if first <= place <= turn_end else IGNORED for place, token in enumerate(ids)]
     return Example(text, ids, labels, list(pairwise(edges)), chars, _user_span(tokenizer, messages, offsets, where))
+
+
+def _refuse_special_tokens(tokenizer: Any, messages: Messages, where: str) -> None:
+    """A turn that spells a special token would end there, or forge another turn."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for message in messages:
+        if found := next((token for token in special if token in message["content"]), None):
+            raise UserError(f"{where}: the {message['role']} turn holds the special token {found}: take it out")
 
 
 def _end_of_turn(tokenizer: Any, ids: list[int], last: int, where: str) -> int:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from rich.console import Console
-from transformers import BitsAndBytesConfig, set_seed
+from safetensors import SafetensorError
+from transformers import BitsAndBytesConfig, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from step_jepa import masks, standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.errors import UserError
+from step_jepa.errors import Interrupted, UserError
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
@@ -79,6 +81,29 @@ def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
     )
 
 
+def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
+    """The folder that --resume_from_checkpoint means: its own, or with True the last complete one of the output folder.
+
+    Raises UserError where there is none, or where nothing is left to train."""
+    wanted = str(config.resume_from_checkpoint or "false")
+    if wanted.lower() in ("false", "no"):
+        return None
+    given = wanted.lower() not in ("true", "yes")
+    folders = [Path(wanted)] if given else Path(str(config.output_dir)).glob("checkpoint-*")
+    complete = [folder for folder in folders if (folder / TRAINER_STATE_NAME).exists()]  # what is written last
+    if not complete:
+        where = wanted if given else config.output_dir
+        raise UserError(f"{where} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint")
+    last = str(max(complete, key=_steps_of))
+    if 0 < config.max_steps <= _steps_of(last):
+        raise UserError(f"{last} has all of the {config.max_steps} steps: raise --max_steps to train on")
+    return last
+
+
+def _steps_of(checkpoint: str | Path) -> int:
+    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
+
+
 def check_output_dir(folder: str, *, overwrite: bool, resume: bool) -> None:
     """Raises UserError rather than mix a run with what the folder holds."""
     path = Path(folder)
@@ -92,18 +117,14 @@ def check_output_dir(folder: str, *, overwrite: bool, resume: bool) -> None:
 
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     """Train, evaluate on the held-out file, export. Raises UserError."""
-    assert config.output_dir
-    resume: Any = config.resume_from_checkpoint
-    resume = {"true": True, "false": None}.get(str(resume).lower(), resume)
+    if not config.output_dir:
+        raise UserError("--output_dir is empty: say where the results go")
+    resume = checkpoint_to_resume(config)
     check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
     if args.step_jepa and config.objective != "step_jepa":
         raise UserError(f"--step_jepa and --objective {config.objective} contradict each other: leave one out")
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        raise UserError(f"{resume}: no such checkpoint: give its folder, or True for the last one of --output_dir")
-    if resume is True and get_last_checkpoint(config.output_dir) is None:
-        raise UserError(f"{config.output_dir} holds no checkpoint to resume from: leave out --resume_from_checkpoint")
     build = standalone_trainer if args.approach == "standalone" else adapted_trainer
     try:
         trainer = build(args, config)
@@ -117,10 +138,14 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     try:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
-        raise UserError(
-            f"interrupted at step {trainer.state.global_step}: "
-            "--resume_from_checkpoint True goes on from the last checkpoint, if there is one"
-        ) from None
+        again = "--resume_from_checkpoint True goes on from the last checkpoint"
+        advice = again if get_last_checkpoint(config.output_dir) else "there is no checkpoint to go on from"
+        raise Interrupted(f"interrupted at step {trainer.state.global_step}: {advice}") from None
+    except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
+        if not resume or trainer.state.global_step > _steps_of(resume):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot resume from {resume}: are these the options of that run? ({reason})") from None
     if args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
