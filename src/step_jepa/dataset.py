@@ -25,10 +25,13 @@ class PreparedData:
     def __str__(self) -> str:
         counts = [len(example.steps) for example in self.examples]
         single = sum(count < 2 for count in counts)
-        return (
-            f"{len(counts)} examples, {sum(counts)} steps; {self.cut} cut to max_length, {self.left_out} left out (no "
-            f"whole step fits), {single} with fewer than two steps (language-model loss only)"
-        )
+        notes = {
+            "cut to whole steps within max_length": self.cut,
+            "left out, as not one whole step fits into max_length": self.left_out,
+            "with fewer than two steps, which train the language model only": single,
+        }
+        said = [f"{count} {note}" for note, count in notes.items() if count]
+        return "; ".join([f"{len(counts)} examples, {sum(counts)} steps", *said])
 
 
 def load_and_prepare_dataset(

@@ -81,7 +81,6 @@ def run(args: EvaluateArguments) -> None:
         args.model_name, predictors=predictors, model_init_kwargs={"dtype": args.dtype}, seed=args.seed
     )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
-    console.print(f"test: {data}")
     losses = heldout(
         model,
         data,

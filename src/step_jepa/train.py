@@ -218,7 +218,7 @@ def _standalone_examples(file: str, tokenizer: Any, max_length: int | None) -> l
         raise UserError(f"{file}: no whole step fits into max_length = {max_length}: raise it")
     single = sum(len(example.spans) < 2 for example in kept)
     logger.info(
-        f"{file}: {len(kept)} examples, {len(examples) - len(kept)} left out (no whole step fits), "
-        f"{single} with fewer than two steps (language-model loss only)"
+        "%d examples, %d left out, as not one whole step fits into max_length; %d with fewer than two steps",
+        *(len(kept), len(examples) - len(kept), single),
     )
     return kept
