@@ -48,6 +48,8 @@ def setup_model_and_tokenizer(
         if quantization_config is not None:
             raise UserError("quantization_config applies to a model given by name, not to a loaded one")
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has neither pad_token nor eos_token: set one of them and save it")
         tokenizer.pad_token = tokenizer.eos_token
     if predictors is not None:
         _add_predictors(model, tokenizer, predictors, folder, seed)

@@ -251,7 +251,8 @@ class RepresentationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models.export)."""
-        if _internal_call:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: nothing to cut
+        if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
