@@ -333,3 +333,18 @@ def test_rows_without_pairs_are_said_to_be_plain_fine_tuning(model_folder, tmp_p
     file.write_text(json.dumps({"question": "a", "answer": "#### 1"}) + "\n")
     assert train(model_folder, file, tmp_path / "out") == 0
     assert "no row has a pair" in caplog.text
+
+
+def test_the_readmes_python_runs(model_folder, train_file, tmp_path):
+    prepared, out = tmp_path / "prepared.jsonl", tmp_path / "out"
+    assert code("prepare", "--input_file", train_file, "--output_file", prepared) == 0
+    example = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    for theirs, ours in {
+        "HuggingFaceTB/SmolLM2-135M-Instruct": model_folder,
+        "train.jsonl": prepared,
+        'output_dir="out"': f'output_dir="{out}", max_steps=2, use_cpu=True',
+    }.items():
+        assert theirs in example
+        example = example.replace(theirs, str(ours))
+    exec(compile(example, "README.md", "exec"), {})
+    assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().weight.shape[0] == 264
