@@ -1,5 +1,6 @@
 """Literal rows, masks and batches, written out by hand; then properties."""
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -8,31 +9,70 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_jepa.branches import Row, llm_jepa, step_jepa, trunk
+from step_jepa.branches import Pair, Row, difference, last, mean, trunk
 from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, without_branches
+from step_jepa.controls import Draw
 from step_jepa.masks import may_see, within
-from step_jepa.tokens import IGNORED, Example
+from step_jepa.objectives import LLMJEPA, Planner, StepJEPA
+from step_jepa.tokens import IGNORED, Example, Turn, Turns
+from step_jepa.views import read
 
-RNG = Random(0)
 # prompt 10 11, step one 12 13, step two 14 15, end of turn 16
 EXAMPLE = Example(
     "", [10, 11, 12, 13, 14, 15, 16], [IGNORED, IGNORED, 12, 13, 14, 15, 16], [(2, 4), (4, 6)], [], (0, 2)
 )
+# the turns alone: 5 begins one, 16 ends it
+TURNS = Turns(Turn([5, 10, 11, 16], (1, 3)), Turn([5, 12, 13, 14, 15, 16], (1, 5)))
+# prompt 10, steps 11 12 / 13 / 14 15, end of turn 16
+THREE = Example("", [10, 11, 12, 13, 14, 15, 16], [IGNORED, 11, 12, 13, 14, 15, 16], [(1, 3), (3, 4), (4, 6)], [], None)
+
+
+def planned(objective, example=EXAMPLE, seed=0) -> Row:
+    return Planner([objective], seed)(example, 0)
+
+
+def drawn(text: str) -> list[list[bool]]:
+    return [[cell == "x" for cell in line.split()] for line in text.strip().splitlines()]
+
+
+def seen(row: Row) -> torch.Tensor:
+    return may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0]
+
+
+def test_views_are_sums_of_states():
+    assert last(range(3, 6)) == [(5, 1.0)]
+    assert mean(range(3, 5)) == [(3, 0.5), (4, 0.5)]
+    assert difference(after=7, before=2) == [(7, 1.0), (2, -1.0)]
+
+
+def test_hang_returns_the_rows_indices_of_the_branch():
+    row = trunk(EXAMPLE)
+    assert row.hang([90, 91], position=4, prefix=4) == range(7, 9)
+    assert row.hang([14], position=4, prefix=0) == range(9, 10)
+    assert row.position_ids[7:] == [4, 5, 4]
+    assert row.branch[7:] == [1, 1, 2]
 
 
 def test_first_pair_with_one_predictor():
-    row = step_jepa(EXAMPLE, RNG, predictors=[90])
+    row = planned(StepJEPA(predictors=(90,)))
     assert row.input_ids == [10, 11, 12, 13, 14, 15, 16, 90, 14, 15]
     assert row.labels == [IGNORED, IGNORED, 12, 13, 14, 15, 16, IGNORED, IGNORED, IGNORED]
     assert row.position_ids == [0, 1, 2, 3, 4, 5, 6, 4, 4, 5]
     assert row.branch == [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
     assert row.prefix == [0, 0, 0, 0, 0, 0, 0, 4, 0, 0]
-    assert row.pairs == [(7, 9)]
+    assert row.pairs == [Pair([(7, 1.0)], [(9, 1.0)], step=1, objective=0)]
+
+
+def test_an_objective_alone_hangs_on_a_row():
+    row = trunk(EXAMPLE)
+    pairs = list(StepJEPA(predictors=(90,)).pairs(row, EXAMPLE, Draw(Random(0))))
+    assert pairs == planned(StepJEPA(predictors=(90,))).pairs
+    assert row.input_ids[7:] == [90, 14, 15]
 
 
 def test_the_mask_of_that_row():
-    row = step_jepa(EXAMPLE, RNG, predictors=[90])
-    drawn = """
+    row = planned(StepJEPA(predictors=(90,)))
+    expected = drawn("""
         x . . . . . . . . .
         x x . . . . . . . .
         x x x . . . . . . .
@@ -43,37 +83,131 @@ def test_the_mask_of_that_row():
         x x x x . . . x . .
         . . . . . . . . x .
         . . . . . . . . x x
-    """
-    expected = [[cell == "x" for cell in line.split()] for line in drawn.strip().splitlines()]
-    assert may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0].tolist() == expected
+    """)
+    assert seen(row).tolist() == expected
 
 
 def test_a_window_slides_over_positions_back_into_the_prefix():
-    row = step_jepa(EXAMPLE, RNG, predictors=[90])
-    seen = may_see(torch.tensor([row.branch]), torch.tensor([row.prefix])) & within(torch.tensor([row.position_ids]), 2)
-    assert seen[0, 7].nonzero().flatten().tolist() == [3, 7]
-    assert seen[0, 6].nonzero().flatten().tolist() == [5, 6]
+    row = planned(StepJEPA(predictors=(90,)))
+    near = seen(row) & within(torch.tensor([row.position_ids]), 2)[0]
+    assert near[7].nonzero().flatten().tolist() == [3, 7]
+    assert near[6].nonzero().flatten().tolist() == [5, 6]
 
 
 def test_no_predictor_reads_the_trunk():
-    assert step_jepa(EXAMPLE, RNG).pairs == [(3, 8)]
+    assert planned(StepJEPA()).pairs == [Pair([(3, 1.0)], [(8, 1.0)], step=1)]
+
+
+def test_horizon_two():
+    row = planned(StepJEPA(predictors=(90,), horizon=2, choice="all"), THREE)
+    assert row.input_ids[7:] == [90, 14, 15]
+    assert row.position_ids[7:] == [3, 4, 5]
+    assert row.prefix[7:] == [3, 0, 0]
+    assert row.pairs == [Pair([(7, 1.0)], [(9, 1.0)], step=2)]
+    assert planned(StepJEPA(predictors=(90,), horizon=3, choice="all"), THREE).pairs == []
+
+
+def test_a_target_in_context_hangs_no_branch():
+    row = planned(StepJEPA(predictors=(90,), target="context"))
+    assert row.input_ids[7:] == [90]
+    assert row.pairs == [Pair([(7, 1.0)], [(5, 1.0)], step=1)]
+    row = planned(StepJEPA(target="context", choice="all"), THREE)
+    assert row.branch == [0] * 7
+    assert row.pairs == [Pair([(2, 1.0)], [(3, 1.0)], step=1), Pair([(3, 1.0)], [(5, 1.0)], step=2)]
+
+
+def test_mean_pooling():
+    row = planned(StepJEPA(predictors=(90, 91), pooling="mean"))
+    assert row.input_ids[7:] == [90, 91, 14, 15]
+    assert row.pairs == [Pair([(7, 0.5), (8, 0.5)], [(9, 0.5), (10, 0.5)], step=1)]
+    row = planned(StepJEPA(pooling="mean", target="context"))
+    assert row.pairs == [Pair([(2, 0.5), (3, 0.5)], [(4, 0.5), (5, 0.5)], step=1)]
+
+
+def test_reading_where_the_content_ends():
+    example = replace(EXAMPLE, contents=[3, 5])  # 13 and 15 are separators
+    row = planned(StepJEPA(predictors=(90,), read="content"), example)
+    assert row.input_ids[7:] == [90, 14]
+    assert row.position_ids[7:] == [4, 4]
+    assert row.prefix[7:] == [4, 0]  # the separator before is seen: it closed a step that was read
+    assert row.pairs == [Pair([(7, 1.0)], [(8, 1.0)], step=1)]
+    row = planned(StepJEPA(read="content", target="context"), example)
+    assert row.pairs == [Pair([(2, 1.0)], [(4, 1.0)], step=1)]
+    assert planned(StepJEPA(predictors=(90,)), example).input_ids[7:] == [90, 14, 15]
+
+
+def test_a_target_that_sees_the_first_token():
+    row = planned(StepJEPA(predictors=(90,), target_sees="bos"))
+    assert row.position_ids[7:] == [4, 4, 5]
+    expected = drawn("""
+        x . . . . . . . . .
+        x x . . . . . . . .
+        x x x . . . . . . .
+        x x x x . . . . . .
+        x x x x x . . . . .
+        x x x x x x . . . .
+        x x x x x x x . . .
+        x x x x . . . x . .
+        x . . . . . . . x .
+        x . . . . . . . x x
+    """)
+    assert seen(row).tolist() == expected
+
+
+def test_pairs_to_the_final_answer_are_skipped():
+    two, three = replace(EXAMPLE, answer=1), replace(THREE, answer=2)
+    skip, keep = StepJEPA(predictors=(90,), choice="all"), StepJEPA((90,), "all", skip_answer_step=False)
+    assert [[pair.step for pair in planned(skip, x).pairs] for x in (two, three, THREE)] == [[], [1], [1, 2]]
+    assert [[pair.step for pair in planned(keep, x).pairs] for x in (two, three, THREE)] == [[1], [1, 2], [1, 2]]
+    assert [skip.skipped(x) for x in (two, three, THREE)] == [1, 1, 0]
+    assert [keep.skipped(x) for x in (two, three, THREE)] == [0, 0, 0]
+    assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and nothing hangs on the row for them
+    assert planned(replace(skip, horizon=2), three).pairs == []
+    assert planned(replace(skip, choice="first"), three).input_ids[7:] == [90, 13]
 
 
 def test_llm_jepa_reads_text_and_answer_alone():
-    row = llm_jepa(EXAMPLE, RNG, predictors=[90, 91])
+    row = planned(LLMJEPA(predictors=(90, 91), plain=True), replace(EXAMPLE, turns=TURNS))
     assert row.input_ids[7:] == [10, 11, 90, 91, 12, 13, 14, 15]
-    assert row.position_ids[7:] == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert row.position_ids[7:] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert row.branch[7:] == [1, 1, 1, 1, 2, 2, 2, 2]
     assert row.prefix == [0] * 15
-    assert row.pairs == [(10, 14)]
+    assert row.pairs == [Pair([(10, 1.0)], [(14, 1.0)])]
+
+
+def test_llm_jepa_reads_turns_in_their_framing():
+    row = planned(LLMJEPA(predictors=(90, 91)), replace(EXAMPLE, turns=TURNS))
+    assert row.input_ids[7:] == [5, 10, 11, 90, 91, 16, 5, 12, 13, 14, 15, 16]
+    assert row.position_ids[7:] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    assert row.branch[7:] == [1] * 6 + [2] * 6
+    assert row.prefix == [0] * 19
+    assert row.labels[7:] == [IGNORED] * 12
+    assert row.pairs == [Pair([(12, 1.0)], [(18, 1.0)])]
+
+
+@pytest.mark.parametrize(
+    ("options", "branches", "read_at"),
+    [
+        ({"front_pred": True}, [5, 90, 10, 11, 16, 5, 12, 13, 14, 15, 16], (11, 17)),
+        ({"front_pred": True, "plain": True}, [90, 10, 11, 12, 13, 14, 15], (9, 13)),
+        ({"reverse_pred": True}, [5, 12, 13, 14, 15, 90, 16, 5, 10, 11, 16], (13, 17)),
+        ({"last_token": -2}, [5, 10, 11, 90, 16, 5, 12, 13, 14, 15, 16], (10, 16)),
+        ({"last_token": -5, "plain": True}, [10, 11, 90, 12, 13, 14, 15], (7, 10)),  # no further than the first
+    ],
+)
+def test_llm_jepa_options(options, branches, read_at):
+    row = planned(LLMJEPA(predictors=(90,), **options), replace(EXAMPLE, turns=TURNS))
+    assert row.input_ids[7:] == branches
+    assert row.pairs == [Pair([(read_at[0], 1.0)], [(read_at[1], 1.0)])]
 
 
 def test_pairs():
     steps = [(place, place + 1) for place in range(1, 9)]
     example = Example("", list(range(10)), [IGNORED] * 10, steps, [], None)
-    assert [row.pairs for row in (trunk(example), llm_jepa(example, RNG))] == [[], []]
-    assert len(step_jepa(example, RNG, [90], "first").pairs) == 1
-    assert len(step_jepa(example, RNG, [90], "all").pairs) == 7
-    drawn = [tuple(step_jepa(example, Random(seed), [90], "random", 3).input_ids[10:]) for seed in range(20)]
+    assert [row.pairs for row in (trunk(example), planned(LLMJEPA(), example))] == [[], []]
+    assert len(planned(StepJEPA((90,), "first"), example).pairs) == 1
+    assert len(planned(StepJEPA((90,), "all"), example).pairs) == 7
+    drawn = [tuple(planned(StepJEPA((90,), "random", 3), example, seed).input_ids[10:]) for seed in range(20)]
     assert {len(tokens) for tokens in drawn} == {6}
     assert len(set(drawn)) > 5
 
@@ -81,40 +215,87 @@ def test_pairs():
 def test_examples_with_one_step_or_an_empty_span_have_no_pair():
     one = Example("", [1, 2, 3], [IGNORED, 2, 3], [(1, 2)], [], None)
     merged = Example("", [1, 2, 3], [IGNORED, 2, 3], [(1, 2), (2, 2)], [], None)
-    assert [step_jepa(x, RNG, [90], "all").pairs for x in (one, merged)] == [[], []]
+    assert [planned(StepJEPA((90,), "all"), x).pairs for x in (one, merged)] == [[], []]
 
 
 def test_batches():
-    rows = [step_jepa(EXAMPLE, RNG, [90]), trunk(Example("", [7, 7], [IGNORED, 7], [(1, 2)], [], None))]
+    rows = [planned(StepJEPA((90,))), trunk(Example("", [7, 7], [IGNORED, 7], [(1, 2)], [], None))]
     batch = BranchCollator(pad_id=7)(rows)
     assert batch["input_ids"][1].tolist() == [7] * 10
     assert batch["labels"][1].tolist() == [IGNORED, 7] + [IGNORED] * 8  # pad = eos is not labelled
     assert batch["branch"][1].tolist() == [0, 0] + [-1] * 8
-    assert batch["pairs"].tolist() == [[[7, 9]], [[-1, -1]]]
+    assert batch["pairs"].tolist() == [[0, 0, 0, 1]]
+    assert batch["reads"].tolist() == [[0, 0, 7], [1, 0, 9]]
     assert may_see(batch["branch"], batch["prefix"]).any(-1).all()  # no empty row, which is NaN under eager
     assert not may_see(batch["branch"], batch["prefix"])[1, :2, 2:].any()
     cut = without_branches(batch)
     assert cut["input_ids"].shape == (2, 7)
-    assert cut["pairs"].shape == (2, 0, 2)
-    assert cut["branch"].tolist() == [[0] * 7, [0] * 2 + [-1] * 5]
+    assert cut["labels"].tolist() == [rows[0].labels[:7], [IGNORED, 7] + [IGNORED] * 5]
+    assert [cut[name].shape for name in ("pairs", "reads", "weights")] == [(0, 4), (0, 3), (0,)]
+    assert cut["attention_mask"].tolist() == [[1] * 7, [1] * 2 + [0] * 5]
+    assert not {"branch", "prefix", "position_ids"} & cut.keys()
     plain = PlainCollator(pad_id=7)(rows)
     assert plain["attention_mask"][1].tolist() == [1, 1] + [0] * 8
+
+
+def two_rows() -> list[Row]:
+    """Problem 3 with a pair of Step-JEPA, problem 8 with a mean and a difference of five trunk states."""
+    second = Row([20, 21, 22, 23, 24], [IGNORED] * 5, problem=8)
+    second.pairs.append(Pair(mean([1, 2]), difference(4, 0), step=2, objective=1))
+    return [planned(StepJEPA((90,)), replace(EXAMPLE, index=3)), second]
+
+
+def test_which_states_a_batch_reads():
+    batch = BranchCollator(pad_id=0)(two_rows())
+    assert batch["pairs"].tolist() == [[0, 0, 3, 1], [1, 1, 8, 2]]  # row, objective, problem, step
+    assert batch["reads"].tolist() == [[0, 0, 7], [1, 0, 9], [2, 1, 1], [2, 1, 2], [3, 1, 4], [3, 1, 0]]
+    assert batch["weights"].tolist() == [1.0, 1.0, 0.5, 0.5, 1.0, -1.0]
+    assert batch["weights"].dtype == torch.float32
+    assert {batch[name].dtype for name in batch.keys() - {"weights"}} == {torch.int64}
+
+
+def test_the_views_that_it_reads():
+    states = torch.arange(20.0).view(2, 10, 1) ** 2 * torch.tensor([1.0, -1.0])  # 0, 1, 4, ... and what is below zero
+    views = read(states, BranchCollator(pad_id=0)(two_rows()))
+    assert views.predicted.tolist() == [[49, -49], [132.5, -132.5]]  # 7 * 7; the mean of 11 * 11 and 12 * 12
+    assert views.target.tolist() == [[81, -81], [96, -96]]  # 9 * 9; 14 * 14 - 10 * 10
+    assert [x.tolist() for x in (views.objective, views.problem, views.step)] == [[0, 1], [3, 8], [1, 2]]
+
+
+def test_the_planner_numbers_its_objectives():
+    row = Planner([StepJEPA((90,)), LLMJEPA((90,)), StepJEPA(target="context")], 0)(replace(EXAMPLE, turns=TURNS), 0)
+    assert [(pair.objective, pair.step) for pair in row.pairs] == [(0, 1), (1, 0), (2, 1)]
+    assert row.branch[7:] == [1] + [2] * 2 + [3] * 5 + [4] * 6
+
+
+def test_a_batch_of_trunks_takes_the_models_own_causal_path():
+    rows = [planned(StepJEPA(target="context")), trunk(Example("", [7, 7], [IGNORED, 7], [(1, 2)], [], None))]
+    batch = BranchCollator(pad_id=7)(rows)
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "pairs", "reads", "weights"}
+    assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, 15, 16], [7] * 7]
+    assert batch["attention_mask"].tolist() == [[1] * 7, [1, 1, 0, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [EXAMPLE.labels, [IGNORED, 7] + [IGNORED] * 5]
+    assert batch["reads"].tolist() == [[0, 0, 3], [1, 0, 5]]
+    cut = without_branches(batch)
+    assert all(torch.equal(cut[name], batch[name]) for name in ("input_ids", "attention_mask", "labels"))
+    assert [cut[name].shape for name in ("pairs", "reads", "weights")] == [(0, 4), (0, 3), (0,)]
+    assert BranchCollator(pad_id=7)(rows[1:])["reads"].shape == (0, 3)
 
 
 def test_random_choices_follow_seed_epoch_and_index():
     steps = [(place, place + 1) for place in range(1, 30)]
     example = Example("", list(range(31)), [IGNORED] * 31, steps, [], None)
-
-    def plan(example: Example, rng: Random) -> Row:
-        return step_jepa(example, rng, [90], "random", 4)
-
-    rows = PlannedRows([example] * 3, plan, seed=1)
+    examples = [replace(example, index=index) for index in range(3)]
+    objectives = [StepJEPA((90,), "random", 4)]
+    rows = PlannedRows(examples, Planner(objectives, seed=1))
     first = [rows[index].pairs for index in range(3)]
     ids = [rows[index].input_ids for index in range(3)]
     assert [rows[index].input_ids for index in (2, 0, 1)] == [ids[2], ids[0], ids[1]]
+    assert len({tuple(each) for each in ids}) == 3
+    assert PlannedRows(examples[::-1], Planner(objectives, seed=1))[0].input_ids == ids[2]  # wherever it stands
     rows.epoch.fill_(1)
     assert [rows[index].input_ids for index in range(3)] != ids
-    assert PlannedRows([example] * 3, plan, seed=2)[0].input_ids != ids[0]
+    assert PlannedRows(examples, Planner(objectives, seed=2))[0].input_ids != ids[0]
     assert all(len(pairs) == 4 for pairs in first)
 
 
@@ -127,28 +308,16 @@ def test_every_view_sees_what_it_should(lengths, count, pairs):
         edges.append(edges[-1] + length)
     spans = list(pairwise(edges))
     example = Example("", list(range(edges[-1] + 1)), [IGNORED] * (edges[-1] + 1), spans, [], None)
-    row = step_jepa(example, Random(0), list(range(900, 900 + count)), pairs, 2)
-    seen = may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0]
-    for predicted, target in row.pairs:
-        step = [row.position_ids[k] for k in seen[target].nonzero().flatten()]
-        past = [row.position_ids[k] for k in seen[predicted].nonzero().flatten()]
+    row = planned(StepJEPA(tuple(range(900, 900 + count)), pairs, 2), example)
+    sees = seen(row)
+    assert len(row.pairs) == min(len(spans) - 1, {"first": 1, "all": 9, "random": 2}[pairs])
+    for pair in row.pairs:
+        ((predicted, weight),), ((target, other),) = pair.predicted, pair.target
+        assert (weight, other) == (1.0, 1.0)
+        step = [row.position_ids[k] for k in sees[target].nonzero().flatten()]
+        past = [row.position_ids[k] for k in sees[predicted].nonzero().flatten()]
         index = next(index for index, (_, stop) in enumerate(spans) if stop - 1 == row.position_ids[target])
         assert step == list(range(*spans[index]))
         assert past == list(range(spans[index][0] + count))
-    assert not seen[: edges[-1] + 1, edges[-1] + 1 :].any()
-
-
-@pytest.mark.parametrize("loss", ["cosine", "l2", "mse", "infonce"])
-def test_losses_against_their_formula_in_float64(loss):
-    from step_jepa.losses import distance
-
-    p, t = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
-    unit = [x / x.pow(2).sum(-1, keepdim=True).sqrt() for x in (p, t)]
-    scores = (unit[0] @ unit[1].T / 0.07).exp()
-    formula = {
-        "cosine": 1 - (unit[0] * unit[1]).sum(-1),
-        "l2": (p - t).pow(2).sum(-1).sqrt(),
-        "mse": (p - t).pow(2).sum(-1) / 7,
-        "infonce": -(scores.diagonal() / scores.sum(-1)).log(),
-    }
-    torch.testing.assert_close(distance(loss)(p, t), formula[loss], rtol=1e-12, atol=1e-12)
+        assert pair.step == index
+    assert not sees[: edges[-1] + 1, edges[-1] + 1 :].any()

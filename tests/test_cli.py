@@ -100,7 +100,7 @@ def test_recipes_and_overrides(train_file, model_folder, tmp_path):
         needed = ["--train_file", train_file, "--model_name", model_folder, "--output_dir", str(tmp_path)]
         types = [TrainArguments, StepJEPAConfig]
         args, config = parse("train", types, ["--config", str(recipe), *needed, "--lbd", "0.7"])
-        assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, "step_jepa")
+        assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, ["step_jepa"])
         assert args.lora
     quick = tmp_path / "quick.yaml"
     quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\nsave_strategy: no\n")
@@ -157,17 +157,18 @@ def test_benchmark_measures_every_variant(model_folder, train_file, capsys):
     options = ["--model_name", model_folder, "--train_file", train_file, "--max_length", "200", "--batch_size", "2"]
     assert code("benchmark", *options, "--repeats", "1", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["sft"].keys() == {"seconds", "peak_mb"}
+    assert result["sft"].keys() == {"seconds", "peak_mb", "ratio_to_sft", "token_ratio"}
     for name in ("one_pass_first", "one_pass_all", "two_pass", "two_pass_padded"):
         assert result[name]["ratio_to_sft"] > 0
+    tokens = {name: figures["token_ratio"] for name, figures in result.items() if "token_ratio" in figures}
     # rows of the example: first pair one predictor and the second step more
-    assert 1.05 < result["token_ratio_first"] < result["token_ratio_all"] < 2
+    assert 1.05 < tokens["one_pass_first"] < tokens["one_pass_all"] < 2
+    assert tokens["sft"] == tokens["context_all_k0"] == tokens["stp"] == tokens["ssp"] == 1  # the trunk alone
+    assert 1 < tokens["context_first"] < tokens["context_all"] < tokens["one_pass_first"]
     assert result["sft"]["peak_mb"] is None
 
 
 def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path):
-    from functools import partial
-
     from test_one_pass import trainer_for
 
     from step_jepa.benchmark import padded, second_row
@@ -176,10 +177,10 @@ def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
     examples = trainer.train_dataset.examples[:3]
     one = trainer.terms(trainer.model, trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
-    rows = [partial(second_row, predictors=[264, 265])(example, None) for example in examples]
+    rows = [second_row(example, [264, 265]) for example in examples]
     two = trainer.terms(trainer.model, padded(BranchCollator(258)(rows), 150, 258))
-    torch.testing.assert_close(two.predicted, one.predicted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(two.target, one.target, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two.views.predicted, one.views.predicted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two.views.target, one.views.target, rtol=1e-5, atol=1e-5)
     assert len(two.nll) == 0
     assert [len(row.input_ids) for row in rows] == [len(example.input_ids) + 2 for example in examples]
     assert all(set(row.labels) == {IGNORED} for row in rows)
@@ -207,13 +208,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("command", ["train", "inspect steps", "compare", "benchmark", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "inspect steps", "compare", "benchmark", "evaluate", "pairing"])
 def test_bad_files_are_refused_in_one_line(kind, command, model_folder, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     good = '{"question": "a", "answer": "b\\n#### 1"}\n' if kind != "empty" else ""
     path.write_text(good + BAD[kind][0] + "\n" if good else "")
-    file = "--test_file" if command == "evaluate" else "--train_file"
-    out = ["--output_dir", tmp_path / "out"] if command in ("train", "evaluate") else []
+    file = "--test_file" if command in ("evaluate", "pairing") else "--train_file"
+    out = ["--output_dir", tmp_path / "out"] if command in ("train", "evaluate", "pairing") else []
     assert code(*command.split(), "--model_name", model_folder, file, path, *out) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("step-jepa: ")

@@ -19,8 +19,8 @@ from step_jepa.sources import read_records
 
 
 def problem(a: int) -> dict:
-    """Prompts of several lengths; a step, and the answer."""
-    turns = [("user", f"Is it {a}?" + " Well?" * (a % 3)), ("assistant", f"So {a}.\n\n#### {a}")]
+    """Prompts of several lengths; two steps, and the answer."""
+    turns = [("user", f"Is it {a}?" + " Well?" * (a % 3)), ("assistant", f"So {a}.\n\nYes.\n\n#### {a}")]
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
@@ -61,12 +61,12 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
         "index": 1,
         "question": "Is it 3?",
         "answer": "3",
-        "prediction": "So 3.\n\n#### 3",
+        "prediction": "So 3.\n\nYes.\n\n#### 3",
         "extracted": "3",
         "rule": "hashes",
         "correct": True,
         "truncated": False,
-        "new_tokens": len("So 3") + len([".\n\n"]) + len("#### 3") + len(["<|end|>"]),
+        "new_tokens": len("So 3") + len([".\n\n"]) + len("Yes") + len([".\n\n"]) + len("#### 3") + len(["<|end|>"]),
     }
     assert [row["index"] for row in rows] == list(range(6))
     counts = {name: summary[name] for name in ("n", "without_truth", "correct", "no_answer", "truncated", "left_out")}
@@ -87,7 +87,7 @@ def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     figures = heldout(solver.model, solver.test, predictors=2, batch_size=1)
     _, summary = results(tmp_path)
     assert {name: summary[name] for name in figures} == pytest.approx(figures, abs=1e-5)
-    single = {**next(read_records(solver.test)), "steps": ["So 2.\n\n#### 2"]}
+    single = {**next(read_records(solver.test)), "steps": ["So 2.\n\nYes.\n\n#### 2"]}
     assert heldout(solver.model, [single], predictors=2)["jepa_loss"] is None  # no pair, no figure
 
 

@@ -12,7 +12,13 @@ from step_jepa.masks import attention_mask, check
 
 
 def trainer_for(model, tokenizer, records, tmp_path, **options):
-    options = {"pairs": "all", "predictors": 2, "report_to": "none", "use_cpu": True, **options}
+    options = {
+        "pairs": "all",
+        "predictors": 2,
+        "skip_answer_step": False,
+        "report_to": "none",
+        "use_cpu": True,
+    } | options
     return StepJEPARepresentationTrainer(
         model, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records, processing_class=tokenizer
     )
@@ -46,10 +52,10 @@ def test_one_pass_equals_separate_passes(name, attention, tokenizer, records, tm
                 step, places = ids[:, start:stop], torch.arange(start, stop)[None]
                 predicted = last_states(model, input_ids=past)[0, -1]
                 target = last_states(model, input_ids=step, position_ids=places)[0, -1]
-                torch.testing.assert_close(terms.predicted[pair], predicted, rtol=1e-5, atol=1e-5)
-                torch.testing.assert_close(terms.target[pair], target, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(terms.views.predicted[pair], predicted, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(terms.views.target[pair], target, rtol=1e-5, atol=1e-5)
                 pair += 1
-        assert pair == len(terms.predicted)
+        assert pair == len(terms.views.predicted)
     assert max(len(example.input_ids) for example in trainer.train_dataset.examples[:3]) > 12  # longer than the window
 
 
@@ -66,11 +72,12 @@ def test_isolation_to_the_last_bit(name, attention, tokenizer, records, tmp_path
         return last_states(model, input_ids=ids, attention_mask=mask, position_ids=batch["position_ids"])
 
     before, own = states(batch["input_ids"]), batch["branch"]
-    for row, pairs in enumerate(batch["pairs"]):
-        for _, target in pairs[pairs[:, 0] >= 0]:
-            others = batch["input_ids"].clone()
-            others[row, own[row] != own[row, target]] = 77
-            assert torch.equal(states(others)[row, target], before[row, target])
+    targets = batch["reads"][batch["reads"][:, 0] % 2 == 1]
+    assert len(targets) == len(batch["pairs"]) > 0
+    for _, row, target in targets:
+        others = batch["input_ids"].clone()
+        others[row, own[row] != own[row, target]] = 77
+        assert torch.equal(states(others)[row, target], before[row, target])
     branches_changed = torch.where(own > 0, 77, batch["input_ids"])
     assert torch.equal(states(branches_changed)[own == 0], before[own == 0])
     trunk_changed = torch.where(own == 0, 77, batch["input_ids"])
@@ -84,7 +91,8 @@ def test_isolation_by_gradient(tokenizer, records, tmp_path):
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
     mask = attention_mask(model, batch["branch"], batch["prefix"], batch["position_ids"])
     out = last_states(model, inputs_embeds=embedded, attention_mask=mask, position_ids=batch["position_ids"])
-    _, target = batch["pairs"][0, 0]
+    view, row, target = batch["reads"][1].tolist()
+    assert (view, row) == (1, 0)
     out[0, target].sum().backward()
     felt = embedded.grad[0].abs().sum(-1) > 0
     assert felt.tolist() == (batch["branch"][0] == batch["branch"][0, target]).tolist()

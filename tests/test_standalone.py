@@ -128,6 +128,27 @@ def test_long_rows_keep_whole_steps(max_length, spans):
     assert encode(tiny_tokenizer(), conversation("a.\n\nb."), ["a.", "b."], 21) is None
 
 
+@pytest.mark.parametrize(
+    ("steps", "span", "target"),
+    [
+        (["a", "b"], (22, 23), True),
+        (["a", "#### 3"], (22, 28), False),
+        (["a", "so \\boxed{3}"], (22, 34), False),
+        (["a", "##### 3"], (22, 29), True),
+        (["a", "3 ####"], (22, 28), True),
+        (["a", "#### 3", "c"], (22, 29), True),  # only the last step can be the answer step,
+        (["a", "#### 3", "c" * 99], (22, 29), True),  # even where the row is cut before it
+    ],
+)
+def test_a_second_step_that_is_the_answer_is_no_target(steps, span, target):
+    messages = conversation("\n".join(steps))
+    example = encode(tiny_tokenizer(), messages, steps, 60)
+    assert example.spans[1] == span  # the step itself stays: only the pair goes
+    assert example.second_step == (span if target else (0, 0))
+    assert collate([example], 0)["second_step"].tolist() == [list(example.second_step)]
+    assert encode(tiny_tokenizer(), messages, steps, 60, skip_answer_step=False).second_step == span
+
+
 def test_thinking_that_the_template_writes_anew():
     qwen_like = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
@@ -380,11 +401,13 @@ def folder(tmp_path):
         {"messages": conversation("a.\n\nb.\n\nc."), "steps": ["a.", "b.", "c."]},
         {"messages": conversation("d"), "steps": ["d"]},
         {"messages": conversation("e", "Q" * 90), "steps": ["e"]},
+        {"messages": conversation("f\n#### 6"), "steps": ["f", "#### 6"]},
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "broken.jsonl").write_text(json.dumps(rows[0]) + "\n{\n")
     (tmp_path / "other.jsonl").write_text('\n{"text": "a"}\n')
     (tmp_path / "single.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    (tmp_path / "answers.jsonl").write_text(json.dumps(rows[3]) + "\n")
     return tmp_path
 
 
@@ -396,12 +419,17 @@ def command(folder, *flags, file="train.jsonl"):
 def test_main_end_to_end(folder, capsys):
     assert command(folder, "--predictors", "2", "--loss", "mse", "--learning_rate", "1e-3") == 0
     printed = capsys.readouterr().out
-    assert "1 rows with a pair, 1 with fewer than two steps (LM term only), 1 dropped" in printed
+    assert "1 rows with a pair, 2 without (LM term only), 1 dropped" in printed
     assert "jepa_loss" in printed
     assert AutoModelForCausalLM.from_pretrained(folder / "out").config.vocab_size == ROWS
     assert load_file(folder / "out" / "predictors.safetensors")["predictors"].shape == (2, 32)
     assert command(folder) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_main_pairs_the_answer_where_it_is_told_to(folder, capsys):
+    assert command(folder, "--no_skip_answer_step", file="answers.jsonl") == 0
+    assert "1 rows with a pair, 0 without" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -417,6 +445,7 @@ def test_main_end_to_end(folder, capsys):
         ([], "broken.jsonl", "broken.jsonl:2"),
         ([], "other.jsonl", "other.jsonl:2"),
         ([], "single.jsonl", "no rows with usable steps"),
+        ([], "answers.jsonl", "step 2 always the answer"),
         (["--max_length", "10"], "train.jsonl", "no rows with usable steps"),
         (["--model_name", "/nowhere"], "train.jsonl", "/nowhere"),
     ],

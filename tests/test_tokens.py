@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 
 import pytest
 from conftest import SHARED, conversation, smollm2_tokenizer
@@ -13,16 +14,23 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from step_jepa.dataset import load_and_prepare_dataset
 from step_jepa.errors import UserError
-from step_jepa.tokens import IGNORED, encode, truncate
+from step_jepa.tokens import IGNORED, PLAIN_TEMPLATE, Encoding, Example, encode, truncate
 
 
 def pieces(tokenizer, example, span):
     return [tokenizer.decode([token]) for token in example.input_ids[slice(*span)]]
 
 
-def encoded(tokenizer, record, where="example 0"):
-    return encode(tokenizer, record["messages"], record["steps"], where)
+def encoded(tokenizer, record, where="example 0", **options):
+    return encode(tokenizer, record["messages"], record["steps"], where, Encoding(**options))
+
+
+def with_template(tokenizer, template):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other
 
 
 def test_literal_row(tokenizer):
@@ -34,12 +42,43 @@ def test_literal_row(tokenizer):
     assert [tokenizer.decode([x]) for x in example.labels if x != IGNORED] == ["a", "b", ".\n\n", "c", "<|end|>"]
     assert [place for place, x in enumerate(example.labels) if x != IGNORED] == [28, 29, 30, 31, 32]
     assert pieces(tokenizer, example, example.user) == list("How many?")
+    assert example.contents == [31, 32]
+    assert (example.answer, example.turns, example.index) == (None, None, 0)
 
 
 def test_a_token_across_a_border_belongs_to_the_step_of_its_first_character(tokenizer):
     record = {"messages": [{"role": "assistant", "content": "a.\n\nb"}], "steps": ["a", ".", "b"]}
     example = encoded(tokenizer, record)
     assert [pieces(tokenizer, example, span) for span in example.steps] == [["a"], [".\n\n"], ["b"]]
+
+
+def test_contents_end_before_the_separator(tokenizer):
+    example = encoded(tokenizer, conversation("ab", "c.", "\u00e9", "d"))
+    assert pieces(tokenizer, example, (28, 33)) == ["a", "b", "\n\n", "c", ".\n\n"]
+    assert example.steps == [(28, 31), (31, 33), (33, 36), (36, 37)]
+    assert example.contents == [30, 33, 35, 37]  # e with an accent is two tokens
+    cut = truncate(example, 34)
+    assert (cut.steps, cut.contents) == ([(28, 31), (31, 33)], [30, 33])
+    assert Example("", [1, 2], [1, 2], [(0, 1), (1, 2)], [], None).contents == [1, 2]
+
+
+def test_contents_where_steps_share_a_token(tokenizer):
+    other = merging(tokenizer, ("a", "b"), ("\u010a\u010a", "c"))
+    record = {"messages": [{"role": "assistant", "content": "ab\n\nd\n\nce"}], "steps": ["a", "b", "d", "ce"]}
+    example = encoded(other, record)
+    parts = [pieces(other, example, span) for span in example.steps]
+    assert parts == [["ab"], ["\n\n"], ["d", "\n\nc"], ["e"]]
+    assert example.contents == [12, 13, 14, 16]  # b lies in the token before: its own one is all that it has
+    record = {"messages": [{"role": "assistant", "content": "ab"}], "steps": ["a", "b"]}
+    assert (encoded(other, record).steps, encoded(other, record).contents) == ([(11, 12), (12, 12)], [12, 12])
+
+
+def test_the_answer_step(tokenizer):
+    example = encoded(tokenizer, conversation("a", "#### 3"))
+    assert example.answer == 1
+    assert truncate(example, example.steps[0][1]).answer is None
+    assert truncate(example, example.steps[1][1]).answer == 1
+    assert encoded(tokenizer, conversation("#### 3", "a")).answer is None
 
 
 @pytest.mark.parametrize(
@@ -152,6 +191,166 @@ def test_spans_tile_and_labels_cover_the_content_and_one_more(tokenizer, steps):
     assert "".join(example.text[a:b] for a, b in example.chars) == content
 
 
+# Turns alone
+
+
+def test_turns_by_hand(tokenizer):
+    record = conversation("ab.", "c")
+    record["messages"][:0] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    turns = encoded(tokenizer, record, turns=True).turns
+    assert tokenizer.decode(turns.user.input_ids) == "<|start|>user\nHow many?<|end|>\n"
+    assert tokenizer.decode(turns.assistant.input_ids) == "<|start|>assistant\nab.\n\nc<|end|>\n"
+    assert (turns.user.content, len(turns.user.input_ids)) == ((6, 15), 17)
+    assert (turns.assistant.content, len(turns.assistant.input_ids)) == ((11, 15), 17)
+
+
+def test_a_turn_takes_in_the_tokens_at_its_edges(tokenizer):
+    other = with_template(tokenizer, tokenizer.chat_template.replace("'<|end|>'", "'\n\n<|end|>'"))
+    example = encoded(other, conversation("a.", question="Hm."), turns=True)
+    assert pieces(other, example.turns.user, example.turns.user.content) == ["H", "m", ".\n\n"]
+    assert pieces(other, example.turns.assistant, example.turns.assistant.content) == ["a", ".\n\n"]
+    assert pieces(other, example, example.user) == ["H", "m"]
+
+
+def test_an_answer_that_cannot_stand_alone_stands_as_the_users(tokenizer):
+    users_first = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('first') }}{% endif %}"
+    other = with_template(tokenizer, users_first + tokenizer.chat_template)
+    turns = encoded(other, conversation("a", "b"), turns=True).turns
+    assert other.decode(turns.assistant.input_ids) == "<|start|>user\na\n\nb<|end|>\n"
+    assert turns.assistant.content == (6, 9)
+
+
+def test_no_turns_where_they_would_be_others(tokenizer):
+    answer_alone = {"messages": [{"role": "assistant", "content": "a"}], "steps": ["a"]}
+    assert encoded(tokenizer, answer_alone, turns=True).turns is None
+    assert encoded(tokenizer, conversation("a", question=""), turns=True).turns is None
+    strips_first = "(m.content.strip() if loop.first else m.content)"
+    other = with_template(tokenizer, tokenizer.chat_template.replace("m['content']", strips_first))
+    assert encoded(other, conversation("a"), turns=True).turns is not None
+    assert encoded(other, conversation("a", question=" b"), turns=True).turns is None
+    record = conversation("a")
+    record["messages"][-1]["content"] = "a "  # the whole conversation shows it as it is, the lone turn does not
+    assert encoded(other, record, turns=True).turns is None
+
+
+def test_turns_longer_than_max_length_go(tokenizer):
+    example = encoded(tokenizer, conversation("a" * 20, question="b" * 9), turns=True)
+    assert (len(example.turns.user.input_ids), len(example.turns.assistant.input_ids)) == (17, 33)
+    assert truncate(example, 33).turns == example.turns
+    assert truncate(example, 32).turns is None
+    verbose_alone = "{{ 'Help. ' * 20 if messages | length == 1 }}" + tokenizer.chat_template
+    example = encoded(with_template(tokenizer, verbose_alone), conversation("a", "b"), turns=True)
+    kept = truncate(example, len(example.input_ids))
+    assert (kept.turns, kept.input_ids) == (None, example.input_ids)
+
+
+# Options
+
+
+def labelled(example):
+    return [place for place, label in enumerate(example.labels) if label != IGNORED]
+
+
+def test_labels_of_the_options(tokenizer):
+    record = conversation("ab.", "c")  # 34 tokens: eos ends the user's turn at 15 and the answer's at 32
+    assert labelled(encoded(tokenizer, record, train_all=True)) == list(range(34))
+    assert labelled(encoded(tokenizer, record, unlabelled_end=True)) == [28, 29, 30, 31]
+    both = encoded(tokenizer, record, train_all=True, unlabelled_end=True)
+    assert labelled(both) == [place for place in range(34) if place not in (15, 32)]
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = "x"
+    assert labelled(encoded(other, record, unlabelled_end=True)) == [28, 29, 30, 31, 32]
+    for example in (both, encoded(tokenizer, record)):
+        assert all(label in (token, IGNORED) for label, token in zip(example.labels, example.input_ids, strict=True))
+
+
+@pytest.fixture(scope="module")
+def with_bos(tokenizer):
+    """Its template writes BOS, and by itself it adds BOS in front and eos behind."""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"bos_token": "<|bos|>"})
+    special = [(token, other.convert_tokens_to_ids(token)) for token in ("<|bos|>", "<|end|>")]
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A <|end|>", special_tokens=special
+    )
+    other.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    return other
+
+
+def test_double_bos(with_bos, tokenizer):
+    record, bos = conversation("ab.", "c"), with_bos.bos_token_id
+    one, two = (encoded(with_bos, record, turns=True, double_bos=double) for double in (False, True))
+    assert (one.input_ids.count(bos), two.input_ids.count(bos)) == (1, 2)
+    assert two.input_ids == [bos, *one.input_ids]
+    assert two.labels == [IGNORED, *one.labels]
+    assert (one.steps, two.steps) == ([(29, 32), (32, 33)], [(30, 33), (33, 34)])
+    assert (one.contents, two.contents) == ([32, 33], [33, 34])
+    assert (one.user, two.user) == ((7, 16), (8, 17))
+    assert (two.text, two.chars) == (one.text, one.chars)
+    assert two.turns.user.input_ids == [bos, *one.turns.user.input_ids]
+    assert (one.turns.assistant.content, two.turns.assistant.content) == ((12, 16), (13, 17))
+    assert encoded(tokenizer, record, turns=True, double_bos=True) == encoded(tokenizer, record, turns=True)
+
+
+def test_double_bos_before_a_text_without_a_header(with_bos):
+    plain = with_template(with_bos, PLAIN_TEMPLATE)
+    record = {"messages": [{"role": "assistant", "content": "ab"}], "steps": ["ab"]}
+    example = encoded(plain, record, double_bos=True)
+    assert plain.convert_ids_to_tokens(example.input_ids) == ["<|bos|>", "a", "b", "<|end|>"]
+    assert (example.steps, example.contents, labelled(example)) == ([(1, 3)], [3], [1, 2, 3])
+
+
+# The plain template
+
+
+def test_plain_row_by_hand(tokenizer):
+    plain = with_template(with_template(tokenizer, None), PLAIN_TEMPLATE)
+    example = encoded(plain, conversation("ab.", "c"), turns=True)
+    assert example.text == "How many?\nab.\n\nc<|end|>"
+    assert (example.user, example.steps, labelled(example)) == ((0, 9), [(10, 13), (13, 14)], [10, 11, 12, 13, 14])
+    assert plain.decode([example.labels[-1]]) == "<|end|>"
+    assert plain.decode(example.turns.user.input_ids) == "How many?<|end|>"
+    assert (example.turns.user.content, example.turns.assistant.content) == ((0, 9), (0, 4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(words, st.lists(words, min_size=1, max_size=4))
+def test_the_plain_prompt_is_what_precedes_the_content(tokenizer, question, steps):
+    plain = with_template(tokenizer, PLAIN_TEMPLATE)
+    record = conversation(*steps, question=question)
+    record["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    example = encoded(plain, record)
+    prompt = plain.apply_chat_template(record["messages"][:-1], add_generation_prompt=True, tokenize=False)
+    content = record["messages"][-1]["content"]
+    assert example.text == prompt + content + "<|end|>" == f"Be brief.\n{question}\n{content}<|end|>"
+    begin, end = example.steps[0][0], example.steps[-1][1]
+    assert plain(prompt, add_special_tokens=False)["input_ids"] == example.input_ids[:begin]
+    assert all(left[1] == right[0] for left, right in pairwise(example.steps))
+    assert plain.decode(example.input_ids[begin:end]) == content
+    assert labelled(example) == list(range(begin, end + 1))
+
+
+# Data sets
+
+
+def test_a_data_set_numbers_what_it_keeps_and_passes_the_options_on(tokenizer):
+    records = [conversation("a", "b" * 31), conversation("c" * 90), conversation("d", "#### 4"), conversation("e")]
+    data = load_and_prepare_dataset(records, tokenizer, max_length=45, encoding=Encoding(turns=True, train_all=True))
+    assert [example.index for example in data.examples] == [0, 1, 2]
+    assert [tokenizer.decode(example.input_ids[28:29]) for example in data.examples] == ["a", "d", "e"]
+    assert [example.turns is None for example in data.examples] == [True, False, False]
+    assert all(IGNORED not in example.labels for example in data.examples)
+    assert [example.answer for example in data.examples] == [None, 1, None]
+    assert str(data).startswith("3 examples, 4 steps; 1 end with an answer step; 1 cut")
+    assert str(load_and_prepare_dataset(records[3:], tokenizer)).startswith("1 examples, 1 steps; 1 with fewer")
+
+
+def test_turns_that_are_too_long_do_not_count_as_cut(tokenizer):
+    other = with_template(tokenizer, "{{ 'Help. ' * 20 if messages | length == 1 }}" + tokenizer.chat_template)
+    data = load_and_prepare_dataset([conversation("a")], other, max_length=60, encoding=Encoding(turns=True))
+    assert (data.cut, data.examples[0].turns) == (0, None)
+
+
 # Real tokenizers
 
 
@@ -185,13 +384,24 @@ def gsm8k(limit: int) -> list[dict]:
 
 def exact(tokenizer, record) -> bool:
     """Independent of the code under test: decodes the tokens of each span and compares with the step."""
-    example = encoded(tokenizer, record)
+    example = encoded(tokenizer, record, turns=True)
     content = "\n\n".join(record["steps"])
     inside = tokenizer.decode(example.input_ids[example.steps[0][0] : example.steps[-1][1]])
     labelled = [token for token in example.labels if token != IGNORED]
     tail = tokenizer.decode(labelled)[len(content) :]
     parts = [tokenizer.decode(example.input_ids[a:b]).strip() for a, b in example.steps]
-    return inside == content and parts == record["steps"] and tail in ("<|im_end|>", "<|eot_id|>")
+    lasts = [tokenizer.decode([example.input_ids[end - 1]]).strip() for end in example.contents]
+    gaps = [
+        tokenizer.decode(example.input_ids[end:stop]).strip()
+        for end, (_, stop) in zip(example.contents, example.steps, strict=True)
+    ]
+    user, assistant = example.turns.user, example.turns.assistant
+    alone = [tokenizer.decode(turn.input_ids[slice(*turn.content)]) for turn in (user, assistant)]
+    return (
+        (inside, parts, alone) == (content, record["steps"], [record["messages"][0]["content"], content])
+        and (all(lasts), any(gaps), example.answer) == (True, False, len(record["steps"]) - 1)
+        and tail in ("<|im_end|>", "<|eot_id|>")
+    )
 
 
 def test_300_gsm8k_rows_with_smollm2():

@@ -42,13 +42,17 @@ def run(tokenizer, records, tmp_path, model=None, peft_config=None, **options):
     return trainer
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("options", [{"objective": "none"}, {"lbd": 0.0}])
-def test_without_a_jepa_term_training_is_trainers_own_bit_for_bit(tokenizer, records, tmp_path, options):
+def test_without_a_jepa_term_training_is_trainers_own_bit_for_bit(tokenizer, records, tmp_path, options, accumulation):
+    options = {**options, "gradient_accumulation_steps": accumulation}
     ours = run(tokenizer, records, tmp_path, **{"lbd": 1.0, **options})
     rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in ours.train_dataset.examples]
     plain = Trainer(
         tiny_model(),
-        TrainingArguments(output_dir=str(tmp_path / "plain"), **QUIET, **STEPS),
+        TrainingArguments(
+            output_dir=str(tmp_path / "plain"), gradient_accumulation_steps=accumulation, **QUIET, **STEPS
+        ),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         train_dataset=Dataset.from_list(rows),
     )
@@ -79,7 +83,7 @@ def test_loss_is_its_formula(tokenizer, records, tmp_path):
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, lbd=0.5, gamma=2.0)
     terms = trainer.terms(trainer.model, batch_of(trainer, 9))
     (loss, _) = trainer.compute_loss(trainer.model, batch_of(trainer, 9), return_outputs=True)
-    cosine = F.cosine_similarity(terms.predicted, terms.target, dim=-1)
+    cosine = F.cosine_similarity(terms.views.predicted, terms.views.target, dim=-1)
     labels = sum(x != IGNORED for example in trainer.train_dataset.examples for x in example.labels)
     assert len(terms.nll) == labels
     torch.testing.assert_close(
@@ -125,7 +129,8 @@ def test_evaluation_does_not_depend_on_the_batching(tokenizer, records, tmp_path
     rows = trainer.rows(records)
     with torch.no_grad():
         terms = trainer.terms(trainer.model, trainer.data_collator([rows[index] for index in range(len(rows))]))
-    predicted, target = F.normalize(terms.predicted, dim=-1), F.normalize(terms.target, dim=-1)
+    views = terms.views.of(0)  # the others are of no objective
+    predicted, target = F.normalize(views.predicted, dim=-1), F.normalize(views.target, dim=-1)
     table = predicted @ target.T
     off = table[~torch.eye(len(table), dtype=torch.bool)]
     assert one["eval_lm_loss"] == pytest.approx(terms.nll.mean().item(), rel=1e-5)

@@ -1,57 +1,93 @@
-"""StepJEPARepresentationTrainer: the representation trainer with Step-JEPA's own part, the branches of its steps."""
+"""StepJEPARepresentationTrainer: the representation trainer with Step-JEPA's own part, the views of reasoning steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
-from step_jepa import branches
-from step_jepa.branches import Pairs
-from step_jepa.collate import Planner
+from step_jepa.collate import PlannedRows
+from step_jepa.config import RepresentationConfig
 from step_jepa.errors import UserError
-from step_jepa.models import predictor_ids
-from step_jepa.representation import RepresentationConfig, RepresentationTrainer
-
-Objective = Literal["step_jepa", "llm_jepa", "none"]
+from step_jepa.objectives import OBJECTIVES
+from step_jepa.objectives.step_jepa import Pairs, Pooling, Read, Sees, Target
+from step_jepa.representation import RepresentationTrainer
 
 
 @dataclass
 class StepJEPAConfig(RepresentationConfig):
     """TrainingArguments, the options of the JEPA term, and those of Step-JEPA."""
 
-    objective: Objective = field(
-        default="step_jepa",
-        metadata={"help": "step_jepa: next step from those before; llm_jepa: answer from the user's text; none: SFT."},
+    objective: list[str] = field(
+        default_factory=lambda: ["step_jepa"],
+        metadata={"help": f"One or more of {', '.join(OBJECTIVES)}, or none for plain SFT."},
+    )
+    weights: list[float] = field(
+        default_factory=list, metadata={"help": "Weight of each objective within the JEPA loss; 1 each by default."}
     )
     pairs: Pairs = field(
-        default="first", metadata={"help": "Which pairs of consecutive steps: the first, all, or some drawn at random."}
+        default="first", metadata={"help": "Which pairs of steps: the first, all, or some drawn at random."}
     )
-    pairs_per_example: int = field(default=4, metadata={"help": "How many pairs of an example, with pairs = random."})
+    pairs_per_example: int = field(
+        default=4, metadata={"help": "How many pairs of an example with pairs random; spans of stp unless pairs first."}
+    )
+    horizon: int = field(default=1, metadata={"help": "h: step i predicts step i + h."})
+    target: Target = field(
+        default="isolated", metadata={"help": "The target step read alone, or in its context, which costs nothing."}
+    )
+    pooling: Pooling = field(default="last", metadata={"help": "A view is its last token's state, or the mean."})
+    read: Read = field(
+        default="separator", metadata={"help": "A step is read at the separator that closes it, or where content ends."}
+    )
+    target_sees: Sees = field(
+        default="nothing", metadata={"help": "What an isolated step sees of the trunk: nothing, or its first token."}
+    )
+    skip_answer_step: bool = field(
+        default=True, metadata={"help": "Leave out pairs whose target is just the final answer line."}
+    )
 
     def __post_init__(self) -> None:
-        if self.pairs_per_example < 1:
-            raise UserError(f"pairs_per_example = {self.pairs_per_example}: give 1 or more")
+        if isinstance(self.objective, str):
+            self.objective = [self.objective]
+        unknown = [name for name in self.objective if name not in (*OBJECTIVES, "none")]
+        if unknown or not self.objective:
+            raise UserError(f"objective = {' '.join(unknown)}: give some of {', '.join(OBJECTIVES)}, or none")
+        if len(set(self.objective)) < len(self.objective) or ("none" in self.objective and len(self.objective) > 1):
+            raise UserError(f"objective = {' '.join(self.objective)}: give each once, and none alone")
+        if self.weights and len(self.weights) != len(self.objective):
+            raise UserError(f"{len(self.weights)} weights for {len(self.objective)} objectives: give one each")
+        for name in ("pairs_per_example", "horizon"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: give 1 or more")
         super().__post_init__()
+
+    @property
+    def objectives(self) -> list[tuple[str, float]]:
+        if not self.lbd or self.objective == ["none"]:
+            return []
+        return list(zip(self.objective, self.weights or [1.0] * len(self.objective), strict=True))
+
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
+        chosen = [OBJECTIVES[name] for name, _ in self.objectives]
+        if not chosen:
+            return
+        for name in sorted({option for kind in OBJECTIVES.values() for option in kind.options}):
+            if getattr(self, name) != self.__dataclass_fields__[name].default and not any(
+                name in kind.options for kind in chosen
+            ):
+                homes = [home for home, kind in OBJECTIVES.items() if name in kind.options]
+                raise UserError(f"--{name} is for the objective {', '.join(homes)}: leave it out")
+        for home, kind in zip(self.objective, chosen, strict=True):
+            if self.control not in ("none", "no_loss", *kind.controls):
+                raise UserError(
+                    f"--control {self.control} means nothing for the objective {home}: use one of "
+                    f"{', '.join(sorted(kind.controls))}"
+                )
 
 
 class StepJEPARepresentationTrainer(RepresentationTrainer):
-    """Predict the representation of step i+1, read alone, from everything up to step i."""
-
-    @staticmethod
-    def has_objective(args: Any) -> bool:
-        return args.objective != "none" and RepresentationTrainer.has_objective(args)
-
-    def planner(self) -> Planner:
-        if self.args.objective != "step_jepa":
-            return super().planner()
-        return partial(
-            branches.step_jepa,
-            predictors=predictor_ids(self.model),
-            pairs=self.args.pairs,
-            pairs_per_example=self.args.pairs_per_example,
-        )
+    """Predict the representation of step i+1, read alone, from everything up to step i; or what `objective` names."""
 
 
 @contextmanager
@@ -61,5 +97,6 @@ def untrained(model: Any, *, data: Any, processing_class: Any = None, **options:
     with TemporaryDirectory() as scratch:
         config = StepJEPAConfig(output_dir=scratch, report_to="none", **options)
         trainer = StepJEPARepresentationTrainer(model, config, data, processing_class=processing_class)
-        trainer.eval_dataset = trainer.train_dataset
+        examples = trainer.train_dataset.examples
+        trainer.eval_dataset = PlannedRows(examples, trainer.planner(examples, learning=False))
         yield trainer

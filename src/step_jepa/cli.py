@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "train": ("train", ["TrainArguments", "adapted.StepJEPAConfig"], "fine-tune a model"),
     "compare": ("compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluate", ["EvaluateArguments"], "score a model on problems"),
+    "pairing": ("heldout", ["PairingArguments"], "does the predicted view know the next step"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }

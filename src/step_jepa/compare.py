@@ -106,7 +106,7 @@ def _batches(trainer: Any, theirs: list, rows: slice) -> tuple[Batch, Batch]:
 def _adapted(trainer: Any, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum of nll, sum of distances, predicted (P, H), target (P, H)."""
     terms = trainer.terms(model, batch)
-    return terms.nll.sum(), trainer.distance(terms.predicted, terms.target).sum(), terms.predicted, terms.target
+    return terms.nll.sum(), trainer.distances(terms.views).sum(), terms.views.predicted, terms.views.target
 
 
 def _standalone(loss: str, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -150,10 +150,10 @@ def _first_mask(model: Any, ours: Batch, theirs: Batch, start: int) -> str | Non
         return None
     mine = may_see(ours["branch"], ours["prefix"])
     other = standalone.second_rows(theirs, *standalone.sizes(model))
-    rows, pairs = (ours["pairs"][..., 0] >= 0).nonzero(as_tuple=True)
-    for number, (row, pair) in enumerate(zip(rows.tolist(), pairs.tolist(), strict=True)):
+    columns = ours["reads"][:, 2].view(-1, 2).tolist()  # every view is one state here
+    for number, row in enumerate(ours["pairs"][:, 0].tolist()):
         for side, name in enumerate(("predicted", "target")):
-            a = mine[row, ours["pairs"][row, pair, side]]
+            a = mine[row, columns[number][side]]
             b = other["sees"][number, other["read"][number, side]]
             seen = [
                 list(zip(ids[mask].tolist(), positions[mask].tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from step_jepa.errors import UserError
 from step_jepa.sources import read_records
 from step_jepa.steps import split
-from step_jepa.tokens import Example, encode, truncate
+from step_jepa.tokens import Encoding, Example, encode, truncate
 
 
 @dataclass
@@ -26,6 +26,7 @@ class PreparedData:
         counts = [len(example.steps) for example in self.examples]
         single = sum(count < 2 for count in counts)
         notes = {
+            "end with an answer step": sum(example.answer is not None for example in self.examples),
             "cut to whole steps within max_length": self.cut,
             "left out, as not one whole step fits into max_length": self.left_out,
             "with fewer than two steps, which train the language model only": single,
@@ -35,7 +36,12 @@ class PreparedData:
 
 
 def load_and_prepare_dataset(
-    data: Any, tokenizer: Any, *, max_length: int | None = None, limit: int | None = None
+    data: Any,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    limit: int | None = None,
+    encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
 ) -> PreparedData:
     """Examples from a file or id that `prepare` reads, or from records that carry `messages` (and `steps`).
 
@@ -49,20 +55,25 @@ def load_and_prepare_dataset(
     examples: list[Example] = []
     cut = left_out = 0
     for index, record in enumerate(tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)):
-        whole = to_example(record, tokenizer, f"example {index}{source}")
+        whole = to_example(record, tokenizer, f"example {index}{source}", encoding)
         example = truncate(whole, max_length)
         if not example.steps:
             left_out += 1
             continue
-        cut += example is not whole
-        examples.append(example)
+        cut += len(example.input_ids) < len(whole.input_ids)
+        examples.append(replace(example, index=len(examples)))
     if not examples:
         reason = f"no whole step fits into max_length = {max_length}: raise it" if left_out else "it is empty"
         raise UserError(f"{data if named else 'the data set'}: no example to use, {reason}")
     return PreparedData(examples, cut, left_out)
 
 
-def to_example(record: Mapping[str, Any], tokenizer: Any, where: str) -> Example:
+def to_example(
+    record: Mapping[str, Any],
+    tokenizer: Any,
+    where: str,
+    encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
+) -> Example:
     """One record with `messages`, and `steps` where they are known. Raises UserError."""
     messages = record.get("messages")
     if not messages or not all(isinstance(turn.get("content"), str) for turn in messages):
@@ -72,4 +83,4 @@ def to_example(record: Mapping[str, Any], tokenizer: Any, where: str) -> Example
     if messages[-1].get("reasoning_content"):
         raise UserError(f"{where}: reasoning_content would be read but not trained: run step-jepa prepare")
     steps = record.get("steps") or split(messages[-1]["content"])
-    return encode(tokenizer, [dict(message) for message in messages], list(steps), where)
+    return encode(tokenizer, [dict(message) for message in messages], list(steps), where, encoding)

@@ -11,17 +11,17 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from safetensors import safe_open
 from transformers import PrinterCallback
 
 from step_jepa.adapted import untrained
 from step_jepa.answers import extract, interval, is_correct
-from step_jepa.branches import Pairs
+from step_jepa.config import view_options
 from step_jepa.dataset import load_and_prepare_dataset
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.generation import Generation, generate
 from step_jepa.losses import Loss
-from step_jepa.models import PREDICTORS_FILE, resolve, setup_model_and_tokenizer
+from step_jepa.models import resolve, saved_predictors, setup_model_and_tokenizer
+from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.sources import read_records
 
 PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
@@ -75,10 +75,16 @@ def run(args: EvaluateArguments) -> None:
     folder = Path(args.output_dir)
     identity = _identity(args, records)
     done = _resume(folder, identity, overwrite=args.overwrite)
-    trained = _trained_predictors(args.model_name)
+    trained = saved_predictors(args.model_name)
     predictors = args.predictors if trained is None else trained
+    views = view_options(resolve(args.model_name))
     model, tokenizer = setup_model_and_tokenizer(
-        args.model_name, predictors=predictors, model_init_kwargs={"dtype": args.dtype}, seed=args.seed
+        args.model_name,
+        predictors=predictors,
+        predictor_head=views.get("predictor_head", "identity"),
+        plain=views.get("plain", False),
+        model_init_kwargs={"dtype": args.dtype},
+        seed=args.seed,
     )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
     losses = heldout(
@@ -90,6 +96,7 @@ def run(args: EvaluateArguments) -> None:
         loss=args.loss,
         batch_size=args.batch_size,
         seed=args.seed,
+        **views,
     )
     _begin(folder, identity, done)
     answers = generate(
@@ -124,15 +131,17 @@ def heldout(
     loss: Loss = "cosine",
     batch_size: int = 16,
     seed: int = 42,
+    **views: Any,
 ) -> dict[str, Any]:
     """The Step-JEPA figures on examples that were not trained on: lm_loss (mean over tokens), jepa_loss and
     cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs (their number).
     A figure that the data has too few pairs for is None.
 
     model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
+    views          options of StepJEPAConfig that say how views are read
     Seeds the global random generators. Raises UserError."""
     options = {"predictors": predictors, "pairs": pairs, "loss": loss, "per_device_eval_batch_size": batch_size}
-    with untrained(model, data=data, processing_class=processing_class, seed=seed, **options) as trainer:
+    with untrained(model, data=data, processing_class=processing_class, seed=seed, **options, **views) as trainer:
         trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
     return {name: metrics.get(f"eval_{name}") for name in HELDOUT}
@@ -223,15 +232,6 @@ def _begin(folder: Path, identity: dict[str, Any], done: dict[int, Generation]) 
     _write(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
     for name in (SUMMARY, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)
-
-
-def _trained_predictors(model_name: str) -> int | None:
-    """How many trained predictor rows lie beside the model; None if there are none."""
-    path = Path(resolve(model_name), PREDICTORS_FILE)
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        return file.get_slice("predictors").get_shape()[0]
 
 
 def _json(value: Any) -> str:

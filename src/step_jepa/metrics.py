@@ -4,7 +4,7 @@ Axes: B rows, N labelled tokens, P pairs, H hidden size.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,23 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from step_jepa.views import Views
+
 
 @dataclass
 class Terms:
-    """What one forward pass gives: nll (N,), token_row (N,), predicted (P, H), target (P, H), pair_row (P,)."""
+    """What one forward pass gives: nll (N,), token_row (N,), and the views of its pairs."""
 
     nll: Tensor
     token_row: Tensor
-    predicted: Tensor
-    target: Tensor
-    pair_row: Tensor
+    views: Views
 
 
 class Meter:
-    """Sums since the last log, on the device: nll, tokens, distance, pairs, cosine, tokens read."""
+    """Sums since the last log, on the device: of tokens, of pairs, and of every objective's pairs."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums, self.since = torch.zeros(6, device=device), 0.0
+    def __init__(self, objectives: Sequence[str], weights: Sequence[float], device: torch.device) -> None:
+        self.objectives, self.weights, self.since = objectives, weights, 0.0
+        self.sums = torch.zeros(5, device=device)  # nll, tokens, tokens read, cosine, negatives
+        self.losses = torch.zeros(len(objectives), 2, device=device)  # distance, pairs
 
     def start(self) -> None:
         """The clock runs from the first batch that is asked for."""
@@ -42,45 +44,45 @@ class Meter:
         yield
         self.since += time.perf_counter() - began if self.since else 0.0
 
-    def add(self, terms: Terms, distance: Tensor, batch: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            cosine = F.cosine_similarity(terms.predicted, terms.target, dim=-1).sum()
-            counts = [len(terms.nll), distance.sum(), len(distance), cosine, (batch["branch"] >= 0).sum()]
-            self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in (terms.nll.sum(), *counts)])
+    @torch.no_grad()
+    def add(self, terms: Terms, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
+        views = terms.views
+        cosine = F.cosine_similarity(views.predicted, views.target, dim=-1)
+        read = (batch["branch"] >= 0) if "branch" in batch else batch["attention_mask"]
+        sums = (terms.nll.sum(), len(terms.nll), read.sum(), cosine.sum(), negatives.sum())
+        self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in sums])
+        self.losses.index_add_(0, views.objective, torch.stack([distance, torch.ones_like(distance)], 1).float())
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        nll, tokens, distance, pairs, cosine, read = accelerator.reduce(self.sums, "sum").tolist()
+        nll, tokens, read, cosine, negatives = accelerator.reduce(self.sums, "sum").tolist()
+        losses = accelerator.reduce(self.losses, "sum").tolist()
         now = time.perf_counter()
         logs = {"tokens_per_second": read / (now - self.since)}
+        pairs = sum(count for _, count in losses)
         if tokens:
             logs |= {"lm_loss": nll / tokens, "pairs": pairs}
         if pairs:
-            logs |= {"jepa_loss": distance / pairs, "view_cosine": cosine / pairs}
+            logs |= jepa_losses(self.objectives, self.weights, losses) | {"view_cosine": cosine / pairs}
+        if negatives:
+            logs["negatives"] = negatives / pairs
         self.sums.zero_()
+        self.losses.zero_()
         self.since = now
         return logs
 
 
-def row_sums(terms: Terms, distance: Tensor, rows: int, width: int) -> Tensor:
-    """(B, 5 + 2H): nll, tokens, distance, pairs, cosine, and the sums of the unit predicted and unit target views."""
-    sums = torch.zeros(rows, 5 + 2 * width, device=terms.nll.device)
-    sums[:, :2].index_add_(0, terms.token_row, torch.stack([terms.nll, torch.ones_like(terms.nll)], 1))
-    if len(distance):
-        predicted, target = F.normalize(terms.predicted, dim=-1), F.normalize(terms.target, dim=-1)
-        cosine = (predicted * target).sum(-1)
-        pairs = torch.stack([distance, torch.ones_like(distance), cosine], 1)
-        sums[:, 2:].index_add_(0, terms.pair_row, torch.cat([pairs, predicted, target], 1))
-    return sums
+def jepa_losses(names: Sequence[str], weights: Sequence[float], losses: Sequence[Sequence[float]]) -> dict[str, float]:
+    """jepa_loss, the weighted sum over objectives of their means over pairs; with several objectives each mean too.
+
+    losses   (sum of distances, number of pairs) of each objective"""
+    means = [distance / pairs if pairs else 0.0 for distance, pairs in losses]
+    logs = {"jepa_loss": sum(weight * value for weight, value in zip(weights, means, strict=True))}
+    if len(names) > 1:
+        logs |= {f"{name}_loss": value for name, value in zip(names, means, strict=True)}
+    return logs
 
 
-def figures(sums: Tensor) -> dict[str, float]:
-    """Means from the sums over all rows. The mean cosine over all unpaired views needs only the two sums of unit
-    views: sum over i != j of p_i . t_j = (sum p) . (sum t) - sum p_i . t_i."""
-    nll, tokens, distance, pairs, cosine = sums[:5].tolist()
-    means = {"lm_loss": nll / max(tokens, 1)}
-    if pairs:
-        means |= {"jepa_loss": distance / pairs, "pairs": int(pairs), "cosine_paired": cosine / pairs}
-    if pairs > 1:
-        predicted, target = sums[5:].chunk(2)
-        means["cosine_unpaired"] = (float(predicted @ target) - cosine) / (pairs * (pairs - 1))
-    return means
+def row_sums(terms: Terms, rows: int) -> Tensor:
+    """(B, 2): nll and tokens of each row."""
+    sums = torch.zeros(rows, 2, device=terms.nll.device)
+    return sums.index_add_(0, terms.token_row, torch.stack([terms.nll, torch.ones_like(terms.nll)], 1).float())

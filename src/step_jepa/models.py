@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase, set_seed
 
 from step_jepa.errors import UserError
+from step_jepa.tokens import PLAIN_TEMPLATE
+from step_jepa.views import PredictorHead
 
 PREDICTORS_FILE = "predictors.safetensors"
 
@@ -27,26 +30,41 @@ def setup_model_and_tokenizer(
     *,
     processing_class: Any = None,
     predictors: int | None = None,
+    train_predictors: bool = True,
+    predictor_head: PredictorHead = "identity",
     peft_config: PeftConfig | None = None,
     quantization_config: Any = None,
     model_init_kwargs: Any = None,
+    config_overrides: Any = None,
+    plain: bool = False,
     seed: int = 42,
 ) -> tuple[Any, Any]:
     """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
 
-    model        hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
-    predictors   K >= 0; None where nothing is to be predicted
+    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
+    predictors         K >= 0; None where nothing is to be predicted
+    train_predictors   whether LoRA trains them too
+    predictor_head     "linear" adds the module `predictor_head`, (H, H), which starts as the identity
+    config_overrides   a dictionary, perhaps empty, for random weights from the model's configuration with these fields
+    plain              give the tokenizer a chat template without framing
     Raises UserError where the model cannot be had or cannot be trained so."""
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
         tokenizer = processing_class or load_tokenizer(folder)
-        model = _load(folder, quantization_config, model_init_kwargs or {})
+        if config_overrides is None:
+            model = _load(folder, quantization_config, model_init_kwargs or {})
+        else:
+            model = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
     else:
         folder, tokenizer = None, processing_class
         if tokenizer is None:
             raise UserError("a model given as a module needs its tokenizer: pass processing_class")
         if quantization_config is not None:
             raise UserError("quantization_config applies to a model given by name, not to a loaded one")
+        if config_overrides is not None:
+            raise UserError("random weights are for a model given by name: make them in the module that you give")
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has neither pad_token nor eos_token: set one of them and save it")
@@ -54,7 +72,11 @@ def setup_model_and_tokenizer(
     if predictors is not None:
         _add_predictors(model, tokenizer, predictors, folder, seed)
     if peft_config is not None:
-        model = _with_adapter(model, peft_config)
+        model = _with_adapter(model, peft_config, train_predictors=train_predictors)
+    if predictor_head == "linear" and not hasattr(model, "predictor_head"):
+        width = model.config.get_text_config().hidden_size
+        model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
+        torch.nn.init.eye_(model.predictor_head.weight)
     return model, tokenizer
 
 
@@ -102,10 +124,36 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
         raise _unavailable("model", folder, error) from None
 
 
+def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dict[str, Any], seed: int) -> Any:
+    """Random weights from a folder's configuration; without one the overrides must name a model_type."""
+    try:
+        if "model_type" in overrides:
+            fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            config = AutoConfig.for_model(**{**fields, "eos_token_id": tokenizer.eos_token_id, **overrides})
+        else:
+            config = AutoConfig.from_pretrained(folder, **overrides)
+        unknown = [name for name in overrides if name != "model_type" and name not in type(config)().to_dict()]
+        if unknown:
+            raise ValueError(f"its configuration has no field {unknown[0]}")
+        set_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unavailable("configuration", folder, error) from None
+
+
 def predictor_ids(model: Any) -> list[int]:
     """Token ids of the model's predictor rows: its last embedding rows."""
     count, rows = getattr(model.config, "predictors", 0), model.get_input_embeddings().weight.shape[0]
     return list(range(rows - count, rows))
+
+
+def saved_predictors(name: str) -> int | None:
+    """How many trained predictor rows lie beside a model; None if there are none."""
+    path = Path(resolve(name), PREDICTORS_FILE)
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_slice("predictors").get_shape()[0]
 
 
 def base_rows(model: Any) -> int:
@@ -148,7 +196,7 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
     model.config.predictors = count
 
 
-def _with_adapter(model: Any, peft_config: Any) -> PeftModel:
+def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> PeftModel:
     if isinstance(model, PeftModel):
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
     ids = predictor_ids(model)
@@ -166,7 +214,7 @@ def _with_adapter(model: Any, peft_config: Any) -> PeftModel:
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model)
     peft_config = deepcopy(peft_config)
-    if ids:
+    if ids and train_predictors:
         # Frozen embeddings would leave the predictor tokens at their random start.
         peft_config.trainable_token_indices = ids
     return get_peft_model(model, peft_config)
@@ -225,7 +273,8 @@ def _base_state(model: Any, rows: int) -> dict[str, torch.Tensor]:
     owners = _vocabulary_modules(model)
     state = model.state_dict()
     cut = {value.data_ptr(): value[:rows].clone() for name, value in state.items() if name.rpartition(".")[0] in owners}
-    return {name: cut.get(value.data_ptr(), value) for name, value in state.items()}  # what was tied stays tied
+    kept = {name: value for name, value in state.items() if not name.startswith("predictor_head.")}
+    return {name: cut.get(value.data_ptr(), value) for name, value in kept.items()}  # what was tied stays tied
 
 
 def _export_model(model: Any, rows: int, folder: str | os.PathLike) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,6 +18,8 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
             raise UserError(f"{message} (step-jepa {command} --help lists the options)")
 
     parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
+    for name in _numbers_or_words(types):
+        parser._option_string_actions[f"--{name}"].type = _number_or_word
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
     argv = _with_config(argv)
     needs_output = any(option.dest == "output_dir" for option in parser._actions)
@@ -32,6 +34,18 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     if unknown:
         raise UserError(f"unknown: {' '.join(unknown)} (step-jepa {command} --help lists the options)")
     return tuple(parsed[: len(types)])
+
+
+def _numbers_or_words(types: list[Any]) -> list[str]:
+    """Fields that take a number or a word; HfArgumentParser would take the number alone."""
+    return [name for kind in types for name, hint in get_type_hints(kind).items() if hint == float | str]
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _with_config(argv: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from step_jepa.errors import UserError
 from step_jepa.steps import (
@@ -31,6 +31,7 @@ class Record(TypedDict):
     total_steps: int
     answer_step: int | None
     messages: list[Turn]
+    template: NotRequired[int]  # problems that were generated from one template have it in common
 
 
 class Rejected(ValueError):
@@ -88,6 +89,8 @@ def to_record(raw: Any, args: ReadArguments) -> Record:
     if not isinstance(raw, dict):
         raise Rejected("not a JSON object")
     record = _READERS[args.format or _recognised(raw)](raw, args)
+    if isinstance(raw.get("template"), int):
+        record["template"] = raw["template"]
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -1,6 +1,7 @@
 """RepresentationTrainer: LLM-JEPA on the trunk-and-branches mechanism, and what every objective shares.
 
-    loss = gamma * mean over labelled tokens of the step + lbd * mean over pairs of the step ( distance )
+    loss = gamma * mean over labelled tokens of the step
+         + lbd * sum over objectives of weight * mean over its pairs of the step ( distance )
 
 Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V rows of the base model's vocabulary.
 """
@@ -8,8 +9,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,64 +18,26 @@ import torch
 import torch.nn.functional as F
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
-from step_jepa import branches, masks
-from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, Planner, without_branches
+from step_jepa import controls, diagnostics, masks
+from step_jepa.balance import EVERY, balanced, gradient_norms
+from step_jepa.collate import Batch, BranchCollator, PlainCollator, PlannedRows, without_branches
+from step_jepa.compute import floating_point_ops, shorten
+from step_jepa.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.errors import UserError
-from step_jepa.losses import Loss, distance
-from step_jepa.metrics import Meter, Terms, figures, row_sums
+from step_jepa.losses import Criterion, negative_count
+from step_jepa.metrics import Meter, Terms, jepa_losses, row_sums
 from step_jepa.models import base_rows, export, predictor_ids, setup_model_and_tokenizer
-from step_jepa.tokens import IGNORED
+from step_jepa.monitor import Monitor
+from step_jepa.objectives import OBJECTIVES, Objective, Planner, StepJEPA
+from step_jepa.refusals import refuse
+from step_jepa.state import JepaState
+from step_jepa.tokens import IGNORED, Encoding
+from step_jepa.views import Twin, Views, full, gathered, random_targets, read, trajectories
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RepresentationConfig(TrainingArguments):
-    """TrainingArguments, and the options of the JEPA term."""
-
-    lbd: float = field(default=0.1, metadata={"help": "Weight of the JEPA loss; with 0 nothing is added to plain SFT."})
-    gamma: float = field(default=1.0, metadata={"help": "Weight of the language-model loss."})
-    predictors: int = field(
-        default=1, metadata={"help": "K, the predictor tokens; with 0 the state of the last text token predicts."}
-    )
-    loss: Loss = field(
-        default="cosine",
-        metadata={"help": "Distance of the views; infonce wants many pairs per micro-batch."},
-    )
-    temperature: float = field(default=0.07, metadata={"help": "Temperature of infonce."})
-    jepa_ratio: float = field(
-        default=1.0,
-        metadata={"help": "Share of optimisation steps that carry the JEPA loss; others are plain SFT."},
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or this share of them."})
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Longest trunk in tokens; longer rows keep whole steps only."}
-    )
-    keep_adapter: bool = field(
-        default=False, metadata={"help": "Export the LoRA adapter alone instead of the merged model."}
-    )
-    model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained for a model given by name, as JSON."}
-    )
-
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
-
-    def __post_init__(self) -> None:
-        for name in ("lbd", "gamma", "predictors"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
-        if not 0 <= self.jepa_ratio <= 1:
-            raise UserError(f"jepa_ratio = {self.jepa_ratio}: give a share between 0 and 1")
-        if self.temperature <= 0:
-            raise UserError(f"temperature = {self.temperature}: give more than 0")
-        if self.max_length is not None and self.max_length < 1:
-            raise UserError(f"max_length = {self.max_length}: give 1 or more")
-        super().__post_init__()
-        self.dataloader_pin_memory &= torch.cuda.is_available()
-        self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
 
 
 class RepresentationTrainer(Trainer):
@@ -83,7 +45,7 @@ class RepresentationTrainer(Trainer):
 
     model             hub id, folder, or module (then with `processing_class`)
     train_dataset     records with `messages` (and `steps`), a file that `prepare` reads, or PreparedData
-    A subclass says what branches hang on a row by overriding `planner`."""
+    The objectives are those that the config names."""
 
     args: Any
     model: Any
@@ -102,22 +64,38 @@ class RepresentationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        self.branching = self.has_objective(args)
-        _refuse(args, quantised=quantization_config is not None, branching=self.branching)
+        self.names = [name for name, _ in args.objectives]
+        self.weights = [weight for _, weight in args.objectives]
+        self.branching = bool(self.names)
+        predicting = any(OBJECTIVES[name].predicts for name in self.names)
+        refuse(args, adapter=peft_config is not None, quantised=quantization_config is not None, predicting=predicting)
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
             model,
             processing_class=processing_class,
-            predictors=args.predictors if self.branching else None,
+            predictors=args.predictors if predicting else None,
+            train_predictors="frozen_predictors" not in args.switches,
+            predictor_head=args.predictor_head if predicting else "identity",
             peft_config=peft_config,
             quantization_config=quantization_config,
             model_init_kwargs=args.model_init_kwargs,
+            config_overrides=args.config_overrides or {} if args.pretrain else None,
+            plain=args.plain,
             seed=args.seed,
         )
         self.args, self.model = args, model
-        train_rows, eval_rows = self.rows(train_dataset, tokenizer), self.rows(eval_dataset, tokenizer)
         if self.branching:
             masks.check(model)
+            self.layer = _layer(model, args.layer)
+        self.objectives = [OBJECTIVES[name].from_config(args, predictor_ids(model)) for name in self.names]
+        self.criteria = [self._criterion(objective) for objective in self.objectives]
+        self.jepa = self._state()
+        frozen = self.branching and args.control == "frozen_target"
+        self._twin = Twin(model, 1.0) if frozen else self.jepa.twin  # who reads the targets, if not the model
+        train_rows, eval_rows = self.rows(train_dataset, tokenizer, learning=True), self.rows(eval_dataset, tokenizer)
+        if args.same_flop and train_rows:
+            shorten(args, train_rows, twin=self._twin is not None)
+        if self.branching or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
         super().__init__(
             model=model,
@@ -126,38 +104,102 @@ class RepresentationTrainer(Trainer):
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            callbacks=[*(callbacks or []), *([_TellEpoch(train_rows)] if train_rows else [])],
+            callbacks=[*(callbacks or []), *([_EveryStep(self, train_rows)] if train_rows else [])],
             optimizers=optimizers,
         )
-        self.distance = distance(args.loss, args.temperature)
-        self._meter = Meter(self.args.device)
-        self._step_tokens = self._step_pairs = 1
+        self.jepa.to(self.args.device)
+        if self._twin is not None:
+            self._twin.to(self.args.device)
+        if self.branching and eval_rows and args.diagnostics_steps:
+            self.add_callback(Monitor(self))
+        self._meter = Meter(self.names, self.weights, self.args.device)
+        self._step_tokens, self._step_pairs = 1, torch.ones(len(self.names), device=self.args.device)
+        self._measure_balance = False
+        self._held_out: list[tuple[Views, Tensor]] = []
+        self._say_what_is_special()
 
-    # What an objective says
+    def _criterion(self, objective: Objective) -> Criterion:
+        args = self.args
+        return Criterion(
+            loss=objective.loss or args.loss,
+            temperature=args.temperature,
+            negatives=args.negatives,
+            regulariser=args.regulariser,
+            regulariser_weight=args.regulariser_weight,
+            seed=args.seed,
+        )
 
-    @staticmethod
-    def has_objective(args: Any) -> bool:
-        """Whether rows carry branches; without them training is `Trainer`'s own."""
-        return args.lbd > 0
+    def _state(self) -> JepaState:
+        width = self.model.config.get_text_config().hidden_size
+        centred = [name for name, criterion in zip(self.names, self.criteria, strict=True) if criterion.centred]
+        state = JepaState(centred, width, getattr(self.model, "predictor_head", None), self._slow_twin())
+        if self.branching and self.model.name_or_path:
+            state.load(self.model.name_or_path)
+        return state
 
-    def planner(self) -> Planner:
-        """(example, rng) -> row with its branches."""
-        return partial(branches.llm_jepa, predictors=predictor_ids(self.model))
+    def _slow_twin(self) -> Twin | None:
+        return Twin(self.model, self.args.ema_decay) if self.branching and self.args.target_encoder == "ema" else None
+
+    def _say_what_is_special(self) -> None:
+        if self.args.should_log:
+            if self.branching and self.args.control != "none":
+                logger.info("control %s: %s", self.args.control, controls.MEANING[self.args.control])
+            for name in sorted(self.args.switches):
+                logger.info("compat %s: %s", name, COMPAT[name])
 
     # Data
 
-    def rows(self, data: Any, tokenizer: Any = None) -> PlannedRows | None:
-        """What the loader reads, from records, a file, or PreparedData. Raises UserError."""
+    def rows(self, data: Any, tokenizer: Any = None, *, learning: bool = False) -> PlannedRows | None:
+        """What the loader reads, from records, a file, or PreparedData. A control is for learning only. Raises
+        UserError."""
         if data is None or isinstance(data, PlannedRows):
             return data
         if not isinstance(data, PreparedData):
-            data = load_and_prepare_dataset(data, tokenizer or self.processing_class, max_length=self.args.max_length)
+            data = load_and_prepare_dataset(
+                data, tokenizer or self.processing_class, max_length=self.args.max_length, encoding=self._encoding()
+            )
         if self.args.should_log:
             logger.log(logging.WARNING if data.cut or data.left_out else logging.INFO, "%s", data)
-        rows = PlannedRows(data.examples, self.planner() if self.branching else branches.trunk, self.args.seed)
-        if self.branching and self.args.should_log and not any(rows[index].pairs for index in range(len(rows))):
-            logger.warning("no row has a pair to learn from: this is plain fine-tuning")
+        rows = PlannedRows(data.examples, self.planner(data.examples, learning=learning))
+        if self.branching and learning:
+            self._check_pairs(rows)
         return rows
+
+    def _encoding(self) -> Encoding:
+        switches = self.args.switches
+        return Encoding(
+            turns="llm_jepa" in self.names,
+            train_all=self.args.train_all,
+            unlabelled_end="unlabelled_end" in switches,
+            double_bos="double_bos" in switches,
+        )
+
+    def planner(self, examples: list, *, learning: bool) -> Planner:
+        """What makes rows of examples: with the run's control for learning, with all that is measured otherwise."""
+        args = self.args
+        if not learning:
+            # The trunk's own states at the ends of steps cost nothing: how straight do they move?
+            trajectory = [StepJEPA(choice="all", target="context", skip_answer_step=False)] if self.branching else []
+            return Planner([*self.objectives, *trajectory], args.seed)
+        donors = controls.Donors(examples) if args.control == "shuffled_pairs" else None
+        return Planner(self.objectives, args.seed, args.control, args.redraw, donors)
+
+    def _check_pairs(self, rows: PlannedRows) -> None:
+        """Says what is left out. Raises UserError where a horizon leaves no pair at all."""
+        planned = [pair.objective for index in range(len(rows)) for pair in rows[index].pairs]
+        for number, objective in enumerate(self.objectives):
+            if isinstance(objective, StepJEPA):
+                if objective.horizon > 1 and number not in planned:
+                    most = max(len(example.steps) for example in rows.examples)
+                    raise UserError(
+                        f"horizon = {objective.horizon}: no step has that many after it: examples have at most {most} "
+                        "steps, answer lines included: lower it"
+                    )
+                skipped = sum(objective.skipped(example) for example in rows.examples)
+                if self.args.should_log and skipped:
+                    logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", skipped)
+        if self.args.should_log and not planned:
+            logger.warning("no row has a pair of views: there is only a language-model loss")
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Held-out figures, of the eval_dataset of the trainer or of other records."""
@@ -171,56 +213,127 @@ class RepresentationTrainer(Trainer):
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
                 batches = [without_branches(batch) for batch in batches]
             tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-            pairs = sum(int((batch["pairs"][..., 0] >= 0).sum()) for batch in batches)
-            counts = self.accelerator.reduce(torch.tensor([tokens, pairs], device=device), "sum")
-            self._step_tokens, self._step_pairs = (max(1, int(count)) for count in counts)
+            chosen = [torch.bincount(batch["pairs"][:, 1], minlength=len(self.names)).to(device) for batch in batches]
+            counts = torch.cat([torch.tensor([tokens], device=device), sum(chosen, torch.zeros_like(self._step_pairs))])
+            self._step_tokens, *pairs = self.accelerator.reduce(counts, "sum").clamp(min=1).tolist()
+            self._step_pairs = torch.tensor(pairs, device=device)
+            due = self.state.global_step % EVERY == 0 or not self.jepa.lbd  # not found while there was no pair
+            self._measure_balance = self.args.lbd == "auto" and due
         return batches, items
 
     # Loss
 
-    def terms(self, model: nn.Module, batch: dict[str, Tensor]) -> Terms:
+    def terms(self, model: nn.Module, batch: Batch) -> Terms:
         """One forward pass over rows with or without branches. Logits are made where labels are, of V tokens."""
         labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
         labelled = labels != IGNORED
-        options: dict[str, Any] = {"attention_mask": batch.get("attention_mask")}
-        if "branch" in batch:
-            options = {
-                "attention_mask": masks.attention_mask(
-                    self.model, batch["branch"], batch["prefix"], batch["position_ids"]
-                ),
-                "position_ids": batch["position_ids"],
-                "output_hidden_states": [-1],  # the last one, after the final norm
-            }
-        out = model(input_ids=batch["input_ids"], logits_to_keep=labelled, use_cache=False, **options)
-        logits = out.logits[..., : base_rows(self.model)].float()
+        out = model(logits_to_keep=labelled, **self._inputs(batch))
+        logits = full(out.logits[..., : base_rows(self.model)])
         nll = F.cross_entropy(logits, labels[labelled], reduction="none")
-        token_row = labelled.nonzero()[:, 0]
+        return Terms(nll, labelled.nonzero()[:, 0], self._views(out, batch) if "reads" in batch else _no_views(logits))
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs = {"input_ids": batch["input_ids"], "use_cache": False}
+        if "reads" in batch:
+            inputs["output_hidden_states"] = [self.layer]
         if "branch" not in batch:
-            empty = logits.new_empty(0, self.model.config.get_text_config().hidden_size)
-            return Terms(nll, token_row, empty, empty, token_row[:0])
-        pair_row, pair = (batch["pairs"][..., 0] >= 0).nonzero(as_tuple=True)
-        read = batch["pairs"][pair_row, pair]
-        states = out.hidden_states[-1]
-        return Terms(
-            nll, token_row, states[pair_row, read[:, 0]].float(), states[pair_row, read[:, 1]].float(), pair_row
-        )
+            return inputs | {"attention_mask": batch["attention_mask"]}
+        places = (batch["branch"], batch["prefix"], batch["position_ids"])
+        return inputs | {
+            "attention_mask": masks.attention_mask(self.model, *places),
+            "position_ids": batch["position_ids"],
+        }
+
+    def _views(self, out: Any, batch: Batch) -> Views:
+        views = read(out.hidden_states[self.layer], batch)
+        if self.jepa.head is None:
+            return views
+        heads = torch.tensor([*(objective.predicts for objective in self.objectives), False], device=self.args.device)
+        through = self.jepa.head(views.predicted)  # also without pairs: all ranks must use all parameters
+        return replace(views, predicted=torch.where(heads[views.objective][:, None], through, views.predicted))
+
+    def learning_views(self, views: Views, batch: Batch) -> Views:
+        """The views that the loss is taken on: their targets are read as target_encoder and control say."""
+        if self.args.control == "random_target":
+            return random_targets(views, self.args.seed)
+        if self._twin is not None:
+            some = torch.zeros_like(batch["labels"], dtype=torch.bool)
+            some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
+            out = self._twin(self.model, logits_to_keep=some, **self._inputs(batch))
+            return replace(views, target=read(out.hidden_states[self.layer], batch).target)
+        return replace(views, target=views.target.detach()) if self.args.target_encoder != "plain" else views
+
+    def distances(self, views: Views) -> Tensor:
+        """(P,): each pair's loss by its objective's criterion; 0 for pairs of no objective."""
+        found = views.predicted.new_zeros(len(views))
+        for number, (name, criterion) in enumerate(zip(self.names, self.criteria, strict=True)):
+            own = views.of(number)
+            predicted, target = self.jepa.centred(name, own)
+            each = criterion(predicted, target, own.problem, step=self.state.global_step)
+            found = found.masked_scatter(views.objective == number, each.to(found))
+        return found
+
+    def _negatives(self, views: Views) -> Tensor:
+        """(P,): how many negatives each pair's loss has."""
+        found = torch.zeros(len(views), device=views.predicted.device)
+        for number, criterion in enumerate(self.criteria):
+            if criterion.loss.endswith("infonce"):
+                found[views.objective == number] = negative_count(views.of(number).problem, criterion.negatives).float()
+        return found
+
+    def means(
+        self, terms: Terms, distance: Tensor, tokens: int | None = None, pairs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """gamma * LM loss and JEPA loss of a micro-batch, over its own tokens and pairs or over those of the step."""
+        own = torch.bincount(terms.views.objective, minlength=len(self.names))[: len(self.names)]
+        per_pair = torch.tensor(self.weights, device=own.device) / (own if pairs is None else pairs).clamp(min=1)
+        weights = F.pad(per_pair, (0, 1))[terms.views.objective].to(distance)  # pairs of no objective weigh nothing
+        lm = self.args.gamma * terms.nll.sum() / (tokens or max(len(terms.nll), 1))
+        return lm, (distance * weights).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
-        if not self.branching:
-            self._meter.sums[5] += inputs["attention_mask"].sum()
+        undivided = "undivided_loss" in self.args.switches
+        if not self.branching and not undivided:
+            self._meter.sums[2] += inputs["attention_mask"].sum()
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         terms = self.terms(model, inputs)
-        distance = self.distance(terms.predicted, terms.target)
-        loss = self.args.gamma * terms.nll.sum() / self._step_tokens + self.args.lbd * distance.sum() / self._step_pairs
-        self._meter.add(terms, distance, inputs)
-        loss = loss * self.accelerator.num_processes  # ranks are averaged, the counts are of all of them
+        if self.branching:
+            terms = replace(terms, views=self.learning_views(terms.views, inputs))
+        distance = self.distances(terms.views)
+        counts = () if undivided else (self._step_tokens, self._step_pairs)
+        lm, jepa = self.means(terms, distance, *counts)
+        loss = lm + self._lbd(lm, jepa) * jepa
+        self._meter.add(terms, distance, self._negatives(terms.views), inputs)
+        for number, name in enumerate(self.names):
+            self.jepa.add(name, terms.views.of(number))
+        if not undivided:
+            loss = loss * self.accelerator.num_processes  # ranks are averaged, the counts are of all of them
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _lbd(self, lm: Tensor, jepa: Tensor) -> float:
+        if self.args.control == "no_loss":
+            return 0.0
+        if self.args.lbd != "auto":
+            return self.args.lbd
+        if self._measure_balance:
+            self._measure_balance = False  # on the step's first micro-batch
+            lm_norm, jepa_norm = gradient_norms(self.model, (lm, jepa))
+            self.jepa.lbd.fill_(balanced(float(self.jepa.lbd), lm_norm, jepa_norm, self.args.lbd_ratio))
+        return float(self.jepa.lbd)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Of a step on this batch, without padding and attention."""
+        parameters = self.model.num_parameters(exclude_embeddings=True)
+        return floating_point_ops(inputs, parameters, twin=self._twin is not None)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
         if "loss" in logs:
             logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
+            logs["flops"] = float(self.state.total_flos)
+            if self.args.lbd == "auto":
+                logs["lbd"] = float(self.jepa.lbd)
         super().log(logs, start_time)
 
     # Evaluation
@@ -230,63 +343,88 @@ class RepresentationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             terms = self.terms(model, inputs)
-            distance = self.distance(terms.predicted, terms.target)
-        sums = row_sums(terms, distance, len(inputs["labels"]), self.model.config.get_text_config().hidden_size)
-        return terms.nll.mean(), sums, None
+            distance = self.distances(terms.views)
+        self._held_out.append((terms.views.cpu(), distance.cpu()))
+        return terms.nll.mean(), row_sums(terms, len(inputs["labels"])), None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Held-out figures: the LM loss is weighted by tokens, the JEPA loss and the cosines by pairs."""
+        """Held-out figures: the LM loss is weighted by tokens, what the views show by pairs."""
+        self._held_out = []
         with self._meter.paused():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        assert isinstance(output.predictions, np.ndarray)
-        assert output.metrics is not None
-        means = figures(torch.from_numpy(output.predictions).double().sum(0))
-        means["loss"] = self.args.gamma * means["lm_loss"] + self.args.lbd * means.get("jepa_loss", 0.0)
+            assert isinstance(output.predictions, np.ndarray)
+            assert output.metrics is not None
+            nll, tokens = torch.from_numpy(output.predictions).double().sum(0).tolist()
+            means = {"lm_loss": nll / max(tokens, 1)} | self.figures(self._held_out)
+        lbd = self.jepa.lbd if self.args.lbd == "auto" else self.args.lbd
+        means["loss"] = self.args.gamma * means["lm_loss"] + float(lbd) * means.get("jepa_loss", 0.0)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
+
+    def figures(self, held_out: list[tuple[Views, Tensor]]) -> dict[str, float]:
+        """jepa_loss, pairs, and the diagnostics of the first objective's views, from each rank's (views, distances)."""
+        self.held_out, distance = gathered(held_out)
+        own = [distance[self.held_out.objective == number] for number in range(len(self.names))]
+        count = sum(map(len, own))
+        if not count:
+            return {}
+        losses = [(float(each.double().sum()), len(each)) for each in own]
+        return {"pairs": count} | jepa_losses(self.names, self.weights, losses) | self.diagnose(self.held_out)
+
+    def diagnose(self, views: Views) -> dict[str, float]:
+        """Diagnostics of the first objective's views, and how straight the trunk's states move from step to step."""
+        first, trajectory = views.of(0), views.of(len(self.names))
+        found = diagnostics.summary(first.predicted, first.target, first.problem)
+        straight = diagnostics.latent_error(*trajectories(trajectory))
+        return found | {name: value for name, value in straight.items() if not math.isnan(value)}
 
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models.export)."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: nothing to cut
+        folder = output_dir or self.args.output_dir
         if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            folder = output_dir or self.args.output_dir
             model = self.accelerator.unwrap_model(self.model)
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
+            save_options(self.args, folder)
+        if self.args.should_save:
+            self.jepa.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.jepa.load(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.jepa.load(str(self.state.best_model_checkpoint))
 
 
-def _refuse(args: Any, *, quantised: bool, branching: bool) -> None:
-    """Options of TrainingArguments that would give something else than they say."""
-    refused = {
-        "push_to_hub would upload the rows of a checkpoint: push the exported folder": args.push_to_hub,
-        "train_sampling_strategy must be random or sequential": args.train_sampling_strategy
-        not in ("random", "sequential"),
-        "eval_do_concat_batches must stay True: figures are sums over rows": not args.eval_do_concat_batches,
-        "several devices in one process: start with torchrun, or show it one device": args.n_gpu > 1,
-        "a quantised model cannot be merged without loss: add --keep_adapter": quantised and not args.keep_adapter,
-    }
-    if branching:
-        refused |= {
-            "label_smoothing_factor has no meaning beside a JEPA loss: leave it out": args.label_smoothing_factor,
-            "neftune_noise_alpha would put noise on isolated views: leave it out": args.neftune_noise_alpha,
-            "FSDP cannot export without the predictor rows: use DDP, or objective none": args.fsdp,
-            "DeepSpeed cannot export without the predictor rows: use DDP, or objective none": args.deepspeed,
-        }
-    for reason, given in refused.items():
-        if given:
-            raise UserError(reason)
+def _no_views(like: Tensor) -> Views:
+    none = torch.zeros(0, dtype=torch.long, device=like.device)
+    return Views(like.new_empty(0, 1), like.new_empty(0, 1), none, none, none)
 
 
-class _TellEpoch(TrainerCallback):
-    """Random choices follow the epoch; the rows learn it before the loader's workers start to read ahead."""
+def _layer(model: Any, layer: int) -> int:
+    """Its place among the hidden states, 0 being the embeddings. Raises UserError."""
+    count = model.config.get_text_config().num_hidden_layers
+    if not -count <= layer <= count:
+        raise UserError(f"layer = {layer}: the model has {count}: give -{count} to -1, or 0 to {count}")
+    return layer if layer >= 0 else count + 1 + layer
 
-    def __init__(self, rows: PlannedRows) -> None:
-        self.rows = rows
+
+class _EveryStep(TrainerCallback):
+    """The rows learn the epoch before the loader's workers start to read ahead; what the JEPA term carries moves."""
+
+    def __init__(self, trainer: RepresentationTrainer, rows: PlannedRows) -> None:
+        self.trainer, self.rows = trainer, rows
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.rows.epoch.fill_(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.jepa.after_step(self.trainer.model)

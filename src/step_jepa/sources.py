@@ -117,7 +117,7 @@ def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _problem(problems: Any, index: int, template: int) -> dict[str, Any]:
     try:
-        return problems[index]
+        return {**problems[index], "template": template}
     except Exception as error:  # a template may fail on the numbers it drew
         failure = f"{template}, {type(error).__name__}: {error}"
         return {"question": f"problem {index}", "metadata": {"answer_cot": "", "error": failure}}

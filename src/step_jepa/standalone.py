@@ -9,12 +9,13 @@ representation* of step 2 once it has read the prompt and step 1:
     target      last hidden state at the last token of step 2, which sees nothing but step 2
     d           1 - cosine, l2 or mse
 
-This file takes the first pair of steps only, and two forward passes per batch: one for L_LM and one for both views. It
-is slow and plain on purpose: it is the oracle for the fast implementation (one pass, all pairs), and shares no code
-with it. Tensor names and docstrings carry their axes:
+This file takes the first pair of steps only, steps 1 and 2, and two forward passes per batch: one for L_LM and one for
+both views. An example whose step 2 is nothing but its final answer has no pair: a bare result has little meaning apart
+from its problem. It is slow and plain on purpose: it is the oracle for the fast implementation (one pass, all pairs),
+and shares no code with it. Tensor names and docstrings carry their axes:
 
     B  examples of a batch          T  tokens of a row (each pass has its own)     H  hidden size
-    P  examples with a step 2       V  embedding rows without the predictors'      K  predictor tokens
+    P  examples with a pair         V  embedding rows without the predictors'      K  predictor tokens
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -48,13 +50,22 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     spans: list[tuple[int, int]]
+    skip_pair: bool = False  # step 2 is there, but no target
+
+    @property
+    def second_step(self) -> tuple[int, int]:
+        """The token range of step 2, the target of the pair; (0, 0) without a pair."""
+        return self.spans[1] if len(self.spans) > 1 and not self.skip_pair else (0, 0)
 
 
-def encode(tokenizer: Any, messages: list[dict], steps: list[str], max_length: int) -> Example | None:
+def encode(
+    tokenizer: Any, messages: list[dict], steps: list[str], max_length: int, skip_answer_step: bool = True
+) -> Example | None:
     """Tokenise a conversation whose last turn is the answer to learn.
 
     Labelled are the answer and its end-of-turn token. A row longer than `max_length` keeps the whole steps that fit,
-    and then its turn does not end; None means that not even the first step fits.
+    and then its turn does not end; None means that not even the first step fits. With `skip_answer_step`, an example of
+    two steps whose second is the final answer has no pair.
 
     Raises:
         ValueError: if the boundaries cannot be known exactly. Nothing is ever guessed.
@@ -87,7 +98,13 @@ def encode(tokenizer: Any, messages: list[dict], steps: list[str], max_length: i
             return None
         stop = spans[-1][1]
         ids = ids[:stop]
-    return Example(ids, [token if first <= i < stop else IGNORED for i, token in enumerate(ids)], spans)
+    labels = [token if first <= i < stop else IGNORED for i, token in enumerate(ids)]
+    return Example(ids, labels, spans, skip_pair=skip_answer_step and len(steps) == 2 and is_answer(steps[1]))
+
+
+def is_answer(last_step: str) -> bool:
+    r"""Whether the last step states the final answer, as "#### 42" (GSM8K) or with a `\boxed{42}` (MATH)."""
+    return re.match(r"\s*####(?!#)", last_step) is not None or r"\boxed{" in last_step
 
 
 def render(tokenizer: Any, messages: list[dict]) -> tuple[str, int]:
@@ -156,8 +173,8 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
     """Pad on the right, to the longest row of the batch.
 
     Returns:
-        input_ids, attention_mask, labels (B, T), and second_step (B, 2): the token range of step 2, (0, 0) without one.
-        As spans tile the answer, step 1 ends where step 2 starts.
+        input_ids, attention_mask, labels (B, T), and second_step (B, 2): the token range of step 2, (0, 0) without a
+        pair. As spans tile the answer, step 1 ends where step 2 starts.
     """
     length = max(len(example.input_ids) for example in examples)
 
@@ -169,7 +186,7 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
         "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
         # Padding is known by its place, never by its id: where pad = eos, the end-of-turn labels must stay.
         "labels": padded([example.labels for example in examples], IGNORED),
-        "second_step": torch.tensor([(e.spans[1] if len(e.spans) > 1 else (0, 0)) for e in examples]),
+        "second_step": torch.tensor([example.second_step for example in examples]),
     }
 
 
@@ -414,7 +431,7 @@ class StepJEPATrainer(Trainer):
 # ==== 7. Files and flags ==============================================================================================
 
 
-def read_examples(path: Path, tokenizer: Any, max_length: int) -> list[Example]:
+def read_examples(path: Path, tokenizer: Any, max_length: int, skip_answer_step: bool = True) -> list[Example]:
     """Encode a file of `step-jepa prepare`: on each line an object with `messages` and `steps`."""
     examples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -424,14 +441,14 @@ def read_examples(path: Path, tokenizer: Any, max_length: int) -> list[Example]:
                 if row["messages"][-1]["role"] != "assistant":
                     raise ValueError("the last message must be the assistant's")
                 steps = row["steps"] or [row["messages"][-1]["content"].strip()]
-                examples.append(encode(tokenizer, row["messages"], steps, max_length))
+                examples.append(encode(tokenizer, row["messages"], steps, max_length, skip_answer_step))
         except (KeyError, IndexError, TypeError, AttributeError) as problem:
             raise ValueError(f"{path}:{number}: not an object with 'messages' and 'steps' ({problem!r})") from problem
         except ValueError as problem:
             raise ValueError(f"{path}:{number}: {problem}") from problem
     kept = [example for example in examples if example is not None]
-    pairs = sum(len(example.spans) > 1 for example in kept)
-    print(f"{path}: {pairs} rows with a pair, {len(kept) - pairs} with fewer than two steps (LM term only)", end=", ")
+    pairs = sum(example.second_step != (0, 0) for example in kept)
+    print(f"{path}: {pairs} rows with a pair, {len(kept) - pairs} without (LM term only)", end=", ")
     print(f"{len(examples) - len(kept)} dropped as no step fits into {max_length} tokens")
     return kept
 
@@ -454,6 +471,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictors", type=int, default=1, help="predictor tokens after step 1")
     parser.add_argument("--loss", default="cosine", help=", ".join(LOSSES))
     parser.add_argument("--pairs", default="first", help="first, and no other")
+    parser.add_argument("--no_skip_answer_step", action="store_true", help="pairs with a step 2 that is the answer")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -474,9 +492,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def build(options: argparse.Namespace) -> tuple[StepJEPATrainer, Any]:
     """Everything that can fail before training does: the trainer, and the tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(options.model_name)
-    examples = read_examples(options.train_file, tokenizer, options.max_length)
-    if not examples or (options.lbd > 0 and all(len(example.spans) < 2 for example in examples)):
-        raise ValueError(f"{options.train_file}: no rows with usable steps; is --max_length too small?")
+    examples = read_examples(options.train_file, tokenizer, options.max_length, not options.no_skip_answer_step)
+    if not examples or (options.lbd > 0 and all(example.second_step == (0, 0) for example in examples)):
+        raise ValueError(
+            f"{options.train_file}: no rows with usable steps; is --max_length too small, or step 2 always the answer?"
+        )
     # In float32: AdamW's small updates vanish in bfloat16 weights.
     model = AutoModelForCausalLM.from_pretrained(options.model_name, dtype=torch.float32)
     if options.lbd > 0:

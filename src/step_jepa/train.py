@@ -121,8 +121,10 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         raise UserError("--output_dir is empty: say where the results go")
     resume = checkpoint_to_resume(config)
     check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
-    if args.step_jepa and config.objective != "step_jepa":
-        raise UserError(f"--step_jepa and --objective {config.objective} contradict each other: leave one out")
+    if args.step_jepa and "step_jepa" not in config.objective:
+        raise UserError(
+            f"--step_jepa and --objective {' '.join(config.objective)} contradict each other: leave one out"
+        )
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
     build = standalone_trainer if args.approach == "standalone" else adapted_trainer
@@ -171,7 +173,7 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
     """The teaching implementation, on files. Raises UserError for what it does not do."""
     foreign = {
-        f"--objective {config.objective}": config.objective == "llm_jepa",
+        f"--objective {' '.join(config.objective)}": config.objective not in (["step_jepa"], ["none"]),
         f"--pairs {config.pairs}": config.pairs != "first",
         f"--loss {config.loss}": config.loss not in standalone.LOSSES,
         f"--jepa_ratio {config.jepa_ratio}": config.jepa_ratio != 1,
@@ -179,7 +181,7 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     if any(foreign.values()):
         options = ", ".join(option for option, given in foreign.items() if given)
         raise UserError(f"standalone has no {options}: use --approach adapted")
-    lbd = config.lbd if config.objective == "step_jepa" else 0.0
+    lbd = float(config.lbd) if config.objectives else 0.0
     set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name,

@@ -1,0 +1,33 @@
+"""What every objective is."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from step_jepa.branches import Pair, Row
+from step_jepa.controls import Control, Draw
+from step_jepa.losses import Loss
+from step_jepa.tokens import Example
+
+
+class Objective:
+    """Subclass it as a frozen dataclass and give it `pairs`.
+
+    predicts   whether it uses the K predictor tokens
+    loss       its own distance; None for the run's --loss
+    controls   the controls that mean something for it, beside no_loss
+    options    names of the options that only it reads
+    """
+
+    predicts: ClassVar[bool] = False
+    loss: ClassVar[Loss | None] = None
+    controls: ClassVar[frozenset[Control]] = frozenset({"frozen_target", "random_target"})
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_config(cls, config: Any, predictors: Sequence[int]) -> "Objective":
+        """From the options of a run and the ids of its predictor tokens. Raises UserError where they contradict."""
+        return cls()
+
+    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+        """Hang branches on the row and say which views make a pair."""
+        raise NotImplementedError

@@ -1,0 +1,154 @@
+"""What the pages in docs/ say is what the code does."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from step_jepa import StepJEPAConfig
+from step_jepa.branches import trunk
+from step_jepa.collate import BranchCollator
+from step_jepa.config import COMPAT
+from step_jepa.controls import Draw
+from step_jepa.evaluate import EvaluateArguments
+from step_jepa.masks import may_see
+from step_jepa.objectives import OBJECTIVES
+from step_jepa.options import parse
+from step_jepa.train import TrainArguments
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "adding-an-objective.md").read_text(encoding="utf-8")
+
+# The flags of LLM-JEPA's two programs, as their argument parsers list them.
+FLAGS = {
+    "both": """train_file eval_file data_file model_name output_dir max_length batch_size grad_accum learning_rate
+        num_epochs eval_steps lora lora_rank eval_split split_seed finetune_seed predictors lbd gamma last_token debug
+        regular track_flop pretrain train_all plain additive_mask jepa_l2 jepa_mse front_pred reverse_pred infonce
+        same_flop jepa_ratio""",
+    "finetune": """no_save wandb wandb_project wandb_run_name eval_accuracy max_new_tokens_eval max_eval_samples
+        eval_accuracy_steps""",
+    "stp": """linear plain_jepa linear_predictor lbd_warmup min_lbd length_adjustment random_span_zero random_span_e2e
+        random_span_all random_span_mask random_span_mask_recover enable_save load_lp random_span_max_length
+        random_span_times random_span_draw_both random_span_uniform random_span_layer constant_lr curvature_sign
+        same_predictor avg_encoding""",
+}
+
+
+def table(heading):
+    """The cells of the rows below the heading and the line of dashes."""
+    lines = OPTIONS.partition(f"| {heading} |")[2].splitlines()[2:]
+    end = next(number for number, line in enumerate(lines) if not line.startswith("|"))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[:end]]
+
+
+def ours():
+    """All that the page says but for its column of their flags."""
+    rows = table("there | in | here | remark")
+    return " ".join(cell for row in rows for cell in row[2:]) + OPTIONS.partition("\n## ")[2]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory, tokenizer, records):
+    """What the python block of the page leaves behind: its names, and the model that was trained."""
+    code = PAGE.partition("```python\n")[2].partition("```")[0]
+    names = {"model": tiny_model(), "tokenizer": tokenizer, "records": records}
+    known = dict(OBJECTIVES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        exec(compile(code, "adding-an-objective.md", "exec"), names)
+        yield names
+    OBJECTIVES.clear()
+    OBJECTIVES.update(known)
+
+
+@pytest.fixture
+def batch(example, tokenizer):
+    rows = example["trainer"].train_dataset
+    return BranchCollator(tokenizer.pad_token_id)([rows[index] for index in range(9)])
+
+
+def test_every_flag_of_theirs_has_one_row_and_the_row_an_answer():
+    rows = table("there | in | here | remark")
+    assert len(rows) == 64
+    named = {home: {f"`--{flag}`" for flag in flags.split()} for home, flags in FLAGS.items()}
+    assert {home: {flag for flag, of, *_ in rows if of == home} for home in FLAGS} == named
+    for flag, _, here, remark in rows:  # four cells each
+        assert here.startswith("`") or here in ("none", "always"), flag
+        assert remark or here.startswith("`"), flag
+
+
+def test_every_option_that_the_page_calls_ours_exists():
+    known = {field.name for kind in (StepJEPAConfig, TrainArguments, EvaluateArguments) for field in fields(kind)}
+    named = set(re.findall(r"--(\w+)", ours()))
+    assert len(named) > 50
+    assert named <= known
+
+
+def test_every_option_with_a_value_on_the_page_is_accepted(tmp_path):
+    examples = [text for text in re.findall(r"`(--[^`]+)`", ours()) if " " in text]
+    assert "--objective stp_released" in examples
+    for example in examples:
+        given = ["--train_file", "f", "--model_name", "m", "--output_dir", str(tmp_path), *shlex.split(example)]
+        parse("train", [TrainArguments, StepJEPAConfig], given)
+
+
+def test_every_deviation_has_a_row():
+    rows = table("name | what it does | what it lets you test")
+    assert [name for name, *_ in rows] == [f"`{name}`" for name in COMPAT]
+
+
+def test_the_page_on_objectives_is_short():
+    assert len(PAGE.splitlines()) < 60
+
+
+def test_the_objective_of_the_page_trains(example):
+    trainer = example["trainer"]
+    assert trainer.state.global_step == 20
+    assert not torch.equal(trainer.model.get_input_embeddings().weight[:264].cpu(), tiny_model().lm_head.weight)
+    # Nine rows in two steps an epoch, one of them with nothing but the answer.
+    assert [log["pairs"] for log in trainer.state.log_history if "pairs" in log] == [40, 40]
+
+
+def test_the_objective_of_the_page_sees_what_the_page_says(batch, tokenizer):
+    assert batch["pairs"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert batch["pairs"][:, 3].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]  # the step before the answer
+    sees = may_see(batch["branch"], batch["prefix"])
+    reads = batch["reads"].tolist()[:2]
+    seen = [batch["input_ids"][row, sees[row, column]].tolist() for _, row, column in reads]
+    assert [int(batch["position_ids"][row, column]) for _, row, column in reads] == [27, 65]
+    assert seen[0].pop() == 264  # the predictor token itself
+    assert [tokenizer.decode(ids) for ids in seen] == [
+        "<|start|>user\nIs it 1?<|end|>\n<|start|>assistant\n",
+        "So 1 + 2 = 3.\n\n",
+    ]
+
+
+@torch.no_grad()
+def test_the_objective_of_the_page_is_what_separate_passes_give(example, batch):
+    model = example["trainer"].model.cpu().eval()
+    views = example["trainer"].terms(model, batch).views
+    for row, step in enumerate([2, 3, 1, 2, 3, 1, 2, 3]):
+        encoded = example["trainer"].train_dataset.examples[row]
+        (question, _), (start, stop) = encoded.steps[0], encoded.steps[step]
+        passes = [
+            ([*encoded.input_ids[:question], 264], range(question + 1)),
+            (encoded.input_ids[start:stop], range(start, stop)),
+        ]
+        for ids, places in passes:
+            inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([[*places]])}
+            state = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+            found = views.predicted if places.start == 0 else views.target
+            torch.testing.assert_close(found[row], state, rtol=1e-5, atol=1e-5)
+
+
+def test_without_predictor_tokens_the_questions_last_state_predicts(example):
+    encoded = example["trainer"].train_dataset.examples[0]
+    row = trunk(encoded)
+    (pair,) = example["Conclusion"]().pairs(row, encoded, Draw(Random(0)))
+    assert pair.predicted == [(encoded.steps[0][0] - 1, 1.0)]

@@ -1,0 +1,154 @@
+"""`step-jepa pairing` on real input, and what a run leaves beside its model for those who measure it."""
+
+import json
+
+import pytest
+import torch
+from conftest import byte_tokenizer, conversation, tiny_model
+from safetensors.torch import load_file
+
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.cli import main
+from step_jepa.config import view_options
+from step_jepa.heldout import PairingArguments, held_out, read_views
+from step_jepa.models import setup_model_and_tokenizer
+from step_jepa.sources import read_records
+
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def test_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "test.jsonl"
+    rows = [
+        conversation(*[f"So {a} + {b} = {a + b}" for b in range(2 + a % 3)], f"#### {a}", question=f"Is it {a}?")
+        for a in range(1, 13)
+    ]
+    path.write_text("".join(json.dumps({**row, "answer": "1"}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, test_file, model_folder):
+    """A short run with a predictor head, a centred loss, and steps read where their content ends."""
+    folder = str(tmp_path_factory.mktemp("runs") / "out")
+    options = {"max_steps": 3, "read": "content", "loss": "centred_cosine", "predictor_head": "linear", "pairs": "all"}
+    config = StepJEPAConfig(output_dir=folder, lbd=1.0, learning_rate=1e-2, **QUIET, **options)
+    trainer = StepJEPARepresentationTrainer(model_folder, config, test_file)
+    trainer.train()
+    trainer.save_model()
+    return folder
+
+
+def test_pairing_measures_every_pair(run_folder, model_folder, test_file, tmp_path, capsys):
+    options = ["--test_file", test_file, "--output_dir", str(tmp_path), "--base_model", model_folder, "--pool", "8"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["pairing", "--model_name", run_folder, *options])
+    assert stopped.value.code == 0
+    result = json.loads((tmp_path / "pairing.json").read_text())["models"][run_folder]
+    assert result["pairs"] == sum(1 + a % 3 for a in range(1, 13))  # all but those whose target is the answer
+    assert result["problems"] == 12
+    assert not result["enough"]
+    assert {"views", "views_to_base", "tfidf", "numbers"} <= result["measures"]["retrieval_across"].keys()
+    assert "fewer than 1000 pairs" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["pairing", "--model_name", run_folder, *options])
+    assert stopped.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:  # another model beside it: what is there is not measured again
+        main(["pairing", "--model_name", run_folder, model_folder, *options])
+    assert stopped.value.code == 0
+    both = json.loads((tmp_path / "pairing.json").read_text())["models"]
+    assert both[run_folder] == result
+    assert both[model_folder]["pairs"] == result["pairs"]
+    assert both[model_folder]["measures"]["raw_cosine_paired"]["views"]["value"] is not None
+
+
+def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file, tmp_path):
+    assert view_options(run_folder)["read"] == "content"
+    records = list(read_records(test_file))
+    args = PairingArguments([run_folder], test_file, str(tmp_path))
+    reading = view_options(run_folder)
+    own = read_views(args, run_folder, records, **reading)
+    heldout = held_out(
+        own, read_views(args, model_folder, records, **{**reading, "predictor_head": "identity"}), records
+    )
+    model, _ = setup_model_and_tokenizer(run_folder, predictors=1)
+    base, _ = setup_model_and_tokenizer(model_folder)
+    head = load_file(f"{run_folder}/jepa.safetensors")["head.weight"]
+    assert not torch.equal(head, torch.eye(32))
+    tokenizer = byte_tokenizer()
+    place = 4
+    problem, step = heldout.problem[place], heldout.step[place]
+    text = tokenizer.apply_chat_template(records[problem]["messages"], tokenize=False)
+    start = text.index(records[problem]["steps"][step])
+    ids = tokenizer(text[:start])["input_ids"]
+    own = tokenizer(records[problem]["steps"][step])["input_ids"]
+    with torch.no_grad():
+        past = model(torch.tensor([[*ids, 264]]), output_hidden_states=True).hidden_states[-1][0, -1]
+        alone, by_base = (
+            each(torch.tensor([own]), output_hidden_states=True).hidden_states[-1][0, -1] for each in (model, base)
+        )
+    torch.testing.assert_close(torch.tensor(heldout.predicted[place]), head @ past, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(heldout.target[place]), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(heldout.base_target[place]), by_base, rtol=1e-4, atol=1e-5)
+    assert heldout.length[place] == len(tokenizer(records[problem]["steps"][step] + "\n\n")["input_ids"])
+    embedding = base.get_input_embeddings().weight
+    torch.testing.assert_close(torch.tensor(heldout.embedded_prefix[place]), embedding[ids].mean(0).detach())
+
+
+def test_running_means_and_head_go_on_from_an_export(run_folder, test_file, tmp_path):
+    saved = load_file(f"{run_folder}/jepa.safetensors")
+    assert saved["means.step_jepa_target.weight"] > 0
+    options = {"loss": "centred_cosine", "predictor_head": "linear", "pairs": "all"}
+    config = StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **options)
+    trainer = StepJEPARepresentationTrainer(run_folder, config, test_file)
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.jepa.state_dict().items())
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--model_name", run_folder, "--train_file", test_file, "--output_dir", str(tmp_path / "new")])
+    assert stopped.value.code == 2  # a trained head would be dropped without a word
+
+
+def test_random_weights_from_a_configuration(model_folder, test_file, tmp_path):
+    def model(overrides, folder=model_folder):
+        options = {"pretrain": True, "config_overrides": overrides, **QUIET}
+        config = StepJEPAConfig(output_dir=str(tmp_path), **options)
+        return StepJEPARepresentationTrainer(folder, config, test_file).model
+
+    first, again, other = model({}), model({}), model({"num_hidden_layers": 3})
+    trained, _ = setup_model_and_tokenizer(model_folder)
+    assert first.config.num_hidden_layers == 2
+    assert other.config.num_hidden_layers == 3
+    weights = [each.model.layers[0].mlp.up_proj.weight for each in (first, again, trained)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    bare = tmp_path / "tokenizer"
+    byte_tokenizer().save_pretrained(bare)
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    small = model({"model_type": "qwen3", **shape, "num_key_value_heads": 1}, str(bare))
+    assert type(small).__name__ == "Qwen3ForCausalLM"
+    assert small.config.vocab_size == 261  # 260 tokens and one predictor
+    with pytest.raises(ValueError, match="no field layers"):
+        model({"layers": 3})
+    with pytest.raises(ValueError, match="configuration"):
+        model({}, str(bare))
+
+
+def test_plain_needs_no_chat_template_and_is_exported(test_file, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    config = StepJEPAConfig(output_dir=str(tmp_path), plain=True, max_steps=1, objective="llm_jepa", **QUIET)
+    trainer = StepJEPARepresentationTrainer(tiny_model(), config, test_file, processing_class=tokenizer)
+    row = trainer.train_dataset[0]
+    assert tokenizer.decode(row.input_ids[: row.branch.count(0)]) == "Is it 1?\nSo 1 + 0 = 1\n\nSo 1 + 1 = 2\n\n" + (
+        "So 1 + 2 = 3\n\n#### 1<|end|>"
+    )
+    branches = [
+        "".join(tokenizer.decode([x]) for x, b in zip(row.input_ids, row.branch, strict=True) if b == n and x < 264)
+        for n in (1, 2)
+    ]
+    assert branches == ["Is it 1?", "So 1 + 0 = 1\n\nSo 1 + 1 = 2\n\nSo 1 + 2 = 3\n\n#### 1"]
+    trainer.train()
+    trainer.save_model()
+    _, exported = setup_model_and_tokenizer(str(tmp_path))
+    assert exported.chat_template == trainer.processing_class.chat_template
