@@ -79,7 +79,8 @@ def test_train_by_both_approaches(model_folder, train_file, tmp_path, caplog):
         assert load_file(out / "predictors.safetensors")["predictors"].shape == (1, 32)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert len(losses[0]) == 3
-    assert caplog.text.count("1 with fewer than two steps") == 4  # two implementations, training and held-out rows
+    assert caplog.text.count("1 with fewer than two steps") == 2  # adapted, training and held-out rows
+    assert caplog.text.count("1 without a pair of steps") == 2  # standalone
     assert any("eval_cosine_unpaired" in entry for entry in state_of(tmp_path / "adapted"))
 
 
@@ -87,7 +88,10 @@ def test_standalone_with_lora_and_what_it_refuses(model_folder, train_file, tmp_
     out = tmp_path / "out"
     assert train(model_folder, train_file, out, "--approach", "standalone", "--lora", "--keep_adapter") == 0
     assert (out / "adapter_config.json").exists()
-    for options in (["--pairs", "all"], ["--loss", "infonce"], ["--objective", "llm_jepa"], ["--jepa_ratio", "0.5"]):
+    for options in (
+        *(["--pairs", "all"], ["--loss", "infonce"], ["--objective", "llm_jepa"], ["--jepa_ratio", "0.5"]),
+        *(["--control", "past_target"], ["--target", "context"], ["--lbd", "auto"], ["--train_all", "True"]),
+    ):
         assert train(model_folder, train_file, tmp_path / "x", "--approach", "standalone", *options) == 2
         assert f"standalone has no {options[0]}" in capsys.readouterr().err
 
@@ -252,6 +256,12 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("eval", "train", *model, *data, *out, "--eval_strategy", "steps")
     refused("foo", "train", *model, *data, *out, "--model_init_kwargs", '{"foo": 1}')
     refused("holds no complete checkpoint", "train", *model, *data, *out, "--resume_from_checkpoint", "/nowhere")
+    refused("config_overrides = x: give JSON", "train", *model, *data, *out, "--pretrain", "--config_overrides", "x")
+    refused("give a number, or auto", "train", *model, *data, *out, "--lbd", "much")
+    refused("objective = fly", "train", *model, *data, *out, "--objective", "step_jepa", "fly")
+    refused("2 weights for 1 objectives", "train", *model, *data, *out, "--weights", "1", "2")
+    refused("--variants fly", "benchmark", *model, *data, "--variants", "fly")
+    refused("pool = 1", "pairing", *model, "--test_file", train_file, *out, "--pool", "1")
     refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
     resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]
     refused("holds no complete checkpoint", "train", *model, *data, *resume)

@@ -343,7 +343,10 @@ TRAINER = [
     ),
     ({"target": "context", "target_sees": "bos"}, "--target_sees .*: leave it out, or use --target isolated"),
     ({"target": "context", "control": "shuffled_pairs"}, "shuffled_pairs needs --target isolated"),
-    ({"pairs": "all", "horizon": 5}, "horizon = 5: no step has that many after it: examples have at most 5 steps, answer lines included: lower it"),
+    (
+        {"pairs": "all", "horizon": 5},
+        "horizon = 5: no step has that many after it: examples have at most 5 steps, answer lines included: lower it",
+    ),
     ({"layer": 3}, "layer = 3: the model has 2: give -2 to -1, or 0 to 2"),
     ({"layer": -3}, "layer = -3: the model has 2: give -2 to -1, or 0 to 2"),
     (EMA, "--target_encoder ema .*: add --keep_adapter"),

@@ -109,6 +109,8 @@ class RepresentationConfig(TrainingArguments):
         self._check_combinations()
         self.train_all |= "train_all" in self.switches
         super().__post_init__()
+        for name in ("model_init_kwargs", "config_overrides"):
+            _require(isinstance(getattr(self, name), dict | None), self, name, "JSON such as '{\"name\": 1}'")
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
 
@@ -165,11 +167,15 @@ OPTIONS_FILE = "step_jepa.json"
 VIEW_OPTIONS = ("predictor_head", "layer", "plain", "pooling", "read", "target_sees")  # how a run reads its views
 
 
+def own_options(config: RepresentationConfig) -> dict[str, Any]:
+    """All options that are not TrainingArguments'."""
+    others = {each.name for each in fields(TrainingArguments)} - {"logging_steps"}
+    return {each.name: getattr(config, each.name) for each in fields(config) if each.name not in others}
+
+
 def save_options(config: RepresentationConfig, folder: str | os.PathLike) -> None:
-    """What a run was trained with, beside the model: all options that are not TrainingArguments'."""
-    others = {each.name for each in fields(TrainingArguments)}
-    own = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in others}
-    Path(folder, OPTIONS_FILE).write_text(json.dumps(own, indent=2) + "\n")
+    """What a run was trained with, beside the model."""
+    Path(folder, OPTIONS_FILE).write_text(json.dumps(own_options(config), indent=2) + "\n")
 
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:

@@ -18,9 +18,20 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from step_jepa import masks, standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.config import own_options, save_options
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
+
+# Options of ours that the standalone implementation knows, some of them only with certain values.
+STANDALONE = {"objective", "weights", "lbd", "lbd_ratio", "gamma", "predictors", "loss", "skip_answer_step"} | {
+    "max_length",
+    "keep_adapter",
+    "model_init_kwargs",
+    "logging_steps",
+    "pairs_per_example",
+    "diagnostics_rows",
+}
 
 console = Console(highlight=False)
 logger = logging.getLogger(__name__)
@@ -153,6 +164,7 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     elif trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         export(model, trainer.processing_class, config.output_dir, keep_adapter=config.keep_adapter)
+        save_options(config, config.output_dir)
     trainer.save_state()
     if trainer.is_world_process_zero():
         console.print(f"model, tokenizer and trainer_state.json lie in {config.output_dir}")
@@ -172,14 +184,16 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
     """The teaching implementation, on files. Raises UserError for what it does not do."""
-    foreign = {
-        f"--objective {' '.join(config.objective)}": config.objective not in (["step_jepa"], ["none"]),
-        f"--pairs {config.pairs}": config.pairs != "first",
-        f"--loss {config.loss}": config.loss not in standalone.LOSSES,
-        f"--jepa_ratio {config.jepa_ratio}": config.jepa_ratio != 1,
-    }
-    if any(foreign.values()):
-        options = ", ".join(option for option, given in foreign.items() if given)
+    foreign = {name: value for name, value in own_options(config).items() if name not in STANDALONE}
+    foreign = {name: value for name, value in foreign.items() if value != own_options(StepJEPAConfig())[name]}
+    if config.objective not in (["step_jepa"], ["none"]):
+        foreign["objective"] = " ".join(config.objective)
+    if config.loss not in standalone.LOSSES:
+        foreign["loss"] = config.loss
+    if config.lbd == "auto":
+        foreign["lbd"] = config.lbd
+    if foreign:
+        options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")
     lbd = float(config.lbd) if config.objectives else 0.0
     set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
@@ -196,8 +210,8 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     return standalone.StepJEPATrainer(
         model=model,
         args=config,
-        train_dataset=_standalone_examples(args.train_file, tokenizer, config.max_length),
-        eval_dataset=_standalone_examples(args.eval_file, tokenizer, config.max_length) if args.eval_file else None,
+        train_dataset=_standalone_examples(args.train_file, tokenizer, config),
+        eval_dataset=_standalone_examples(args.eval_file, tokenizer, config) if args.eval_file else None,
         data_collator=partial(standalone.collate, pad_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         lbd=lbd,
@@ -206,21 +220,21 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     )
 
 
-def _standalone_examples(file: str, tokenizer: Any, max_length: int | None) -> list[standalone.Example]:
-    examples = []
+def _standalone_examples(file: str, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
+    examples, longest = [], config.max_length or sys.maxsize
     for index, record in enumerate(read_records(file)):
         try:
             examples.append(
-                standalone.encode(tokenizer, record["messages"], record["steps"], max_length or sys.maxsize)
+                standalone.encode(tokenizer, record["messages"], record["steps"], longest, config.skip_answer_step)
             )
         except ValueError as error:
             raise UserError(f"example {index} of {file}: {error}") from None
     kept = [example for example in examples if example is not None]
     if not kept:
-        raise UserError(f"{file}: no whole step fits into max_length = {max_length}: raise it")
-    single = sum(len(example.spans) < 2 for example in kept)
+        raise UserError(f"{file}: no whole step fits into max_length = {config.max_length}: raise it")
+    single = sum(not example.second_step[1] for example in kept)
     logger.info(
-        "%d examples, %d left out, as not one whole step fits into max_length; %d with fewer than two steps",
+        "%d examples, %d left out, as not one whole step fits into max_length; %d without a pair of steps",
         *(len(kept), len(examples) - len(kept), single),
     )
     return kept
