@@ -13,7 +13,8 @@ from step_jepa.branches import Pair, Row, difference, last, mean, trunk
 from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, without_branches
 from step_jepa.controls import Draw
 from step_jepa.masks import may_see, within
-from step_jepa.objectives import LLMJEPA, Planner, StepJEPA
+from step_jepa.objectives import LLMJEPA, StepJEPA
+from step_jepa.planner import Planner
 from step_jepa.tokens import IGNORED, Example, Turn, Turns
 from step_jepa.views import read
 

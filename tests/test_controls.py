@@ -1,6 +1,8 @@
 """Controls on examples written out by hand; and every combination of options that is refused, with its remedy."""
 
+import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -14,11 +16,15 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.config import OPTIONS_FILE, save_options
 from step_jepa.controls import MEANING, NEAREST, Donors, with_random_boundaries
 from step_jepa.errors import UserError
-from step_jepa.objectives import OBJECTIVES, Planner, StepJEPA
+from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
+from step_jepa.objectives.stp import STP
+from step_jepa.planner import Planner, unchanged
 from step_jepa.tokens import Example, Turn, Turns
+from step_jepa.train import TrainArguments, standalone_trainer
 
 PREDICTOR = 99
 ALL = StepJEPA([PREDICTOR], choice="all", skip_answer_step=False)
@@ -83,15 +89,16 @@ def test_past_target_of_a_context_is_in_the_trunk():
 
 
 def test_shuffled_steps_is_another_step_of_the_same_example():
-    whole = example(0, 3, 2, 1, 4, answer=True)
+    whole = example(0, 3, 2, 1, 4, 1, answer=True)
     plan = planner("shuffled_steps", [], replace(ALL, skip_answer_step=True), redraw=True)
-    drawn: list[set] = [set(), set()]
+    drawn: list[set] = [set(), set(), set()]
     for epoch in range(30):
         for seen, (ids, places) in zip(drawn, targets(plan(whole, epoch)), strict=True):
             assert ids == places
             seen.add(tuple(ids))
-    steps = {0: (2, 3, 4), 1: (5, 6), 2: (7,)}
-    assert drawn == [{steps[0], steps[2]}, {steps[0], steps[1]}]  # never the true one, never the answer
+    steps = {0: (2, 3, 4), 1: (5, 6), 2: (7,), 3: (8, 9, 10, 11)}
+    # never the true one, never the one just read, never the answer
+    assert drawn == [{steps[2], steps[3]}, {steps[0], steps[3]}, {steps[0], steps[1]}]
 
 
 def test_shuffled_steps_of_two_steps_is_the_first_and_of_an_answer_alone_the_answer():
@@ -99,6 +106,12 @@ def test_shuffled_steps_of_two_steps_is_the_first_and_of_an_answer_alone_the_ans
     assert targets(planner("shuffled_steps", [], pair)(example(0, 3, 2))) == [([2, 3, 4], [2, 3, 4])]
     row = planner("shuffled_steps", [], replace(ALL, horizon=1))(example(0, 3, 2, answer=True))
     assert targets(row) == [([2, 3, 4], [2, 3, 4])]
+
+
+def test_shuffled_steps_takes_the_answer_rather_than_the_step_just_read():
+    plan = planner("shuffled_steps", [], replace(ALL, choice="first"), redraw=True)
+    for epoch in range(20):
+        assert targets(plan(example(0, 3, 2, 4, answer=True), epoch)) == [([7, 8, 9, 10], [7, 8, 9, 10])]
 
 
 def test_shuffled_pairs_is_a_step_of_another_example_at_its_own_place():
@@ -130,6 +143,29 @@ def test_a_donor_is_among_the_nearest_in_length():
     assert drawn == {16, 17, 18, 19, 21, 22, 23, 24}
     assert len(drawn) == NEAREST
     assert {donors.step(examples[0], 1, Random(seed))[0].index for seed in range(300)} == set(range(1, 9))
+
+
+def test_all_that_are_nearest_stand_before_any_other():
+    """Nine donors of the same length beside a longer one: that one is never drawn, wherever the own step stands."""
+    examples = [*(example(n, 1, 2) for n in range(10)), example(10, 1, 3)]
+    for order in range(5):
+        donors = Donors(examples, order)
+        drawn = {donors.step(own, 1, Random(seed))[0].index for own in examples[:10] for seed in range(300)}
+        assert drawn == set(range(10))
+
+
+def test_donors_of_equal_length_are_drawn_about_equally_often():
+    """900 examples, 300 for each of three lengths of step 1: a draw falls on each with about the same chance, so about
+    63% of all (1 - 1/e) are drawn at least once, and none very often."""
+    examples = [example(n, 1, 2 + n % 3) for n in range(900)]
+    plan = planner("shuffled_pairs", examples)
+    drawn = [[ids for ids, _ in targets(plan(each))] for each in examples]
+    assert drawn == [[ids for ids, _ in targets(plan(each, 5))] for each in examples]
+    assert [len(ids) for ((ids),) in drawn] == [2 + n % 3 for n in range(900)]
+    donors = Counter(ids[0] // 1000 for ((ids),) in drawn)
+    assert 500 < len(donors) < 640
+    assert max(donors.values()) <= 8
+    assert not any(ids[0] // 1000 == own for own, ((ids),) in enumerate(drawn))
 
 
 def test_a_data_set_of_one_has_no_donor():
@@ -228,6 +264,78 @@ def test_all_objectives_see_the_same_random_boundaries():
     assert [pair.target[0][0] for pair in ssp.pairs] == ends[1:]
 
 
+# What a control leaves as it is
+
+
+def test_pairs_without_a_donor_are_unchanged():
+    alone = example(5, 3, 2, 1)
+    assert unchanged(planner("shuffled_pairs", [alone]), [alone]) == 2
+    examples = [example(0, 3, 2, answer=True), example(1, 3, 2)]  # no other answer; step 0 of 0 for step 1 of 1
+    assert unchanged(planner("shuffled_pairs", examples), examples) == 1
+    assert unchanged(planner("shuffled_pairs", examples, LLMJEPA([PREDICTOR])), examples) == 0
+    assert unchanged(planner("shuffled_pairs", examples[:1], LLMJEPA([PREDICTOR])), examples[:1]) == 1
+
+
+def test_a_donor_that_says_the_same_changes_nothing():
+    """Wherever it stands in its own example: an isolated step does not see its place."""
+    first = example(0, 3, 2)
+    ids = [0, *first.input_ids]
+    later = replace(first, input_ids=ids, labels=ids, steps=[(3, 6), (6, 8)], contents=[6, 8], index=1)
+    plan = planner("shuffled_pairs", [first, later])
+    assert targets(plan(first)) == [([5, 6], [6, 7])]
+    assert unchanged(plan, [first, later]) == 2
+
+
+def test_random_boundaries_that_move_nothing_are_unchanged():
+    still, moved = example(0, 2, 2, 5, answer=True), example(1, 3, 1, 2, answer=True)
+    assert unchanged(planner("random_boundaries", []), [still]) == 2
+    assert unchanged(planner("random_boundaries", []), [moved]) == 1  # from all steps to the answer is what it was
+    trunk_alone = replace(ALL, predictors=(), target="context")
+    assert unchanged(planner("random_boundaries", [], trunk_alone), [still, moved]) == 3
+
+
+def test_a_prediction_that_sees_more_has_changed():
+    """Steps of 1, 2 and 1 tokens become 2, 1, 1 or 1, 1, 2: in the first, the same target is predicted from more."""
+    whole, found = example(0, 1, 2, 1), set()
+    for seed in range(20):
+        plan = planner("random_boundaries", [], replace(ALL, horizon=2), seed=seed)
+        found.add(tuple(targets(plan(whole))[0][0]))
+        assert unchanged(plan, [whole]) == 0
+    assert found == {(5,), (4, 5)}
+
+
+@pytest.mark.parametrize("control", ["shuffled_steps", "past_target"])
+def test_these_change_every_pair(control):
+    assert unchanged(planner(control, []), [example(0, 3, 2), example(1, 1, 2, 3, answer=True)]) == 0
+
+
+@pytest.mark.parametrize("control", ["none", "frozen_target", "random_target", "no_loss"])
+def test_controls_that_do_not_act_on_rows_are_not_counted(control):
+    assert unchanged(planner(control, []), [example(0, 3, 2)]) == 0
+
+
+# What an objective says of the data
+
+
+def test_a_horizon_beyond_all_examples_is_refused():
+    examples = [example(0, 3, 2, 1), example(1, 1, 1, answer=True)]
+    replace(ALL, horizon=2).check(examples)
+    said = "horizon = 3: no step has that many after it: examples have at most 3 steps, answer lines included: lower it"
+    with pytest.raises(UserError, match=f"^{said}$"):
+        replace(ALL, horizon=3).check(examples)
+    with pytest.raises(UserError, match=r"horizon = 2: .* at most 3 steps"):
+        replace(ALL, horizon=2, skip_answer_step=True).check([example(0, 3, 2, 1, answer=True)])
+    ALL.check(examples[1:])  # single steps are plain fine-tuning, and no mistake
+    STP().check(examples)
+
+
+def test_pairs_to_the_answer_are_counted_as_left_out():
+    examples = [example(0, 3, 2, 1, answer=True), example(1, 1, 1, answer=True), example(2, 1, 1)]
+    assert replace(ALL, skip_answer_step=True).left_out(examples) == 2
+    assert StepJEPA(choice="first").left_out(examples) == 1
+    assert ALL.left_out(examples) == STP().left_out(examples) == 0
+
+
 # Through the trainer
 
 
@@ -277,7 +385,7 @@ def test_held_out_figures_are_of_the_true_targets(tmp_path, records, control):
 def test_a_control_says_in_one_line_what_it_does(tmp_path, records, caplog, control):
     caplog.set_level(logging.INFO, "step_jepa")
     trainer_for(tmp_path, records, control=control)
-    said = [record.message for record in caplog.records if record.message.startswith("control ")]
+    said = [record.message for record in caplog.records if record.message.startswith(f"control {control}:")]
     assert said == ([f"control {control}: {MEANING[control]}"] if control != "none" else [])
 
 
@@ -321,6 +429,8 @@ CONFIG = [
     ({"objective": ["llm_jepa"], "target": "context"}, "--target is for the objective step_jepa: leave it out"),
     ({"objective": ["ssp"], "pooling": "mean"}, "--pooling is for the objective step_jepa: leave it out"),
     ({"objective": ["stp"], "target_sees": "bos"}, "--target_sees is for the objective step_jepa: leave it out"),
+    ({"objective": ["llm_jepa"], "read": "content"}, "--read is for the objective step_jepa, ssp: leave it out"),
+    ({"objective": ["stp"], "skip_answer_step": False}, "--skip_answer_step is for the objective step_jepa: leave"),
     ({"front_pred": True}, "--front_pred is for the objective llm_jepa: leave it out"),
     ({"reverse_pred": True}, "--reverse_pred is for the objective llm_jepa: leave it out"),
     ({"last_token": -2}, "--last_token is for the objective llm_jepa: leave it out"),
@@ -374,7 +484,11 @@ UNSAID = [
         {"loss": "infonce", "negatives": "others", "pairs": "all", "per_device_train_batch_size": 1},
         "negatives others",
     ),
-    ({"control": "past_target", "target": "context", "predictors": 0}, "past_target"),
+    ({"control": "past_target", "target": "context", "predictors": 0}, "past_target would compare a view with itself"),
+    (
+        {"control": "shuffled_steps", "target": "context", "predictors": 0, "pairs": "all"},
+        "shuffled_steps would compare a view with itself: use --predictors 1 or more",
+    ),
     ({"control": "random_target", "target_encoder": "ema"}, "random_target"),
     ({"objective": ["step_jepa", "stp"], "horizon": 9}, "horizon = 9"),
 ]
@@ -407,12 +521,62 @@ def test_refused_runs(tmp_path, records, options, said):
         {"objective": ["step_jepa", "llm_jepa"], "control": "shuffled_pairs", "redraw": True},
         {"layer": -2},
         {"control": "no_loss", "objective": ["stp"]},
-        {"objective": ["none"], "control": "shuffled_steps", "horizon": 3},
+        {"objective": ["none"], "horizon": 3, "compat": ["llm_jepa"]},
+        {"objective": ["llm_jepa"], "pairs": "all", "pairs_per_example": 2},
+        {"objective": ["ssp"], "read": "content"},
+        {"control": "shuffled_steps", "target": "context", "predictors": 1},
     ],
     ids=lambda options: " ".join(options),
 )
 def test_their_remedies_are_taken(tmp_path, records, options):
     trainer_for(tmp_path, records, **options)
+
+
+@pytest.mark.parametrize("plain", [{"lbd": 0.0}, {"objective": ["none"]}], ids=["lbd", "objective"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"control": "shuffled_pairs"},
+        {"control": "no_loss"},
+        {"loss": "mse"},
+        {"regulariser": "vicreg"},
+        {"target_encoder": "ema"},
+        {"predictor_head": "linear"},
+        {"same_flop": True},
+        {"jepa_ratio": 0.5},
+        {"gamma": 2.0},
+    ],
+    ids=lambda option: " ".join(option),
+)
+def test_plain_fine_tuning_refuses_what_shapes_a_jepa_term(tmp_path, plain, option):
+    ((name, value),) = option.items()
+    said = f"^--{name} {value} needs a JEPA term: give --lbd more than 0 and an --objective, or leave it out$"
+    with pytest.raises(UserError, match=said):
+        StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **plain, **option)
+
+
+def test_the_plain_configuration_refuses_too(tmp_path):
+    for control in ("past_target", "shuffled_steps", "random_boundaries"):
+        with pytest.raises(UserError, match=f"{control} means nothing for the objective llm_jepa: use one of frozen"):
+            RepresentationConfig(output_dir=str(tmp_path), control=control, **QUIET)
+    RepresentationConfig(output_dir=str(tmp_path), control="shuffled_pairs", **QUIET)
+    with pytest.raises(UserError, match="--control no_loss needs a JEPA term"):
+        RepresentationConfig(output_dir=str(tmp_path), control="no_loss", lbd=0.0, **QUIET)
+
+
+@pytest.mark.parametrize("option", [{"weights": [2.0]}, {"lbd_ratio": 0.5}], ids=["weights", "lbd_ratio"])
+def test_standalone_refuses_what_weighs_objectives(tmp_path, option):
+    ((name, value),) = option.items()
+    with pytest.raises(UserError) as refused:
+        standalone_trainer(TrainArguments("x", "x"), StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **option))
+    assert str(refused.value) == f"standalone has no --{name} {value}: use --approach adapted"
+
+
+def test_options_that_json_cannot_hold_are_saved_as_text(tmp_path):
+    config = StepJEPAConfig(output_dir=str(tmp_path), model_init_kwargs={"dtype": torch.bfloat16}, lbd=0.3, **QUIET)
+    save_options(config, tmp_path)
+    saved = json.loads((tmp_path / OPTIONS_FILE).read_text())
+    assert (saved["model_init_kwargs"], saved["lbd"]) == ({"dtype": "torch.bfloat16"}, 0.3)
 
 
 def test_a_saved_predictor_head_is_not_dropped_in_silence(tmp_path):
@@ -429,5 +593,5 @@ def test_a_saved_predictor_head_is_not_dropped_in_silence(tmp_path):
 def test_the_plain_trainer_is_llm_jepa(tmp_path, records):
     config = RepresentationConfig(output_dir=str(tmp_path / "out"), **QUIET)
     trainer = RepresentationTrainer(tiny_model(), config, records, processing_class=byte_tokenizer())
-    assert trainer.names == ["llm_jepa"]
+    assert trainer.jepa.names == ["llm_jepa"]
     assert all(len(trainer.train_dataset[place].pairs) == 1 for place in range(len(records)))

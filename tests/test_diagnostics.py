@@ -369,6 +369,21 @@ def test_length_does_not_matter_but_to_the_ranks_and_the_centred_figures():
         assert after[name] == close(before[name]), name
 
 
+def test_of_many_pairs_a_fixed_sample_is_taken_where_it_costs():
+    measured = summary(collapsed(3000), collapsed(3000, seed=1), problems(3000))
+    assert measured["retrieval_at_1"] == close(1 / 2000)
+    axes = torch.eye(2).repeat_interleave(torch.tensor([2000, 1000]), 0)  # the first 2,000 pairs are all alike
+    measured = summary(axes, axes, problems(3000))
+    third = 1 / 3
+    assert measured["mean_energy_predicted"] == close(4 / 9 + 1 / 9)  # of all: the mean is (2/3, 1/3)
+    assert measured["cosine_unpaired"] == close((3000**2 * 5 / 9 - 3000) / (3000 * 2999))
+    shares = [math.sqrt(share) / (math.sqrt(third) + math.sqrt(1 - third)) for share in (third, 1 - third)]
+    assert measured["rank_target"] == close(math.prod(share**-share for share in shares), rel=0.01)
+    assert summary(axes, axes, problems(3000)) == measured
+    torch.manual_seed(1)
+    assert summary(axes, axes, problems(3000)) == measured
+
+
 def test_one_pair_and_none():
     predicted, target = gaussian(2, 1, 6)
     measured = summary(predicted, target, torch.zeros(1, dtype=torch.long))

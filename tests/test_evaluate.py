@@ -1,6 +1,8 @@
 """Evaluation: from the training's own prompt to its own end of turn, every example counted, nothing lost or mixed."""
 
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from step_jepa.branches import trunk
 from step_jepa.collate import PlainCollator
 from step_jepa.dataset import to_example
 from step_jepa.errors import UserError
-from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, summarise
+from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, run_options, summarise, written
 from step_jepa.generation import Generation, generate
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
@@ -184,6 +186,33 @@ def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
     run(arguments(solver, folder, batch_size=2))
     assert calls == [4, 2, 2, 1]
     assert (folder / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+
+
+def test_the_loss_of_another_horizon_is_said_to_be_of_the_next_step(solver, tmp_path, capsys):
+    far = tmp_path / "far"
+    shutil.copytree(solver.model, far)
+    for options, noted in ({"horizon": 1}, False), ({"horizon": 2}, True):
+        (far / "step_jepa.json").write_text(json.dumps(options))
+        run(arguments(solver, tmp_path / f"out{noted}", model_name=str(far), limit=1, max_new_tokens=1))
+        row = next(line for line in capsys.readouterr().out.splitlines() if "jepa loss" in line)
+        assert ("; of the next step)" in row) == noted
+
+
+def test_what_lies_beside_a_model(tmp_path):
+    assert run_options(str(tmp_path)) == {}
+    assert written(str(tmp_path)) is None
+    for name, seconds in {"model.safetensors": 100, "step_jepa.json": 200, "pairing.json": 300}.items():
+        (tmp_path / name).write_text('{"control": "none"}')
+        os.utime(tmp_path / name, (seconds, seconds))
+    (tmp_path / "checkpoint-9").mkdir()
+    assert written(str(tmp_path)) == 300
+    assert written(str(tmp_path), besides="pairing.json") == 200
+    assert written("some/hub-id") is None
+    assert run_options(str(tmp_path)) == {"control": "none"}
+    for broken in ("{", "7"):
+        (tmp_path / "step_jepa.json").write_text(broken)
+        with pytest.raises(UserError, match=r"step_jepa\.json is not the JSON"):
+            run_options(str(tmp_path))
 
 
 def test_nothing_is_written_over(solver, tmp_path):

@@ -1,6 +1,9 @@
 """`step-jepa pairing` on real input, and what a run leaves beside its model for those who measure it."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from safetensors.torch import load_file
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.cli import main
 from step_jepa.config import view_options
-from step_jepa.heldout import PairingArguments, held_out, read_views
+from step_jepa.errors import UserError
+from step_jepa.heldout import PairingArguments, held_out, read_views, run
 from step_jepa.models import setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
@@ -64,6 +68,115 @@ def test_pairing_measures_every_pair(run_folder, model_folder, test_file, tmp_pa
     assert both[model_folder]["measures"]["raw_cosine_paired"]["views"]["value"] is not None
 
 
+def pairing(output_dir, test_file, *models, **options):
+    """pairing.json's models."""
+    run(PairingArguments(list(map(str, models)), test_file, str(output_dir), pool=8, **options))
+    return json.loads(Path(output_dir, "pairing.json").read_text())["models"]
+
+
+def copied(folder, to, **options):
+    """A model folder, and what its run would have left beside it."""
+    shutil.copytree(folder, to)
+    (to / "step_jepa.json").write_text(json.dumps(options))
+    return str(to)
+
+
+def test_the_base_reads_as_each_model_does(run_folder, model_folder, test_file, tmp_path):
+    mean = copied(model_folder, tmp_path / "mean", pooling="mean")
+    again = copied(model_folder, tmp_path / "again", pooling="mean")
+    both = pairing(tmp_path / "all", test_file, run_folder, mean, again, base_model=model_folder)
+    alone = pairing(tmp_path / "one", test_file, mean, base_model=model_folder)
+    assert both[mean] == alone[mean]
+    cosines = both[mean]["measures"]["raw_cosine_paired"]
+    assert cosines["views_to_base"] == pytest.approx(cosines["views"])  # the model is its own base
+    assert both[again]["measures"] == both[mean]["measures"]
+
+
+def test_equal_readings_of_the_base_are_one(model_folder, test_file, tmp_path, monkeypatch):
+    read = []
+
+    def counting(args, model, *rest, **options):
+        read.append(model)
+        return read_views(args, model, *rest, **options)
+
+    monkeypatch.setattr("step_jepa.heldout.read_views", counting)
+    others = [copied(model_folder, tmp_path / name, pooling="mean") for name in ("a", "b")]
+    pairing(tmp_path / "out", test_file, *others, base_model=model_folder)
+    assert sorted(read) == sorted([model_folder, *others])
+
+
+def test_an_export_can_be_a_base(run_folder, model_folder, test_file, tmp_path):
+    """One with trained predictor rows and a predictor head of its own."""
+    found = pairing(tmp_path / "out", test_file, model_folder, run_folder, base_model=run_folder)
+    own = found[run_folder]["measures"]["raw_cosine_paired"]
+    assert own["views_to_base"] == pytest.approx(own["views"])
+    assert "views_to_base" in found[model_folder]["measures"]["raw_cosine_paired"]
+
+
+def test_what_run_it_is_stands_beside_the_figures(run_folder, model_folder, test_file, tmp_path, capsys):
+    options = json.loads(Path(run_folder, "step_jepa.json").read_text())
+    far = copied(model_folder, tmp_path / "far", **{**options, "predictor_head": "identity", "horizon": 2})
+    found = pairing(tmp_path / "out", test_file, run_folder, model_folder, far)
+    assert found[run_folder]["run"] == options
+    assert options["objective"] == ["step_jepa"]
+    assert found[model_folder]["run"] == {}
+    assert found[far]["run"]["horizon"] == 2
+    first, base, last = (line for line in capsys.readouterr().out.splitlines() if "LM loss" in line)
+    assert first.endswith("; objective step_jepa, control none")
+    assert base.endswith("; no step_jepa.json says how it was trained")
+    assert last.endswith("control none; trained to predict 2 steps ahead, measured on the next")
+
+
+def test_a_control_run_is_measured_with_and_without_its_options(model_folder, test_file, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    config = StepJEPAConfig(output_dir=folder, max_steps=1, control="shuffled_pairs", **QUIET)
+    trainer = StepJEPARepresentationTrainer(model_folder, config, test_file)
+    trainer.train()
+    trainer.save_model()
+    found = pairing(tmp_path / "with", test_file, folder)[folder]
+    assert found["run"]["control"] == "shuffled_pairs"
+    assert "control shuffled_pairs" in capsys.readouterr().out
+    Path(folder, "step_jepa.json").unlink()
+    bare = pairing(tmp_path / "without", test_file, folder)[folder]
+    assert bare["run"] == {}
+    assert bare["measures"] == found["measures"]
+
+
+def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file, tmp_path):
+    model, out = copied(model_folder, tmp_path / "model"), tmp_path / "out"
+    first = pairing(out, test_file, model, model_folder)
+    with pytest.raises(UserError, match="--overwrite"):
+        pairing(out, test_file, model, model_folder)
+    tiny_model(seed=5).save_pretrained(model)
+    os.utime(Path(model, "model.safetensors"), (2e9, 2e9))
+    again = pairing(out, test_file, model, model_folder)
+    assert again[model]["model_written"] == 2e9
+    assert again[model]["lm_loss"] != first[model]["lm_loss"]
+    assert again[model_folder] == first[model_folder]
+    with pytest.raises(UserError, match="--overwrite"):
+        pairing(out, test_file, model, model_folder)
+
+
+def test_results_in_the_models_own_folder_are_not_the_model(model_folder, test_file, tmp_path):
+    model = copied(model_folder, tmp_path / "model")
+    pairing(model, test_file, model)
+    with pytest.raises(UserError, match="finished"):
+        pairing(model, test_file, model)
+
+
+def test_other_records_or_another_base_are_other_settings(model_folder, test_file, tmp_path):
+    base, rows = copied(model_folder, tmp_path / "base"), tmp_path / "test.jsonl"
+    shutil.copy(test_file, rows)
+    pairing(tmp_path / "out", str(rows), model_folder, base_model=base)
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="other settings"):
+        pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
+    shutil.copy(test_file, rows)
+    os.utime(Path(base, "model.safetensors"), (2e9, 2e9))
+    with pytest.raises(UserError, match="other settings"):
+        pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
+
+
 def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file, tmp_path):
     assert view_options(run_folder)["read"] == "content"
     records = list(read_records(test_file))
@@ -103,7 +216,7 @@ def test_running_means_and_head_go_on_from_an_export(run_folder, test_file, tmp_
     options = {"loss": "centred_cosine", "predictor_head": "linear", "pairs": "all"}
     config = StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **options)
     trainer = StepJEPARepresentationTrainer(run_folder, config, test_file)
-    assert all(torch.equal(value, saved[name]) for name, value in trainer.jepa.state_dict().items())
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.jepa.state.state_dict().items())
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--model_name", run_folder, "--train_file", test_file, "--output_dir", str(tmp_path / "new")])
     assert stopped.value.code == 2  # a trained head would be dropped without a word

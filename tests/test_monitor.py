@@ -8,7 +8,7 @@ from conftest import byte_tokenizer, tiny_model
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.compute import floating_point_ops
-from step_jepa.monitor import Monitor
+from step_jepa.monitor import Monitor, proves_nothing
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
 
@@ -61,18 +61,20 @@ def test_gradient_norms_are_those_of_the_two_terms(records, tmp_path):
     for term in (0, 1):
         trainer.model.zero_grad()
         terms = trainer.terms(trainer.model, monitor.batches()[0])
-        trainer.means(terms, trainer.distances(terms.views))[term].backward()
+        trainer.own_means(terms)[:2][term].backward()
         norms.append(sum(float(p.grad.square().sum()) for p in trainer.model.parameters() if p.grad is not None) ** 0.5)
     assert list(found.values()) == pytest.approx(norms, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("loss", "margin", "warns"), [(0.5, 0.1, True), (0.5, 0.05, True), (0.5, 0.2, False), (0.95, 0.1, False)]
+    ("loss", "margin", "warns"),
+    [(0.5, 0.1, True), (0.5, 0.05, True), (0.5, 0.105, True), (0.5, 0.2, False), (0.95, 0.1, False)],
 )
 def test_a_falling_loss_without_a_rising_margin_is_called_out(
     records, tmp_path, caplog, monkeypatch, loss, margin, warns
 ):
-    monitor = Monitor(trainer_for(records, tmp_path))
+    trainer = trainer_for(records, tmp_path)
+    monitor = Monitor(trainer)
     figures = [{"jepa_loss": 1.0, "centred_margin": 0.1}, {"jepa_loss": loss, "centred_margin": margin}]
     monkeypatch.setattr(monitor, "figures", lambda: figures.pop(0))
     monkeypatch.setattr(monitor, "gradients", dict)
@@ -80,6 +82,18 @@ def test_a_falling_loss_without_a_rising_margin_is_called_out(
         monitor.look(0)
         monitor.look(100)
     assert any("the pairing is not learned" in line for line in caplog.messages) == warns
+
+
+def test_a_margin_at_its_ceiling_is_no_reason_to_warn():
+    assert not proves_nothing({"jepa_loss": 1.0, "centred_margin": 0.95}, {"jepa_loss": 0.1, "centred_margin": 0.94})
+
+
+def test_a_centred_loss_is_held_against_itself_after_its_raw_start(records, tmp_path):
+    trainer = trainer_for(records, tmp_path, loss="centred_cosine", diagnostics_steps=2)
+    trainer.train()
+    monitor = Monitor(trainer)  # as after a resume
+    assert monitor.first()["step"] == 2
+    assert monitor.first()["jepa_loss"] == logged(trainer, "diagnostics_jepa_loss")[1][1]
 
 
 def test_operations_are_counted_without_padding(records, tmp_path):
@@ -91,6 +105,16 @@ def test_operations_are_counted_without_padding(records, tmp_path):
     assert logged(trainer, "flops")[-1][1] == trainer.state.total_flos
     batch = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
     assert floating_point_ops(batch, 10, twin=True) == 4 * 10 * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [({}, True), ({"target_encoder": "stop_gradient"}, False), ({"control": "random_target"}, False)],
+)
+def test_the_gradient_is_that_of_what_is_trained(records, tmp_path, options, same):
+    plain, other = (Monitor(trainer_for(records, tmp_path, **each)).gradients() for each in ({}, options))
+    assert plain["grad_norm_lm"] == pytest.approx(other["grad_norm_lm"], rel=1e-5)
+    assert (plain["grad_norm_jepa"] == pytest.approx(other["grad_norm_jepa"], rel=1e-5)) == same
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])

@@ -21,7 +21,8 @@ def rng():
 
 
 def heldout(rng, predicted, target, later=4, **changes):
-    """Pairs of problems with `later` steps after the first, in order; texts and embeddings tell nothing."""
+    """Pairs of problems with `later` steps after the first, in order; texts (of one word, all different) and embeddings
+    tell nothing."""
     problems = len(predicted) // later
     fields = {
         "predicted": predicted,
@@ -30,7 +31,7 @@ def heldout(rng, predicted, target, later=4, **changes):
         "problem": np.repeat(np.arange(problems), later),
         "step": np.tile(np.arange(1, later + 1), problems),
         "questions": ["how many"] * problems,
-        "steps": [["so"] * (later + 1)] * problems,
+        "steps": [["so" + "!" * (i * later + step) for step in range(later + 1)] for i in range(problems)],
         "embedded_prefix": rng.standard_normal((len(predicted), H)),
         "embedded_step": rng.standard_normal((len(predicted), H)),
         "length": rng.integers(5, 30, len(predicted)),
@@ -60,7 +61,8 @@ def test_perfect_views_have_every_point(rng):
         "n": 60,  # of four later steps, the first two have two more behind them
         "chance": 1 / 3,
     }
-    assert result["left_out"] == {"retrieval_within": 60, "probes": 120}
+    none = dict.fromkeys(("retrieval_across", "retrieval_across_length_matched"), 0)
+    assert result["left_out"] == none | {"retrieval_within": 60, "probes": 120}
 
 
 @pytest.mark.parametrize("noise", [0, 1e-8])
@@ -107,6 +109,66 @@ def test_centred_margin_by_hand():
     others = [(6 * 4 + 7 * -3, (6, 7), (4, -3)), (7 * 5 + 8 * -4, (7, 8), (5, -4)), (7 * 5 + 6 * -2, (7, 6), (5, -2))]
     raw += sum(dot / np.hypot(*a) / np.hypot(*b) for dot, a, b in others)
     assert values(result)["raw_cosine_paired"] == pytest.approx(raw / 4)
+
+
+def test_a_step_that_reads_the_same_is_no_wrong_answer(rng):
+    # Every step is one of two problems', with the same view.
+    views = np.repeat(rng.standard_normal((20, H)), 2, axis=0)
+    steps = [["so", f"step {i // 2}"] for i in range(40)]
+    data = heldout(rng, views, views, later=1, steps=steps)
+    all_but_its_twin = values(measure(data, pool=39))
+    assert all_but_its_twin["retrieval_across"] == 1
+    assert all_but_its_twin["retrieval_across_length_matched"] == 1
+    result = measure(data, pool=40)  # with it there would be 39 candidates
+    assert result["left_out"]["retrieval_across"] == result["left_out"]["retrieval_across_length_matched"] == 40
+    assert result["measures"]["retrieval_across"]["views"] == {
+        **dict.fromkeys(("value", "low", "high")),
+        "n": 0,
+        "chance": 1 / 40,
+    }
+    steps = [["so", "a", "a"], ["so", "b", "b"]]
+    within = measure(heldout(rng, *rng.standard_normal((2, 4, H)), later=2, steps=steps), pool_within=2)
+    assert within["left_out"]["retrieval_within"] == 4
+
+
+def test_steps_of_other_templates_alone(rng):
+    # The view is the template: its own problems tie with each other, and never with another's.
+    template = np.repeat(np.arange(10), 20)
+    views = np.eye(10)[template]
+    data = {"later": 2, "length": np.full(200, 7)}
+    result = measure(heldout(rng, views, views, template=template, **data), pool=8)
+    figure = result["measures"]["retrieval_across_templates"]["views"]
+    assert {name: figure[name] for name in ("value", "low", "high", "n", "chance")} == {
+        "value": 1,
+        "low": 1,
+        "high": 1,
+        "n": 200,
+        "chance": 1 / 8,
+    }
+    assert values(result)["retrieval_across"] < 0.9
+    without = measure(heldout(rng, views, views, **data), pool=8)
+    assert "retrieval_across_templates" not in without["measures"]
+    assert "templates" not in without
+    assert "low_template" not in without["measures"]["retrieval_across"]["views"]
+
+
+def test_intervals_over_templates(rng):
+    # In one template all pairs agree, in the other all are opposite: -1, 0 or 1 when two templates are drawn.
+    views = rng.standard_normal((200, H))
+    template = np.repeat(["coins", "trains"], 100)
+    result = measure(heldout(rng, views, views * np.repeat([1, -1], 100)[:, None], later=2, template=template))
+    figure = result["measures"]["raw_cosine_paired"]["views"]
+    assert (figure["value"], figure["low_template"], figure["high_template"]) == pytest.approx((0, -1, 1))
+    assert -0.4 < figure["low"] < figure["high"] < 0.4
+    assert {"low_template", "high_template"} <= result["differences"]["centred_margin"]["views"].keys()
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(show(result))
+    text = " ".join(console.export_text().split())
+    assert "problems of 2 templates: intervals are over problems" in text
+    assert "too narrow for new templates" in text
+    alone = measure(heldout(rng, views, views, later=2, template=np.zeros(200, int)))
+    figure = alone["measures"]["raw_cosine_paired"]["views"]
+    assert (figure["value"], figure["low_template"], figure["high_template"]) == (pytest.approx(1), None, None)
 
 
 def test_a_constant_added_to_all_views_changes_nothing(rng):
@@ -263,6 +325,7 @@ def test_a_result_is_json_and_a_table(rng):
     assert "position (oracle)" in text
     assert "fewer than 1000 pairs: intervals are wide" in text
     assert "views - " in text
+    assert "templates" not in text
 
 
 def test_what_cannot_be_measured(rng):

@@ -11,9 +11,9 @@ SMOOTHING = 0.5  # of the logarithm of the weight
 
 
 def gradient_norms(model: nn.Module, losses: Iterable[Tensor]) -> list[float]:
-    """Norm of the gradient of each loss over all trained parameters, mean over ranks; no .grad is touched.
+    """Norm of the gradient of each loss over all trained parameters; no .grad is touched, the graph is kept.
 
-    The graph is kept."""
+    Over ranks it is the mean of their norms, not the norm of their mean, which noise makes smaller."""
     trained = [value for value in model.parameters() if value.requires_grad]
     squares = []
     for loss in losses:

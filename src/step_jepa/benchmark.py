@@ -23,7 +23,8 @@ from step_jepa.collate import PADDING, Batch, BranchCollator, PlainCollator
 from step_jepa.errors import UserError
 from step_jepa.losses import cosine
 from step_jepa.models import predictor_ids
-from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, Planner, StepJEPA, STPReleased
+from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, StepJEPA, STPReleased
+from step_jepa.planner import Planner
 from step_jepa.tokens import IGNORED, Example
 
 TWO_PASSES = ("two_pass", "two_pass_padded")

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from step_jepa.branches import TRUNK, Row
-from step_jepa.objectives import Planner
+from step_jepa.planner import Planner
 from step_jepa.tokens import IGNORED, Example
 
 PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
@@ -87,6 +87,11 @@ class BranchCollator:
 def _pad(rows: list[list[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+
+
+def tokens_read(batch: Batch) -> Tensor:
+    """int64 (): how many tokens the model reads, without padding."""
+    return (batch["branch"] >= 0).sum() if "branch" in batch else batch["attention_mask"].sum()
 
 
 def without_branches(batch: Batch) -> Batch:

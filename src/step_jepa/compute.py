@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from step_jepa.collate import Batch, PlannedRows
+from step_jepa.collate import Batch, tokens_read
 
 logger = logging.getLogger(__name__)
 TRAINED, READ = 6, 2  # operations per parameter and token (arXiv 2001.08361, section 2.1)
@@ -11,15 +11,13 @@ TRAINED, READ = 6, 2  # operations per parameter and token (arXiv 2001.08361, se
 
 def floating_point_ops(batch: Batch, parameters: int, *, twin: bool) -> int:
     """Of a step on this batch: forward and backward, and where a second model reads the targets its forward pass.
-    Padding and attention are not counted."""
-    tokens = int((batch["branch"] >= 0).sum() if "branch" in batch else batch["attention_mask"].sum())
-    return (TRAINED + READ * twin) * tokens * parameters
+    Padding and attention are not counted; under LoRA the gradients of frozen weights are, though they are not made."""
+    return (TRAINED + READ * twin) * int(tokens_read(batch)) * parameters
 
 
-def shorten(args: Any, rows: PlannedRows, *, twin: bool) -> None:
-    """As many epochs or steps as plain fine-tuning's compute pays for."""
-    plain = sum(len(example.input_ids) for example in rows.examples)
-    branching = sum(len(rows[index].input_ids) for index in range(len(rows)))
+def shorten(args: Any, plain: int, branching: int, *, twin: bool) -> None:
+    """As many epochs or steps as plain fine-tuning's compute pays for, given the tokens of all rows without and with
+    branches."""
     cost = branching / plain * (TRAINED + READ * twin) / TRAINED
     factor = 1 / (args.jepa_ratio * cost + 1 - args.jepa_ratio)
     if args.max_steps > 0:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from step_jepa.controls import Control
+from step_jepa.controls import DRAWN, Control
 from step_jepa.errors import UserError
 from step_jepa.losses import Loss, Negatives, Regulariser
+from step_jepa.objectives import OBJECTIVES
 from step_jepa.views import PredictorHead, TargetEncoder
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
@@ -23,6 +24,17 @@ COMPAT = {
     "undivided_loss": "every micro-batch weighs as much as a whole step, so gradients grow with accumulation",
     "double_bos": "the chat template's text gets the tokenizer's own special tokens once more",
 }
+# Options that would say nothing in plain fine-tuning, though whoever gives them there expects something of them.
+OF_A_JEPA_TERM = (
+    "control",
+    "target_encoder",
+    "predictor_head",
+    "loss",
+    "regulariser",
+    "gamma",
+    "jepa_ratio",
+    "same_flop",
+)
 
 
 @dataclass
@@ -151,7 +163,7 @@ class RepresentationConfig(TrainingArguments):
             "--control no_loss has no gradient to balance: give --lbd a number": self.control == "no_loss"
             and self.lbd == "auto",
             "--redraw redraws a control's choices: add --control, or leave it out": self.redraw
-            and self.control not in ("shuffled_pairs", "shuffled_steps", "random_boundaries"),
+            and self.control not in DRAWN,
             "--config_overrides changes a model of random weights: add --pretrain": self.config_overrides
             and not self.pretrain,
             "--negatives is for infonce and centred_infonce: add --loss infonce, or leave it out": self.negatives
@@ -161,6 +173,26 @@ class RepresentationConfig(TrainingArguments):
         for reason, given in contradictions.items():
             if given:
                 raise UserError(reason)
+        if self.objectives:
+            self._check_control()
+        else:
+            self._check_plain()
+
+    def _check_control(self) -> None:
+        for home, kind in ((name, OBJECTIVES[name]) for name, _ in self.objectives):
+            if self.control not in ("none", "no_loss", *kind.controls):
+                raise UserError(
+                    f"--control {self.control} means nothing for the objective {home}: use one of "
+                    f"{', '.join(sorted(kind.controls))}"
+                )
+
+    def _check_plain(self) -> None:
+        for name in OF_A_JEPA_TERM:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name} {getattr(self, name)} needs a JEPA term: give --lbd more than 0 and an --objective, "
+                    "or leave it out"
+                )
 
 
 OPTIONS_FILE = "step_jepa.json"
@@ -175,7 +207,7 @@ def own_options(config: RepresentationConfig) -> dict[str, Any]:
 
 def save_options(config: RepresentationConfig, folder: str | os.PathLike) -> None:
     """What a run was trained with, beside the model."""
-    Path(folder, OPTIONS_FILE).write_text(json.dumps(own_options(config), indent=2) + "\n")
+    Path(folder, OPTIONS_FILE).write_text(json.dumps(own_options(config), indent=2, default=str) + "\n")
 
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:

@@ -23,6 +23,8 @@ Control = Literal[
     "random_target",
     "no_loss",
 ]
+DRAWN = ("shuffled_pairs", "shuffled_steps", "random_boundaries")  # by random choices, which --redraw draws anew
+CONTROLS_OF_ROWS = (*DRAWN, "past_target")  # they act when a row is planned
 MEANING: dict[str, str] = {
     "shuffled_pairs": "the target is a step of another example, of the same index and kind and of similar length",
     "shuffled_steps": "the target is another step of the same example",
@@ -32,6 +34,7 @@ MEANING: dict[str, str] = {
     "random_target": "the target view is a fixed random vector per step",
     "no_loss": "the same forward pass, but the JEPA loss weighs nothing",
 }
+Member = tuple[int, float, int, int]  # length, random number, place of the example, step
 NEAREST = 8  # donors of similar length, among which one is drawn
 
 
@@ -49,7 +52,7 @@ class Draw:
         if self.control == "past_target":
             return example, seen
         if self.control == "shuffled_steps":
-            return example, self._another_step(example, wanted)
+            return example, self._another_step(example, seen, wanted)
         if self.control == "shuffled_pairs":
             assert self.donors is not None
             return self.donors.step(example, wanted, self._stand_in(wanted))
@@ -62,9 +65,12 @@ class Draw:
         assert self.donors is not None
         return self.donors.answer(example, self._stand_in())
 
-    def _another_step(self, example: Example, wanted: int) -> int:
-        filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop and step != wanted]
-        return self._stand_in(wanted).choice([step for step in filled if step != example.answer] or filled)
+    def _another_step(self, example: Example, seen: int, wanted: int) -> int:
+        """The answer only where there is no other; where there is none at all, the step just read, as past_target."""
+        filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
+        others = [step for step in filled if step not in (seen, wanted)]
+        unlike_answer = [step for step in others if step != example.answer]
+        return self._stand_in(wanted).choice(unlike_answer or others or [seen])
 
     def _stand_in(self, wanted: int = 0) -> Random:
         """Of each target its own, so that it does not depend on which others are planned."""
@@ -72,39 +78,43 @@ class Draw:
 
 
 class Donors:
-    """Steps and answers of a data set, by index and kind, sorted by length."""
+    """Steps and answers of a data set, by index and kind, sorted by length; those of one length in random order, so
+    that each is drawn about as often as any other."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
-        self.by_kind: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)  # (length, example, step)
+    def __init__(self, examples: Sequence[Example], seed: int = 0) -> None:
+        self.examples, rng = examples, Random(f"{seed} donors")
+        self.by_kind: dict[tuple, list[Member]] = defaultdict(list)
         for place, example in enumerate(examples):
             if example.turns is not None:
-                self.by_kind[("turn",)].append((len(example.turns.assistant.input_ids), place, 0))
+                self.by_kind[("turn",)].append((len(example.turns.assistant.input_ids), rng.random(), place, 0))
             for step, (start, stop) in enumerate(example.steps):
                 if start < stop:
-                    self.by_kind[(step, step == example.answer)].append((stop - start, place, step))
+                    self.by_kind[(step, step == example.answer)].append((stop - start, rng.random(), place, step))
         for members in self.by_kind.values():
             members.sort()
 
     def step(self, example: Example, wanted: int, rng: Random) -> tuple[Example, int]:
-        """Where no other example has a step of that index, one of the nearest lower index."""
+        """Where no other example has a step of that index and kind, one of the nearest lower index; else its own."""
         start, stop = example.steps[wanted]
         for index in range(wanted, -1, -1):
             if found := self._draw((index, wanted == example.answer), stop - start, example.index, rng):
-                return self.examples[found[1]], found[2]
-        return example, wanted  # a data set of one example has no donor
+                return self.examples[found[2]], found[3]
+        return example, wanted
 
     def answer(self, example: Example, rng: Random) -> Example:
+        """Its own in a data set of one."""
         assert example.turns is not None
         found = self._draw(("turn",), len(example.turns.assistant.input_ids), example.index, rng)
-        return self.examples[found[1]] if found else example
+        return self.examples[found[2]] if found else example
 
-    def _draw(self, kind: tuple, length: int, own: int, rng: Random) -> tuple[int, int, int] | None:
+    def _draw(self, kind: tuple, length: int, own: int, rng: Random) -> Member | None:
+        """One of the nearest in length, from a random place among those of the same length."""
         members = self.by_kind.get(kind, [])
-        place = bisect_left(members, (length,))
-        around = members[max(0, place - NEAREST) : place + NEAREST + 1]
-        others = [member for member in around if self.examples[member[1]].index != own]
-        nearest = sorted(others, key=lambda member: (abs(member[0] - length), member))[:NEAREST]
+        place = bisect_left(members, (length, rng.random()))
+        around = members[max(0, place - NEAREST - 1) : place + NEAREST + 1]
+        others = [member for member in around if self.examples[member[2]].index != own]
+        shuffled = rng.sample(others, len(others))
+        nearest = sorted(shuffled, key=lambda member: abs(member[0] - length))[:NEAREST]
         return rng.choice(nearest) if nearest else None
 
 

@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 
 from step_jepa.adapted import untrained
 from step_jepa.answers import extract, interval, is_correct
-from step_jepa.config import view_options
+from step_jepa.config import OPTIONS_FILE, view_options
 from step_jepa.dataset import load_and_prepare_dataset
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.generation import Generation, generate
@@ -114,10 +114,10 @@ def run(args: EvaluateArguments) -> None:
     rows = [judge(record, done[index]) for index, record in enumerate(records)]
     settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
     summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out, "settings": settings}
-    _write(folder / PREDICTIONS, "".join(_json(row) + "\n" for row in rows))
-    _write(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_whole(folder / PREDICTIONS, "".join(_json(row) + "\n" for row in rows))
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     (folder / PARTIAL).unlink()
-    console.print(_table(summary))
+    console.print(_table(summary, run_options(args.model_name).get("horizon", 1)))
     console.print(f"{PREDICTIONS} and {SUMMARY} lie in {folder}")
 
 
@@ -180,7 +180,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _table(summary: Mapping[str, Any]) -> Table:
+def _table(summary: Mapping[str, Any], horizon: int) -> Table:
     low, high = summary["ci95"]
     settings = summary["settings"]
     table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
@@ -189,6 +189,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
     for name in ("without_truth", "no_answer", "truncated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
     rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictor rows"
+    rows += "" if horizon == 1 else "; of the next step"  # where the run predicted another
     for name in HELDOUT:
         value = summary[name]
         shown = "-" if value is None else str(value) if name == "pairs" else f"{value:.4f}"
@@ -201,13 +202,37 @@ def _table(summary: Mapping[str, Any]) -> Table:
 
 def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What two calls must have in common for the answers of one to serve the other."""
-    home = Path(resolve(args.model_name))
     return {
         "model_name": args.model_name,
-        "model_written": max(path.stat().st_mtime for path in [home, *home.iterdir()]) if home.is_dir() else None,
-        "records": hashlib.sha256(_json(records).encode()).hexdigest(),
+        "model_written": written(args.model_name),
+        "records": digest(records),
         "max_new_tokens": args.max_new_tokens,
     }
+
+
+def written(model_name: str, *, besides: str | None = None) -> float | None:
+    """When the newest file of a model's folder was written, in seconds since the epoch; None for one on the hub.
+
+    besides   the name of a file that is not the model's, should it lie there"""
+    home = Path(resolve(model_name))
+    files = [path for path in home.iterdir() if path.is_file() and path.name != besides] if home.is_dir() else []
+    return max((path.stat().st_mtime for path in files), default=None)
+
+
+def digest(records: Sequence[Mapping[str, Any]]) -> str:
+    """Equal for equal records in the same order."""
+    return hashlib.sha256(_json(records).encode()).hexdigest()
+
+
+def run_options(model_name: str) -> dict[str, Any]:
+    """All options of the run that a model comes from; nothing where no run left them. Raises UserError."""
+    path = Path(resolve(model_name), OPTIONS_FILE)
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is not the JSON that a run writes: move it away") from None
 
 
 def _resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[int, Generation]:
@@ -229,7 +254,7 @@ def _resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[
 def _begin(folder: Path, identity: dict[str, Any], done: dict[int, Generation]) -> None:
     """The folder with the answers so far, and without results that are being replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
+    write_whole(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
     for name in (SUMMARY, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)
 
@@ -238,8 +263,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """The file appears whole or not at all. Its folder must exist."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

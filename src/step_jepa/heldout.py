@@ -9,12 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 from transformers import PrinterCallback
 
 from step_jepa.adapted import untrained
-from step_jepa.config import view_options
+from step_jepa.config import OPTIONS_FILE, view_options
 from step_jepa.errors import UserError
+from step_jepa.evaluate import digest, run_options, write_whole, written
 from step_jepa.models import resolve, saved_predictors
 from step_jepa.pairing import HeldOut, measure, show
 from step_jepa.sources import read_records
@@ -58,54 +60,6 @@ class PairingArguments:
                 raise UserError(f"{name} = {value}: give {least} or more")
 
 
-def run(args: PairingArguments) -> None:
-    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
-    UserError."""
-    results = _begun(args)
-    records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
-    base = None
-    for name in args.model_name:
-        if name not in results["models"]:
-            if args.base_model and base is None:
-                base = read_views(args, args.base_model, records, predictors=0, **_reading(args, name, head=False))
-            results["models"][name] = measured(args, name, records, base)
-            _write(args, results)
-        console.print(show(results["models"][name]), f"{name}: LM loss {results['models'][name]['lm_loss']:.4f}")
-    console.print(f"{RESULT} lies in {args.output_dir}")
-
-
-def _length(record: Mapping[str, Any]) -> int:
-    return sum(len(turn["content"]) for turn in record["messages"])
-
-
-def _begun(args: PairingArguments) -> dict[str, Any]:
-    """What an earlier call with the same settings has measured."""
-    path, settings = Path(args.output_dir, RESULT), {**asdict(args), "model_name": None, "overwrite": None}
-    begun = {"settings": settings, "models": {}}
-    if args.overwrite or not path.exists():
-        return begun
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("settings") != settings or not set(args.model_name) - found["models"].keys():
-        raise UserError(
-            f"{path} holds results, of other settings or finished: give another --output_dir, or --overwrite"
-        )
-    return found
-
-
-def _write(args: PairingArguments, results: dict[str, Any]) -> None:
-    path = Path(args.output_dir, RESULT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    new.replace(path)
-
-
-def _reading(args: PairingArguments, model: str, *, head: bool) -> dict[str, Any]:
-    """How views are read; a predictor head is the model's own, which its base does not have."""
-    options = view_options(resolve(args.views_like or model))
-    return options if head else {name: value for name, value in options.items() if name != "predictor_head"}
-
-
 @dataclass
 class Reading:
     """What one model makes of the records: its views, the examples that they are of, its input embeddings (V, E)."""
@@ -116,13 +70,87 @@ class Reading:
     lm_loss: float
 
 
+def run(args: PairingArguments) -> None:
+    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
+    UserError."""
+    records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
+    results, path = _begun(args, records), Path(args.output_dir, RESULT)
+    bases: dict[str, Reading] = {}
+    for name in args.model_name:
+        if not _is_measured(results, name):
+            results["models"][name] = measured(args, name, records, _base(args, name, records, bases))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(results, indent=2) + "\n")
+        found = results["models"][name]
+        console.print(show(found), Text(f"{name}: LM loss {found['lm_loss']:.4f}; {_training(found['run'])}"))
+    console.print(f"{RESULT} lies in {args.output_dir}")
+
+
+def _length(record: Mapping[str, Any]) -> int:
+    return sum(len(turn["content"]) for turn in record["messages"])
+
+
+def _begun(args: PairingArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an earlier call with the same settings has measured, of the same records and by the same base."""
+    path, settings = Path(args.output_dir, RESULT), {**asdict(args), "model_name": None, "overwrite": None}
+    settings["records"] = digest(records)
+    settings["base_written"] = written(args.base_model, besides=RESULT) if args.base_model else None
+    begun = {"settings": settings, "models": {}}
+    if args.overwrite or not path.exists():
+        return begun
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("settings") != settings or all(_is_measured(found, name) for name in args.model_name):
+        raise UserError(
+            f"{path} holds results, of other settings or finished: give another --output_dir, or --overwrite"
+        )
+    return found
+
+
+def _is_measured(results: dict[str, Any], name: str) -> bool:
+    """Whether the results have this model's figures, and it was not trained anew since."""
+    found = results["models"].get(name)
+    return found is not None and found.get("model_written", "unknown") == written(name, besides=RESULT)
+
+
+def _training(run: dict[str, Any]) -> str:
+    """What the model was trained for, in words."""
+    if not run:
+        return f"no {OPTIONS_FILE} says how it was trained"
+    objective, horizon = run.get("objective", "unknown"), run.get("horizon", 1)
+    names = objective if isinstance(objective, str) else ", ".join(objective)
+    ahead = "" if horizon == 1 else f"; trained to predict {horizon} steps ahead, measured on the next"
+    return f"objective {names}, control {run.get('control', 'unknown')}{ahead}"
+
+
+def _reading(args: PairingArguments, model: str) -> dict[str, Any]:
+    """How views are read."""
+    return view_options(resolve(args.views_like or model))
+
+
+def _base(
+    args: PairingArguments, model: str, records: Sequence[Mapping[str, Any]], bases: dict[str, Reading]
+) -> Reading | None:
+    """What the base makes of the records, read as the model's are; `bases` has those that were read before."""
+    if args.base_model is None:
+        return None
+    # Predictor rows and head are each model's own; an export that is a base needs its own to be loaded.
+    own = {"predictors": saved_predictors(args.base_model) or 0}
+    head = view_options(resolve(args.base_model)).get("predictor_head", "identity")
+    reading = _reading(args, model) | own | {"predictor_head": head}
+    key = json.dumps(reading, sort_keys=True)
+    if key not in bases:
+        bases[key] = read_views(args, args.base_model, records, **reading)
+    return bases[key]
+
+
 def measured(args: PairingArguments, name: str, records: Sequence[Mapping[str, Any]], base: Reading | None) -> dict:
-    """The measures of one model."""
-    trained = saved_predictors(name)
+    """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
+    trained, stamp = saved_predictors(name), written(name, besides=RESULT)
     predictors = args.predictors if trained is None else trained
-    own = read_views(args, name, records, predictors=predictors, **_reading(args, name, head=True))
+    own = read_views(args, name, records, predictors=predictors, **_reading(args, name))
     result = measure(held_out(own, base, records), pool=args.pool, pool_within=args.pool_within, seed=args.seed)
-    return {"lm_loss": own.lm_loss, "trained_predictors": trained is not None, **result}
+    about = {"run": run_options(name), "model_written": stamp, "trained_predictors": trained is not None}
+    return {**about, "lm_loss": own.lm_loss, **result}
 
 
 def held_out(own: Reading, base: Reading | None, records: Sequence[Mapping[str, Any]]) -> HeldOut:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from step_jepa.collate import tokens_read
 from step_jepa.views import Views
 
 
@@ -30,7 +31,7 @@ class Meter:
 
     def __init__(self, objectives: Sequence[str], weights: Sequence[float], device: torch.device) -> None:
         self.objectives, self.weights, self.since = objectives, weights, 0.0
-        self.sums = torch.zeros(5, device=device)  # nll, tokens, tokens read, cosine, negatives
+        self.sums = torch.zeros(6, device=device)  # nll, tokens, tokens read, cosine, negatives, pairs that have them
         self.losses = torch.zeros(len(objectives), 2, device=device)  # distance, pairs
 
     def start(self) -> None:
@@ -48,13 +49,13 @@ class Meter:
     def add(self, terms: Terms, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
         views = terms.views
         cosine = F.cosine_similarity(views.predicted, views.target, dim=-1)
-        read = (batch["branch"] >= 0) if "branch" in batch else batch["attention_mask"]
-        sums = (terms.nll.sum(), len(terms.nll), read.sum(), cosine.sum(), negatives.sum())
+        of_tokens = (terms.nll.sum(), len(terms.nll), tokens_read(batch))
+        sums = (*of_tokens, cosine.sum(), negatives.sum(), len(negatives))
         self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in sums])
         self.losses.index_add_(0, views.objective, torch.stack([distance, torch.ones_like(distance)], 1).float())
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        nll, tokens, read, cosine, negatives = accelerator.reduce(self.sums, "sum").tolist()
+        nll, tokens, read, cosine, negatives, contrasted = accelerator.reduce(self.sums, "sum").tolist()
         losses = accelerator.reduce(self.losses, "sum").tolist()
         now = time.perf_counter()
         logs = {"tokens_per_second": read / (now - self.since)}
@@ -63,8 +64,8 @@ class Meter:
             logs |= {"lm_loss": nll / tokens, "pairs": pairs}
         if pairs:
             logs |= jepa_losses(self.objectives, self.weights, losses) | {"view_cosine": cosine / pairs}
-        if negatives:
-            logs["negatives"] = negatives / pairs
+        if contrasted:
+            logs["negatives"] = negatives / contrasted
         self.sums.zero_()
         self.losses.zero_()
         self.since = now

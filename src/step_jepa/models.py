@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase, set_seed
 
+from step_jepa.config import OPTIONS_FILE
 from step_jepa.errors import UserError
+from step_jepa.state import STATE_FILE
 from step_jepa.tokens import PLAIN_TEMPLATE
 from step_jepa.views import PredictorHead
 
@@ -55,6 +57,7 @@ def setup_model_and_tokenizer(
             model = _load(folder, quantization_config, model_init_kwargs or {})
         else:
             model = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
+        model.loaded_from = folder  # an adapter that was merged goes by the name of its base
     else:
         folder, tokenizer = None, processing_class
         if tokenizer is None:
@@ -131,7 +134,7 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
             fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
             config = AutoConfig.for_model(**{**fields, "eos_token_id": tokenizer.eos_token_id, **overrides})
         else:
-            config = AutoConfig.from_pretrained(folder, **overrides)
+            config = _changed(AutoConfig.from_pretrained(folder), overrides)
         unknown = [name for name in overrides if name != "model_type" and name not in type(config)().to_dict()]
         if unknown:
             raise ValueError(f"its configuration has no field {unknown[0]}")
@@ -139,6 +142,13 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
         return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unavailable("configuration", folder, error) from None
+
+
+def _changed(config: Any, overrides: dict[str, Any]) -> Any:
+    fields = config.to_dict()
+    if "num_hidden_layers" in overrides:
+        fields.pop("layer_types", None)  # one entry a layer: worked out anew
+    return type(config).from_dict({**fields, **overrides})
 
 
 def predictor_ids(model: Any) -> list[int]:
@@ -234,7 +244,7 @@ def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapte
     if not keep and getattr(model, "is_quantized", False):
         raise UserError("a quantised model cannot be merged without loss: export its adapter with --keep_adapter")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for pattern in ("adapter_*", "model*.safetensors*", PREDICTORS_FILE):
+    for pattern in ("adapter_*", "model*.safetensors*", PREDICTORS_FILE, STATE_FILE, OPTIONS_FILE):
         for old in Path(folder).glob(pattern):  # of an earlier export, which would be loaded in place of this one
             old.unlink()
     if keep:

@@ -26,6 +26,7 @@ ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told a
 RESAMPLES = 1000
 ROUNDING = 1e-6  # relative, of float32 views
 ACROSS, MATCHED, WITHIN = "retrieval_across", "retrieval_across_length_matched", "retrieval_within"
+TEMPLATES = "retrieval_across_templates"
 FREE = ("tfidf", "embedding", "numbers", "position", "majority")
 
 
@@ -80,8 +81,9 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     """Every measure of every scorer, ready for JSON.
 
     pairs, problems        how many; `enough` says whether there are 1,000 pairs
+    templates              how many; absent where no templates are given
     pool, pool_within      retrieval's pool sizes; `pool` is smaller than asked where other problems have too few steps
-    left_out               pairs left out of retrieval_within (too few later steps) and of the probes (no equation)
+    left_out               pairs left out of each retrieval (too few other steps) and of the probes (no equation)
     operations             how many steps compute what
     measures               measure -> scorer -> figure
     differences            measure -> views or views_to_base -> figure of its difference to the best free baseline
@@ -89,6 +91,8 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
 
     A figure is {value, low, high, n}, with `chance` for retrieval: a 95 % interval, and the pairs that it is of. All
     but n are None where fewer than two problems have such pairs, and probes are absent where five folds cannot be made.
+    Where templates are given, low_template and high_template are the interval when templates are resampled in place of
+    problems: the wider one, for templates that are new. None with one template.
     Scorers are the views, views_to_base (the target views are the base model's) and what is free: `tfidf`, `embedding`
     (mean input embeddings), `numbers` (the share of the step's numbers that the prefix has), `position` (the index
     among the steps; within a problem that is the answer itself, an oracle and not a baseline) and `majority`. The best
@@ -99,7 +103,10 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     centred_margin         paired minus unpaired, each side centred by its mean over the set
     retrieval_across       retrieval@1 by centred cosine (plain for TF-IDF) among the own step and steps of other
                            problems, and ..._length_matched among those nearest in length. Ties share the point.
+    retrieval_across_templates
+                           the same among the own step and steps of other templates; absent where none are given
     retrieval_within       the same among the own step and steps of the problem that come later still
+                           A step that reads as the own one is no wrong answer: no pool has it as a candidate.
     operation              accuracy of a linear probe for the operation of the step's `equation`, out of fold
     first_operand, second_operand, result
                            R2 of a linear probe for log(1 + |x|) of its numbers, out of fold, against the mean of the
@@ -107,7 +114,8 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
 
     Raises UserError for fewer than two problems and for views that are not finite."""
     assert min(pool, pool_within) >= 2
-    problem = np.unique(heldout.problem, return_inverse=True)[1]
+    problem, template = _numbered(heldout.problem), _numbered(heldout.template)
+    assert problem is not None
     _check(heldout, problem)
     pool = min(pool, 1 + len(problem) - int(np.bincount(problem).max()))
     pools = _pools(heldout, pool, pool_within, seed)
@@ -117,21 +125,29 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     return {
         "pairs": len(problem),
         "problems": int(problem.max()) + 1,
+        **({} if template is None else {"templates": int(template.max()) + 1}),
         "enough": len(problem) >= ENOUGH,
         "pool": pool,
         "pool_within": pool_within,
         "seed": seed,
-        "left_out": {WITHIN: int((pools[WITHIN] < 0).any(1).sum()), "probes": len(problem) - operations.total()},
+        "left_out": {
+            **{name: int((candidates < 0).any(1).sum()) for name, candidates in pools.items()},
+            "probes": len(problem) - operations.total(),
+        },
         "operations": dict(operations),
         "measures": {
             name: {
-                scorer: _figure(per_pair, problem, seed) | _chance(pools.get(name))
+                scorer: _figure(per_pair, problem, template, seed) | _chance(pools.get(name))
                 for scorer, per_pair in scorers.items()
             }
             for name, scorers in measures.items()
         },
-        "differences": _differences(measures, problem, seed),
+        "differences": _differences(measures, problem, template, seed),
     }
+
+
+def _numbered(names: Array | None) -> Array | None:
+    return None if names is None else np.unique(names, return_inverse=True)[1]
 
 
 def bootstrap(values: Array, problem: Array, seed: int, *, weight: Array | None = None) -> tuple[float, float, float]:
@@ -177,9 +193,16 @@ def _shown(figure: dict[str, Any]) -> list[str]:
 
 
 def _caption(result: dict[str, Any]) -> Text:
-    left_out = ", ".join(f"{count} from {name.replace('_', ' ')}" for name, count in result["left_out"].items())
-    text = f"{result['pairs']} pairs of {result['problems']} problems; left out: {left_out}"
-    return Text(text if result["enough"] else f"{text}; fewer than {ENOUGH} pairs: intervals are wide")
+    left_out = [f"{count} from {name.replace('_', ' ')}" for name, count in result["left_out"].items() if count]
+    parts = [f"{result['pairs']} pairs of {result['problems']} problems; left out: {', '.join(left_out) or 'none'}"]
+    if not result["enough"]:
+        parts.append(f"fewer than {ENOUGH} pairs: intervals are wide")
+    if "templates" in result:
+        parts.append(
+            f"problems of {result['templates']} templates: intervals are over problems, which are near copies within a "
+            "template, so they are too narrow for new templates"
+        )
+    return Text("; ".join(parts))
 
 
 def _check(heldout: HeldOut, problem: Array) -> None:
@@ -192,20 +215,27 @@ def _check(heldout: HeldOut, problem: Array) -> None:
             )
 
 
-def _figure(per_pair: _PerPair, problem: Array, seed: int) -> dict[str, Any]:
-    kept = per_pair.weight > 0
-    figure: dict[str, Any] = {"value": None, "low": None, "high": None, "n": int(kept.sum())}
-    if len(np.unique(problem[kept])) >= 2:
-        found = bootstrap(per_pair.value[kept], problem[kept], seed, weight=per_pair.weight[kept])
-        figure.update(zip(("value", "low", "high"), found, strict=True))
+def _figure(per_pair: _PerPair, problem: Array, template: Array | None, seed: int) -> dict[str, Any]:
+    value, low, high = _interval(per_pair, problem, seed)
+    figure = {"value": value, "low": low, "high": high, "n": int((per_pair.weight > 0).sum())}
+    if template is not None:
+        _, figure["low_template"], figure["high_template"] = _interval(per_pair, template, seed)
     return figure
+
+
+def _interval(per_pair: _PerPair, cluster: Array, seed: int) -> tuple[float | None, float | None, float | None]:
+    """(mean, low, high) by `bootstrap`; None where fewer than two clusters have such pairs."""
+    kept = per_pair.weight > 0
+    if len(np.unique(cluster[kept])) < 2:
+        return None, None, None
+    return bootstrap(per_pair.value[kept], cluster[kept], seed, weight=per_pair.weight[kept])
 
 
 def _chance(pools: Array | None) -> dict[str, float]:
     return {} if pools is None else {"chance": 1 / pools.shape[1]}
 
 
-def _differences(measures: _Measures, problem: Array, seed: int) -> dict[str, dict[str, Any]]:
+def _differences(measures: _Measures, problem: Array, template: Array | None, seed: int) -> dict[str, dict[str, Any]]:
     differences: dict[str, dict[str, Any]] = {}
     for name, scorers in measures.items():
         free = [scorer for scorer in FREE if scorer in scorers and (name, scorer) != (WITHIN, "position")]
@@ -213,7 +243,7 @@ def _differences(measures: _Measures, problem: Array, seed: int) -> dict[str, di
             if free and scorer in scorers:
                 best = max(free, key=lambda other: scorers[other].value.sum())
                 per_pair = _PerPair(scorers[scorer].value - scorers[best].value, scorers[scorer].weight)
-                figure = _figure(per_pair, problem, seed) | {"against": best}
+                figure = _figure(per_pair, problem, template, seed) | {"against": best}
                 differences.setdefault(name, {})[scorer] = figure
     return differences
 
@@ -288,16 +318,30 @@ def _pools(heldout: HeldOut, size: int, size_within: int, seed: int) -> dict[str
     """(P, K) int by measure: the own pair first, then the pairs whose steps it is to be told from; -1 for too few."""
     rng = np.random.default_rng(seed)
     pools: dict[str, list[list[int]]] = {ACROSS: [], MATCHED: [], WITHIN: []}
+    text = np.unique(_steps(heldout), return_inverse=True)[1]
     for pair, (problem, step, length) in enumerate(zip(heldout.problem, heldout.step, heldout.length, strict=True)):
-        others = np.flatnonzero(heldout.problem != problem)
-        nearest = np.lexsort([rng.random(len(others)), np.abs(heldout.length[others] - length)])[: size - 1]
-        later = np.flatnonzero((heldout.problem == problem) & (heldout.step > step))
-        few = len(later) < size_within - 1
-        within = [-1] * (size_within - 1) if few else rng.choice(later, size_within - 1, replace=False)
-        pools[ACROSS].append([pair, *rng.choice(others, size - 1, replace=False)])
-        pools[MATCHED].append([pair, *others[nearest]])
-        pools[WITHIN].append([pair, *within])
+        wrong, elsewhere = text != text[pair], heldout.problem != problem
+        away = np.abs(heldout.length - length)
+        found = {
+            MATCHED: _drawn(wrong & elsewhere, size - 1, rng, nearest=away),
+            WITHIN: _drawn(wrong & ~elsewhere & (heldout.step > step), size_within - 1, rng),
+            ACROSS: _drawn(wrong & elsewhere, size - 1, rng),
+        }
+        if heldout.template is not None:
+            found[TEMPLATES] = _drawn(wrong & (heldout.template != heldout.template[pair]), size - 1, rng)
+        for name, candidates in found.items():
+            pools.setdefault(name, []).append([pair, *candidates])
     return {name: np.array(rows) for name, rows in pools.items()}
+
+
+def _drawn(allowed: Array, count: int, rng: np.random.Generator, nearest: Array | None = None) -> Array:
+    """(count,) int, at random out of `allowed` (P,) bool, or those with the least `nearest` (P,); -1 for too few."""
+    places = np.flatnonzero(allowed)
+    if len(places) < count:
+        return np.full(count, -1)
+    if nearest is None:
+        return rng.choice(places, count, replace=False)
+    return places[np.lexsort([rng.random(len(places)), nearest[places]])[:count]]
 
 
 def _retrieval(heldout: HeldOut, vectors: _Vectors, pools: dict[str, Array]) -> _Measures:

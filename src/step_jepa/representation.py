@@ -22,22 +22,28 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from step_jepa import controls, diagnostics, masks
 from step_jepa.balance import EVERY, balanced, gradient_norms
+from step_jepa.branches import TRUNK
 from step_jepa.collate import Batch, BranchCollator, PlainCollator, PlannedRows, without_branches
 from step_jepa.compute import floating_point_ops, shorten
 from step_jepa.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.errors import UserError
-from step_jepa.losses import Criterion, negative_count
+from step_jepa.jepa_loss import JepaLoss
+from step_jepa.losses import Criterion
 from step_jepa.metrics import Meter, Terms, jepa_losses, row_sums
 from step_jepa.models import base_rows, export, predictor_ids, setup_model_and_tokenizer
 from step_jepa.monitor import Monitor
-from step_jepa.objectives import OBJECTIVES, Objective, Planner, StepJEPA
+from step_jepa.objectives import OBJECTIVES, StepJEPA
+from step_jepa.planner import Planner, unchanged
 from step_jepa.refusals import refuse
 from step_jepa.state import JepaState
 from step_jepa.tokens import IGNORED, Encoding
 from step_jepa.views import Twin, Views, full, gathered, random_targets, read, trajectories
 
 logger = logging.getLogger(__name__)
+
+# The trunk's own states at the ends of steps, which cost nothing to look at: how straight do they move?
+TRAJECTORY = StepJEPA(choice="all", target="context", skip_answer_step=False)
 
 
 class RepresentationTrainer(Trainer):
@@ -64,10 +70,9 @@ class RepresentationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        self.names = [name for name, _ in args.objectives]
-        self.weights = [weight for _, weight in args.objectives]
-        self.branching = bool(self.names)
-        predicting = any(OBJECTIVES[name].predicts for name in self.names)
+        kinds = [OBJECTIVES[name] for name, _ in args.objectives]
+        self.branching = bool(kinds)
+        predicting = any(kind.predicts for kind in kinds)
         refuse(args, adapter=peft_config is not None, quantised=quantization_config is not None, predicting=predicting)
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
@@ -84,19 +89,16 @@ class RepresentationTrainer(Trainer):
             seed=args.seed,
         )
         self.args, self.model = args, model
-        if self.branching:
-            masks.check(model)
-            self.layer = _layer(model, args.layer)
-        self.objectives = [OBJECTIVES[name].from_config(args, predictor_ids(model)) for name in self.names]
-        self.criteria = [self._criterion(objective) for objective in self.objectives]
-        self.jepa = self._state()
+        self.objectives = [kind.from_config(args, predictor_ids(model)) for kind in kinds]
+        self.layer = _layer(model, args.layer)
+        self.jepa = self._jepa_loss()
         frozen = self.branching and args.control == "frozen_target"
-        self._twin = Twin(model, 1.0) if frozen else self.jepa.twin  # who reads the targets, if not the model
+        self._twin = Twin(model, 1.0) if frozen else self.jepa.state.twin  # who reads the targets, if not the model
         train_rows, eval_rows = self.rows(train_dataset, tokenizer, learning=True), self.rows(eval_dataset, tokenizer)
-        if args.same_flop and train_rows:
-            shorten(args, train_rows, twin=self._twin is not None)
         if self.branching or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
+        if self.jepa.state.head is not None:
+            args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
         super().__init__(
             model=model,
             args=args,
@@ -107,38 +109,38 @@ class RepresentationTrainer(Trainer):
             callbacks=[*(callbacks or []), *([_EveryStep(self, train_rows)] if train_rows else [])],
             optimizers=optimizers,
         )
-        self.jepa.to(self.args.device)
+        self.jepa.state.to(self.args.device)
         if self._twin is not None:
             self._twin.to(self.args.device)
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
-        self._meter = Meter(self.names, self.weights, self.args.device)
-        self._step_tokens, self._step_pairs = 1, torch.ones(len(self.names), device=self.args.device)
+        self._meter = Meter(self.jepa.names, self.jepa.weights, self.args.device)
+        self._step_tokens = torch.ones((), device=self.args.device)
+        self._step_pairs = torch.ones(len(self.objectives), device=self.args.device)
         self._measure_balance = False
         self._held_out: list[tuple[Views, Tensor]] = []
         self._say_what_is_special()
 
-    def _criterion(self, objective: Objective) -> Criterion:
-        args = self.args
-        return Criterion(
-            loss=objective.loss or args.loss,
-            temperature=args.temperature,
-            negatives=args.negatives,
-            regulariser=args.regulariser,
-            regulariser_weight=args.regulariser_weight,
-            seed=args.seed,
-        )
-
-    def _state(self) -> JepaState:
+    def _jepa_loss(self) -> JepaLoss:
+        args, names = self.args, [name for name, _ in self.args.objectives]
+        criteria = [
+            Criterion(
+                loss=objective.loss or args.loss,
+                temperature=args.temperature,
+                negatives=args.negatives,
+                regulariser=args.regulariser,
+                regulariser_weight=args.regulariser_weight,
+                seed=args.seed,
+            )
+            for objective in self.objectives
+        ]
+        centred = [name for name, criterion in zip(names, criteria, strict=True) if criterion.centred]
+        twin = Twin(self.model, args.ema_decay) if names and args.target_encoder == "ema" else None
         width = self.model.config.get_text_config().hidden_size
-        centred = [name for name, criterion in zip(self.names, self.criteria, strict=True) if criterion.centred]
-        state = JepaState(centred, width, getattr(self.model, "predictor_head", None), self._slow_twin())
-        if self.branching and self.model.name_or_path:
-            state.load(self.model.name_or_path)
-        return state
-
-    def _slow_twin(self) -> Twin | None:
-        return Twin(self.model, self.args.ema_decay) if self.branching and self.args.target_encoder == "ema" else None
+        state = JepaState(centred, width, getattr(self.model, "predictor_head", None), twin)
+        if folder := names and (getattr(self.model, "loaded_from", None) or self.model.name_or_path):
+            state.load(folder)
+        return JepaLoss(names, [weight for _, weight in args.objectives], criteria, state)
 
     def _say_what_is_special(self) -> None:
         if self.args.should_log:
@@ -161,14 +163,13 @@ class RepresentationTrainer(Trainer):
         if self.args.should_log:
             logger.log(logging.WARNING if data.cut or data.left_out else logging.INFO, "%s", data)
         rows = PlannedRows(data.examples, self.planner(data.examples, learning=learning))
-        if self.branching and learning:
-            self._check_pairs(rows)
+        self._check(rows, learning=learning)
         return rows
 
     def _encoding(self) -> Encoding:
         switches = self.args.switches
         return Encoding(
-            turns="llm_jepa" in self.names,
+            turns=any(objective.turns for objective in self.objectives),
             train_all=self.args.train_all,
             unlabelled_end="unlabelled_end" in switches,
             double_bos="double_bos" in switches,
@@ -178,27 +179,38 @@ class RepresentationTrainer(Trainer):
         """What makes rows of examples: with the run's control for learning, with all that is measured otherwise."""
         args = self.args
         if not learning:
-            # The trunk's own states at the ends of steps cost nothing: how straight do they move?
-            trajectory = [StepJEPA(choice="all", target="context", skip_answer_step=False)] if self.branching else []
+            trajectory = [TRAJECTORY] if self.branching else []
             return Planner([*self.objectives, *trajectory], args.seed)
         donors = controls.Donors(examples) if args.control == "shuffled_pairs" else None
         return Planner(self.objectives, args.seed, args.control, args.redraw, donors)
 
-    def _check_pairs(self, rows: PlannedRows) -> None:
-        """Says what is left out. Raises UserError where a horizon leaves no pair at all."""
-        planned = [pair.objective for index in range(len(rows)) for pair in rows[index].pairs]
-        for number, objective in enumerate(self.objectives):
-            if isinstance(objective, StepJEPA):
-                if objective.horizon > 1 and number not in planned:
-                    most = max(len(example.steps) for example in rows.examples)
-                    raise UserError(
-                        f"horizon = {objective.horizon}: no step has that many after it: examples have at most {most} "
-                        "steps, answer lines included: lower it"
-                    )
-                skipped = sum(objective.skipped(example) for example in rows.examples)
-                if self.args.should_log and skipped:
-                    logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", skipped)
-        if self.args.should_log and not planned:
+    def _check(self, rows: PlannedRows, *, learning: bool) -> None:
+        """Says what is left out, and shortens the run for `same_flop`. Raises UserError where the data cannot serve an
+        objective, or the model cannot take what hangs on the rows."""
+        pairs = tokens = 0
+        branching = False
+        for index in range(len(rows) if self.branching else 0):
+            row = rows[index]
+            pairs, tokens = pairs + len(row.pairs), tokens + len(row.input_ids)
+            branching |= row.branch[-1] != TRUNK
+        if branching:
+            masks.check(self.model)
+        if not (learning and self.branching):
+            return
+        for objective in self.objectives:
+            objective.check(rows.examples)
+        if self.args.same_flop:
+            plain = sum(len(example.input_ids) for example in rows.examples)
+            shorten(self.args, plain, tokens, twin=self._twin is not None)
+        if self.args.should_log:
+            self._say_what_is_left_out(rows, pairs)
+
+    def _say_what_is_left_out(self, rows: PlannedRows, pairs: int) -> None:
+        if left_out := sum(objective.left_out(rows.examples) for objective in self.objectives):
+            logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", left_out)
+        if self.args.control != "none" and (same := unchanged(rows.plan, rows.examples)):
+            logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
+        if not pairs:
             logger.warning("no row has a pair of views: there is only a language-model loss")
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -213,12 +225,14 @@ class RepresentationTrainer(Trainer):
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
                 batches = [without_branches(batch) for batch in batches]
             tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-            chosen = [torch.bincount(batch["pairs"][:, 1], minlength=len(self.names)).to(device) for batch in batches]
-            counts = torch.cat([torch.tensor([tokens], device=device), sum(chosen, torch.zeros_like(self._step_pairs))])
-            self._step_tokens, *pairs = self.accelerator.reduce(counts, "sum").clamp(min=1).tolist()
-            self._step_pairs = torch.tensor(pairs, device=device)
-            due = self.state.global_step % EVERY == 0 or not self.jepa.lbd  # not found while there was no pair
-            self._measure_balance = self.args.lbd == "auto" and due
+            pairs = torch.cat([batch["pairs"][:, 1] for batch in batches]).to(device)
+            pairs = torch.bincount(pairs, minlength=len(self.objectives))
+            counts = torch.cat([torch.tensor([tokens], device=device), pairs])
+            counts = self.accelerator.reduce(counts, "sum").clamp(min=1)
+            self._step_tokens, self._step_pairs = counts[0], counts[1:]
+            self._measure_balance = self.args.lbd == "auto" and (
+                self.state.global_step % EVERY == 0 or not self.jepa.state.lbd  # not found while there was no pair
+            )
         return batches, items
 
     # Loss
@@ -246,10 +260,11 @@ class RepresentationTrainer(Trainer):
 
     def _views(self, out: Any, batch: Batch) -> Views:
         views = read(out.hidden_states[self.layer], batch)
-        if self.jepa.head is None:
+        head = self.jepa.state.head
+        if head is None:
             return views
         heads = torch.tensor([*(objective.predicts for objective in self.objectives), False], device=self.args.device)
-        through = self.jepa.head(views.predicted)  # also without pairs: all ranks must use all parameters
+        through = head(views.predicted)  # also without pairs: all ranks must use all parameters
         return replace(views, predicted=torch.where(heads[views.objective][:, None], through, views.predicted))
 
     def learning_views(self, views: Views, batch: Batch) -> Views:
@@ -265,31 +280,17 @@ class RepresentationTrainer(Trainer):
 
     def distances(self, views: Views) -> Tensor:
         """(P,): each pair's loss by its objective's criterion; 0 for pairs of no objective."""
-        found = views.predicted.new_zeros(len(views))
-        for number, (name, criterion) in enumerate(zip(self.names, self.criteria, strict=True)):
-            own = views.of(number)
-            predicted, target = self.jepa.centred(name, own)
-            each = criterion(predicted, target, own.problem, step=self.state.global_step)
-            found = found.masked_scatter(views.objective == number, each.to(found))
-        return found
+        return self.jepa.distances(views, step=self.state.global_step)
 
-    def _negatives(self, views: Views) -> Tensor:
-        """(P,): how many negatives each pair's loss has."""
-        found = torch.zeros(len(views), device=views.predicted.device)
-        for number, criterion in enumerate(self.criteria):
-            if criterion.loss.endswith("infonce"):
-                found[views.objective == number] = negative_count(views.of(number).problem, criterion.negatives).float()
-        return found
+    def means(self, terms: Terms, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma * LM loss over so many tokens, JEPA loss over so many pairs of each objective, distances (P,)."""
+        distances = self.distances(terms.views)
+        lm = self.args.gamma * terms.nll.sum() / tokens
+        return lm, self.jepa.total(terms.views, distances, pairs), distances
 
-    def means(
-        self, terms: Terms, distance: Tensor, tokens: int | None = None, pairs: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """gamma * LM loss and JEPA loss of a micro-batch, over its own tokens and pairs or over those of the step."""
-        own = torch.bincount(terms.views.objective, minlength=len(self.names))[: len(self.names)]
-        per_pair = torch.tensor(self.weights, device=own.device) / (own if pairs is None else pairs).clamp(min=1)
-        weights = F.pad(per_pair, (0, 1))[terms.views.objective].to(distance)  # pairs of no objective weigh nothing
-        lm = self.args.gamma * terms.nll.sum() / (tokens or max(len(terms.nll), 1))
-        return lm, (distance * weights).sum()
+    def own_means(self, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+        """The same over the micro-batch's own tokens and pairs."""
+        return self.means(terms, max(len(terms.nll), 1), self.jepa.count(terms.views))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
@@ -300,27 +301,31 @@ class RepresentationTrainer(Trainer):
         terms = self.terms(model, inputs)
         if self.branching:
             terms = replace(terms, views=self.learning_views(terms.views, inputs))
-        distance = self.distances(terms.views)
-        counts = () if undivided else (self._step_tokens, self._step_pairs)
-        lm, jepa = self.means(terms, distance, *counts)
-        loss = lm + self._lbd(lm, jepa) * jepa
-        self._meter.add(terms, distance, self._negatives(terms.views), inputs)
-        for number, name in enumerate(self.names):
-            self.jepa.add(name, terms.views.of(number))
+        if undivided:
+            lm, jepa, distances = self.own_means(terms)
+        else:
+            lm, jepa, distances = self.means(terms, self._step_tokens, self._step_pairs)
+        if self._measure_balance:
+            self._balance(lm, jepa)
+        loss = lm + self.lbd * jepa
+        self._meter.add(terms, distances, self.jepa.negatives(terms.views), inputs)
+        self.jepa.carry(terms.views)
         if not undivided:
             loss = loss * self.accelerator.num_processes  # ranks are averaged, the counts are of all of them
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _lbd(self, lm: Tensor, jepa: Tensor) -> float:
+    @property
+    def lbd(self) -> float:
+        """The weight of the JEPA loss as it is now."""
         if self.args.control == "no_loss":
             return 0.0
-        if self.args.lbd != "auto":
-            return self.args.lbd
-        if self._measure_balance:
-            self._measure_balance = False  # on the step's first micro-batch
-            lm_norm, jepa_norm = gradient_norms(self.model, (lm, jepa))
-            self.jepa.lbd.fill_(balanced(float(self.jepa.lbd), lm_norm, jepa_norm, self.args.lbd_ratio))
-        return float(self.jepa.lbd)
+        return float(self.jepa.state.lbd if self.args.lbd == "auto" else self.args.lbd)
+
+    def _balance(self, lm: Tensor, jepa: Tensor) -> None:
+        """On a step's first micro-batch."""
+        self._measure_balance = False
+        lm_norm, jepa_norm = gradient_norms(self.model, (lm, jepa))
+        self.jepa.state.lbd.fill_(balanced(self.lbd, lm_norm, jepa_norm, self.args.lbd_ratio))
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Of a step on this batch, without padding and attention."""
@@ -333,7 +338,7 @@ class RepresentationTrainer(Trainer):
             logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
             logs["flops"] = float(self.state.total_flos)
             if self.args.lbd == "auto":
-                logs["lbd"] = float(self.jepa.lbd)
+                logs["lbd"] = float(self.jepa.state.lbd)
         super().log(logs, start_time)
 
     # Evaluation
@@ -358,26 +363,24 @@ class RepresentationTrainer(Trainer):
             assert output.metrics is not None
             nll, tokens = torch.from_numpy(output.predictions).double().sum(0).tolist()
             means = {"lm_loss": nll / max(tokens, 1)} | self.figures(self._held_out)
-        lbd = self.jepa.lbd if self.args.lbd == "auto" else self.args.lbd
-        means["loss"] = self.args.gamma * means["lm_loss"] + float(lbd) * means.get("jepa_loss", 0.0)
+        means["loss"] = self.args.gamma * means["lm_loss"] + self.lbd * means.get("jepa_loss", 0.0)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     def figures(self, held_out: list[tuple[Views, Tensor]]) -> dict[str, float]:
-        """jepa_loss, pairs, and the diagnostics of the first objective's views, from each rank's (views, distances)."""
-        self.held_out, distance = gathered(held_out)
-        own = [distance[self.held_out.objective == number] for number in range(len(self.names))]
-        count = sum(map(len, own))
-        if not count:
+        """jepa_loss, pairs, and the diagnostics of every objective's views, from each rank's (views, distances). Names
+        of the first objective stand alone, others carry theirs."""
+        self.held_out, distances = gathered(held_out)
+        counts, names = self.jepa.count(self.held_out).tolist(), self.jepa.names
+        if not sum(counts):
             return {}
-        losses = [(float(each.double().sum()), len(each)) for each in own]
-        return {"pairs": count} | jepa_losses(self.names, self.weights, losses) | self.diagnose(self.held_out)
-
-    def diagnose(self, views: Views) -> dict[str, float]:
-        """Diagnostics of the first objective's views, and how straight the trunk's states move from step to step."""
-        first, trajectory = views.of(0), views.of(len(self.names))
-        found = diagnostics.summary(first.predicted, first.target, first.problem)
-        straight = diagnostics.latent_error(*trajectories(trajectory))
+        sums = [float(distances[self.held_out.objective == number].double().sum()) for number in range(len(names))]
+        found = {"pairs": sum(counts)} | jepa_losses(names, self.jepa.weights, list(zip(sums, counts, strict=True)))
+        for number, name in enumerate(names):
+            own = self.held_out.of(number)
+            shown = diagnostics.summary(own.predicted, own.target, own.problem)
+            found |= {key if number == 0 else f"{name}_{key}": value for key, value in shown.items()}
+        straight = diagnostics.latent_error(*trajectories(self.held_out.of(len(names))))
         return found | {name: value for name, value in straight.items() if not math.isnan(value)}
 
     # Saving
@@ -393,15 +396,15 @@ class RepresentationTrainer(Trainer):
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
             save_options(self.args, folder)
         if self.args.should_save:
-            self.jepa.save(folder)
+            self.jepa.state.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.jepa.load(resume_from_checkpoint)
+        self.jepa.state.resume(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.jepa.load(str(self.state.best_model_checkpoint))
+        self.jepa.state.resume(str(self.state.best_model_checkpoint))
 
 
 def _no_views(like: Tensor) -> Views:
@@ -427,4 +430,4 @@ class _EveryStep(TrainerCallback):
         self.rows.epoch.fill_(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.jepa.after_step(self.trainer.model)
+        self.trainer.jepa.state.after_step(self.trainer.model)

@@ -59,7 +59,9 @@ class JepaState(nn.Module):
             save_file(state, path)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Raises UserError where what was saved does not fit this run."""
+        """Where a new run or an evaluation begins: the predictor head and the running means of the model's own run.
+
+        Raises UserError where it has a head that would be dropped."""
         path = Path(folder, STATE_FILE)
         if not path.exists():
             return
@@ -67,5 +69,14 @@ class JepaState(nn.Module):
         if "head.weight" in saved and self.head is None:
             raise UserError(f"{path} holds a predictor head: use --predictor_head linear, or move it away")
         own = self.state_dict()
-        fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
-        self.load_state_dict(fitting, strict=False)
+        begun = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in own}
+        self.load_state_dict(begun, strict=False)
+
+    def resume(self, checkpoint: str | os.PathLike) -> None:
+        """All of it. Raises UserError where the checkpoint is of another kind of run."""
+        path, own = Path(checkpoint, STATE_FILE), self.state_dict()
+        saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}
+        if saved.keys() != own.keys():
+            differing = sorted(saved.keys() ^ own.keys())[0]
+            raise UserError(f"{checkpoint} was saved with other options of the JEPA term ({differing}): give the same")
+        self.load_state_dict(saved)

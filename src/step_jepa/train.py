@@ -23,10 +23,9 @@ from step_jepa.errors import Interrupted, UserError
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
-# Options of ours that the standalone implementation knows, some of them only with certain values.
-STANDALONE = {"objective", "weights", "lbd", "lbd_ratio", "gamma", "predictors", "loss", "skip_answer_step"} | {
-    "max_length",
-    "keep_adapter",
+# Options of ours that the standalone implementation knows, some of them only with certain values; the last two say
+# something only beside others that it refuses.
+STANDALONE = {"objective", "lbd", "gamma", "predictors", "loss", "skip_answer_step", "max_length", "keep_adapter"} | {
     "model_init_kwargs",
     "logging_steps",
     "pairs_per_example",

@@ -6,6 +6,7 @@ Axes: B rows, L tokens of a row, P pairs, H hidden size.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,7 @@ def random_targets(views: Views, seed: int) -> Views:
     """A fixed random direction per step, as long as the view that it stands in for; from (seed, problem, step)."""
     drawn = torch.empty_like(views.target)
     for place, (problem, step) in enumerate(zip(views.problem.tolist(), views.step.tolist(), strict=True)):
-        generator = torch.Generator().manual_seed(hash((seed, problem, step)) % 2**63)
+        generator = torch.Generator().manual_seed(Random(f"{seed} {problem} {step}").getrandbits(63))
         drawn[place] = torch.randn(drawn.shape[1], generator=generator).to(drawn)
     length = torch.linalg.vector_norm(views.target.detach(), dim=-1, keepdim=True)
     return replace(views, target=torch.nn.functional.normalize(drawn, dim=-1) * length)
@@ -87,38 +88,44 @@ def gathered(parts: list[tuple[Views, Tensor]]) -> tuple[Views, Tensor]:
 
 
 def trajectories(pairs: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Consecutive states of the trunk (S, H), the problem and the step of each: a pair holds two of them."""
+    """Consecutive states of the trunk (S, H), the problem (S,) and the place (S,) of each on its problem's way. A pair
+    holds two of them; pairs are in order."""
     begins = torch.ones(len(pairs), dtype=torch.bool)
     begins[1:] = pairs.problem[1:] != pairs.problem[:-1]
+    first = begins.nonzero()[:, 0]
+    place = torch.arange(len(pairs)) - first[begins.long().cumsum(0) - 1] + 1
     states = torch.cat([pairs.predicted[begins], pairs.target])
-    return (
-        states,
-        torch.cat([pairs.problem[begins], pairs.problem]),
-        torch.cat([pairs.step[begins] - 1, pairs.step]),
-    )
+    return states, torch.cat([pairs.problem[begins], pairs.problem]), torch.cat([torch.zeros_like(first), place])
 
 
 class Twin(nn.Module):
     """A slow copy of the trained parameters, which reads the targets: an exponential moving average of them, moved once
-    per optimisation step (BYOL, arXiv 2006.07733). With decay 1 it stays what it was: the base model."""
+    per optimisation step (BYOL, arXiv 2006.07733), in float32 at least, as bfloat16 would round the moves away. With
+    decay 1 it stays what it was: the base model."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
         self.decay, self.names = decay, [name for name, value in model.named_parameters() if value.requires_grad]
-        for place, name in enumerate(self.names):
-            self.register_buffer(str(place), model.get_parameter(name).detach().clone())
+        for name in self.names:
+            self.register_buffer(_key(name), full(model.get_parameter(name).detach()).clone())
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        for place, name in enumerate(self.names):
-            self.get_buffer(str(place)).lerp_(model.get_parameter(name).detach(), 1 - self.decay)
+        for name in self.names:
+            slow = self.get_buffer(_key(name))
+            slow.lerp_(model.get_parameter(name).detach().to(slow), 1 - self.decay)
 
     @torch.no_grad()
     def forward(self, model: nn.Module, **inputs: Any) -> Any:
         """What the model gives with these parameters, without dropout."""
-        own = {name: self.get_buffer(str(place)) for place, name in enumerate(self.names)}
+        own = {name: self.get_buffer(_key(name)).to(model.get_parameter(name)) for name in self.names}
         with evaluating(model):
             return functional_call(model, own, (), inputs)
+
+
+def _key(name: str) -> str:
+    """A parameter's name as that of a buffer, which has no dots."""
+    return name.replace(".", "/")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class LLMJEPA(Objective):
     plain: bool = False
 
     predicts: ClassVar[bool] = True
+    turns: ClassVar[bool] = True
     controls: ClassVar[frozenset[Control]] = frozenset({"shuffled_pairs", "frozen_target", "random_target"})
     options: ClassVar[frozenset[str]] = frozenset({"front_pred", "reverse_pred", "last_token"})
 

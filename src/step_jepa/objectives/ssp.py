@@ -21,6 +21,7 @@ class SSP(Objective):
 
     loss: ClassVar[Loss | None] = "cosine"
     controls: ClassVar[frozenset[Control]] = frozenset({"random_boundaries", "frozen_target", "random_target"})
+    options: ClassVar[frozenset[str]] = frozenset({"read"})
 
     @classmethod
     def from_config(cls, config: Any, predictors: Sequence[int]) -> "SSP":

@@ -44,14 +44,16 @@ class StepJEPA(Objective):
     controls: ClassVar[frozenset[Control]] = frozenset(
         {"shuffled_pairs", "shuffled_steps", "past_target", "random_boundaries", "frozen_target", "random_target"}
     )
-    options: ClassVar[frozenset[str]] = frozenset({"horizon", "target", "pooling", "target_sees"})
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"horizon", "target", "pooling", "read", "target_sees", "skip_answer_step"}
+    )
 
     @classmethod
     def from_config(cls, config: Any, predictors: Sequence[int]) -> "StepJEPA":
         if config.target == "context" and config.target_sees == "bos":
             raise UserError("--target_sees is for isolated targets: leave it out, or use --target isolated")
-        if config.target == "context" and config.control == "past_target" and not predictors:
-            raise UserError("--control past_target would compare a view with itself: use --predictors 1 or more")
+        if config.target == "context" and config.control in ("past_target", "shuffled_steps") and not predictors:
+            raise UserError(f"--control {config.control} would compare a view with itself: use --predictors 1 or more")
         if config.target == "context" and config.control == "shuffled_pairs":
             raise UserError(
                 "--control shuffled_pairs needs --target isolated: another example is not in the row's trunk"
@@ -83,8 +85,22 @@ class StepJEPA(Objective):
         possible = self.possible(example)[: 1 if self.choice == "first" else None]
         return sum(self.skip_answer_step and wanted == example.answer for _, wanted in possible)
 
+    def check(self, examples: Sequence[Example]) -> None:
+        if self.horizon > 1 and not any(map(self._kept, examples)):
+            most = max(len(example.steps) for example in examples)
+            raise UserError(
+                f"horizon = {self.horizon}: no step has that many after it: examples have at most {most} "
+                "steps, answer lines included: lower it"
+            )
+
+    def left_out(self, examples: Sequence[Example]) -> int:
+        return sum(map(self.skipped, examples))
+
+    def _kept(self, example: Example) -> list[tuple[int, int]]:
+        return [pair for pair in self.possible(example) if not (self.skip_answer_step and pair[1] == example.answer)]
+
     def _chosen(self, example: Example, rng: Random) -> list[tuple[int, int]]:
-        pairs = [pair for pair in self.possible(example) if not (self.skip_answer_step and pair[1] == example.answer)]
+        pairs = self._kept(example)
         if self.choice == "first":
             return pairs[:1]
         if self.choice == "random" and len(pairs) > self.pairs_per_example:
