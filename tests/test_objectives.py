@@ -1,5 +1,6 @@
 """Every objective against separate ordinary passes with its formula written out, in float64; what trains beside it."""
 
+import logging
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -639,3 +640,23 @@ def test_lbd_auto_is_found_although_the_first_step_carries_no_pairs(tmp_path):
     carried = [entry["lbd"] for entry in trainer.state.log_history if entry.get("pairs")]
     assert carried
     assert min(carried) > 0
+
+
+# What is checked before the first step
+
+
+@pytest.mark.parametrize(
+    ("objective", "needed"), [("stp", False), ("stp_released", False), ("ssp", False), ("llm_jepa", True)]
+)
+def test_only_rows_with_branches_need_a_model_that_takes_their_mask(tmp_path, monkeypatch, objective, needed):
+    asked = []
+    monkeypatch.setattr("step_jepa.masks.check", asked.append)
+    trainer_for(tmp_path, objective=objective)
+    assert bool(asked) == needed
+
+
+def test_a_control_that_changes_nothing_is_counted(tmp_path, caplog):
+    alone = [RECORDS[1]]  # without another example there is no donor
+    with caplog.at_level(logging.WARNING, "step_jepa"):
+        trainer_for(tmp_path, records=alone, control="shuffled_pairs")
+    assert "control shuffled_pairs leaves 2 of 2 pairs as they are" in caplog.text
