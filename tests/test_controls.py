@@ -360,7 +360,7 @@ def trainer_for(folder, data, *, peft_config=None, quantization_config=None, aft
 
 @pytest.mark.parametrize("control", ["shuffled_pairs", "shuffled_steps", "past_target", "random_boundaries"])
 def test_held_out_rows_are_never_under_control(tmp_path, records, control):
-    varied = [conversation("A" * n, "So.", "Well, then.", "#### 4", question=f"{n}?") for n in range(1, 6)]
+    varied = [conversation("A" * n, f"So {n}.", f"Well, {n} then.", "#### 4", question=f"{n}?") for n in range(1, 6)]
     trainer, plain = (trainer_for(tmp_path, varied, pairs="all", control=each) for each in (control, "none"))
     examples = trainer.train_dataset.examples
     held_out = trainer.planner(examples, learning=False)

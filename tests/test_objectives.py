@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.collate import BranchCollator
+from step_jepa.errors import UserError
 from step_jepa.views import Views, random_targets
 
 # Of different lengths and numbers of steps; the second ends without an answer line. Where a step ends without a full
@@ -656,7 +657,9 @@ def test_only_rows_with_branches_need_a_model_that_takes_their_mask(tmp_path, mo
 
 
 def test_a_control_that_changes_nothing_is_counted(tmp_path, caplog):
-    alone = [RECORDS[1]]  # without another example there is no donor
+    same = conversation("One, two.", "One, six.", "One, ten.", question="Steps of one length?")
     with caplog.at_level(logging.WARNING, "step_jepa"):
-        trainer_for(tmp_path, records=alone, control="shuffled_pairs")
-    assert "control shuffled_pairs leaves 2 of 2 pairs as they are" in caplog.text
+        trainer_for(tmp_path, records=[*RECORDS, same], control="random_boundaries")
+    assert "control random_boundaries leaves 3 of 8 pairs as they are" in caplog.text
+    with pytest.raises(UserError, match="shuffled_pairs changes no pair"):  # no other example, no donor
+        trainer_for(tmp_path, records=[RECORDS[1]], control="shuffled_pairs")

@@ -237,6 +237,29 @@ def test_a_slow_twin_of_a_bf16_model_moves(tokenizer, records, tmp_path):
     assert sum(moved) > 0.8 * len(moved)  # in bfloat16 a hundredth of a hundredth would be rounded away
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("options", [{"target_encoder": "ema", "keep_adapter": True}, {"control": "frozen_target"}])
+def test_twins_of_an_adapter(tokenizer, records, tmp_path, options, tied):
+    trainer = run(tokenizer, records, tmp_path, tiny_model(tie_word_embeddings=tied), LORA, **options)
+    assert len(history(trainer)) == 5
+    trained = [value for value in trainer.model.parameters() if value.requires_grad]
+    assert all(value.grad is None or value.grad.isfinite().all() for value in trained)
+    twin, name = trainer._twin, "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
+    moved, slow = trainer.model.get_parameter(name), twin.get_buffer(name.replace(".", "/"))
+    assert moved.abs().sum() > 0
+    assert bool(slow.abs().sum() > 0) == ("target_encoder" in options)
+
+
+def test_resuming_with_other_options_is_refused(tokenizer, records, tmp_path):
+    run(tokenizer, records, tmp_path, save_strategy="steps", save_steps=3, control="random_target")
+    options = {**QUIET, **STEPS, "lbd": 1.0, "pairs": "all"}
+    other = StepJEPARepresentationTrainer(
+        tiny_model(), StepJEPAConfig(output_dir=str(tmp_path / "x"), **options), records, processing_class=tokenizer
+    )
+    with pytest.raises(UserError, match="was begun with control = random_target, not none"):
+        other.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+
+
 def test_llm_jepa_through_its_own_trainer(tokenizer, records, tmp_path):
     config = RepresentationConfig(output_dir=str(tmp_path), **QUIET, **STEPS, lbd=1.0)
     trainer = RepresentationTrainer(tiny_model(), config, records, processing_class=tokenizer)

@@ -1,5 +1,6 @@
 """StepJEPARepresentationTrainer: the representation trainer with Step-JEPA's own part, the views of reasoning steps."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class StepJEPAConfig(RepresentationConfig):
             raise UserError(f"objective = {' '.join(self.objective)}: give each once, and none alone")
         if self.weights and len(self.weights) != len(self.objective):
             raise UserError(f"{len(self.weights)} weights for {len(self.objective)} objectives: give one each")
+        if any(not 0 < weight < math.inf for weight in self.weights):
+            raise UserError(f"weights = {' '.join(map(str, self.weights))}: give more than 0 each")
         for name in ("pairs_per_example", "horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: give 1 or more")

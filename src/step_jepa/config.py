@@ -160,6 +160,8 @@ class RepresentationConfig(TrainingArguments):
             and self.target_encoder != "plain",
             "--control random_target reads no target: leave out --target_encoder": self.control == "random_target"
             and self.target_encoder != "plain",
+            "--lbd auto balances against the language model's gradient: give --gamma more than 0": self.lbd == "auto"
+            and not self.gamma,
             "--control no_loss has no gradient to balance: give --lbd a number": self.control == "no_loss"
             and self.lbd == "auto",
             "--redraw redraws a control's choices: add --control, or leave it out": self.redraw
@@ -183,8 +185,11 @@ class RepresentationConfig(TrainingArguments):
             if self.control not in ("none", "no_loss", *kind.controls):
                 raise UserError(
                     f"--control {self.control} means nothing for the objective {home}: use one of "
-                    f"{', '.join(sorted(kind.controls))}"
+                    f"{', '.join(sorted({*kind.controls, 'no_loss'}))}"
                 )
+        if self.loss != "cosine" and all(OBJECTIVES[name].loss for name, _ in self.objectives):
+            names = " ".join(name for name, _ in self.objectives)
+            raise UserError(f"--loss {self.loss} is not read by {names}, which have their own: leave it out")
 
     def _check_plain(self) -> None:
         for name in OF_A_JEPA_TERM:
@@ -196,6 +201,7 @@ class RepresentationConfig(TrainingArguments):
 
 
 OPTIONS_FILE = "step_jepa.json"
+FREE_ON_RESUME = {"logging_steps", "diagnostics_steps", "diagnostics_rows", "keep_adapter", "model_init_kwargs"}
 VIEW_OPTIONS = ("predictor_head", "layer", "plain", "pooling", "read", "target_sees")  # how a run reads its views
 
 
@@ -208,6 +214,16 @@ def own_options(config: RepresentationConfig) -> dict[str, Any]:
 def save_options(config: RepresentationConfig, folder: str | os.PathLike) -> None:
     """What a run was trained with, beside the model."""
     Path(folder, OPTIONS_FILE).write_text(json.dumps(own_options(config), indent=2, default=str) + "\n")
+
+
+def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -> None:
+    """Raises UserError where a run goes on with other options than it was begun with."""
+    path = Path(checkpoint, OPTIONS_FILE)
+    begun = json.loads(path.read_text()) if path.exists() else {}
+    now = json.loads(json.dumps(own_options(config), default=str))
+    for name in begun.keys() & now.keys() - FREE_ON_RESUME:
+        if begun[name] != now[name]:
+            raise UserError(f"{checkpoint} was begun with {name} = {begun[name]}, not {now[name]}: give the same")
 
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:

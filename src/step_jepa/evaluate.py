@@ -23,6 +23,7 @@ from step_jepa.losses import Loss
 from step_jepa.models import resolve, saved_predictors, setup_model_and_tokenizer
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.sources import read_records
+from step_jepa.state import STATE_FILE
 
 PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
 REMEDY = "give another --output_dir, or --overwrite"
@@ -69,6 +70,8 @@ def run(args: EvaluateArguments) -> None:
 
     Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
     answer, and rather than mix or replace results."""
+    if args.loss.startswith("centred") and not Path(resolve(args.model_name), STATE_FILE).exists():
+        raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
     records = list(read_records(args.test_file, max_examples=args.limit))
     if not any(record["answer"] for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`")

@@ -17,7 +17,7 @@ from step_jepa.adapted import untrained
 from step_jepa.config import OPTIONS_FILE, view_options
 from step_jepa.errors import UserError
 from step_jepa.evaluate import digest, run_options, write_whole, written
-from step_jepa.models import resolve, saved_predictors
+from step_jepa.models import load_tokenizer, resolve, saved_predictors
 from step_jepa.pairing import HeldOut, measure, show
 from step_jepa.sources import read_records
 from step_jepa.tokens import Example
@@ -74,6 +74,10 @@ def run(args: PairingArguments) -> None:
     """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
     UserError."""
     records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
+    for name in [*args.model_name, *([args.base_model] if args.base_model else [])]:
+        load_tokenizer(name)  # a wrong name should not be found out after an hour
+    if args.views_like and not Path(resolve(args.views_like), OPTIONS_FILE).exists():
+        raise UserError(f"{args.views_like} is no run's folder, it has no {OPTIONS_FILE}: leave out --views_like")
     results, path = _begun(args, records), Path(args.output_dir, RESULT)
     bases: dict[str, Reading] = {}
     for name in args.model_name:

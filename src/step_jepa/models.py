@@ -140,8 +140,11 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
             raise ValueError(f"its configuration has no field {unknown[0]}")
         set_seed(seed)
         return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise _unavailable("configuration", folder, error) from None
+    except Exception as error:  # every architecture has its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"no model of {folder!r} with config_overrides {overrides}: {reason}") from None
 
 
 def _changed(config: Any, overrides: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from step_jepa.balance import EVERY, balanced, gradient_norms
 from step_jepa.branches import TRUNK
 from step_jepa.collate import Batch, BranchCollator, PlainCollator, PlannedRows, without_branches
 from step_jepa.compute import floating_point_ops, shorten
-from step_jepa.config import COMPAT, RepresentationConfig, save_options
+from step_jepa.config import COMPAT, RepresentationConfig, check_resumed, save_options
 from step_jepa.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.errors import UserError
 from step_jepa.jepa_loss import JepaLoss
@@ -199,16 +199,19 @@ class RepresentationTrainer(Trainer):
             return
         for objective in self.objectives:
             objective.check(rows.examples)
+        same = unchanged(rows.plan, rows.examples)
+        if same and same == pairs:
+            raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
         if self.args.same_flop:
             plain = sum(len(example.input_ids) for example in rows.examples)
             shorten(self.args, plain, tokens, twin=self._twin is not None)
         if self.args.should_log:
-            self._say_what_is_left_out(rows, pairs)
+            self._say_what_is_left_out(rows, pairs, same)
 
-    def _say_what_is_left_out(self, rows: PlannedRows, pairs: int) -> None:
+    def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
         if left_out := sum(objective.left_out(rows.examples) for objective in self.objectives):
             logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", left_out)
-        if self.args.control != "none" and (same := unchanged(rows.plan, rows.examples)):
+        if same:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:
             logger.warning("no row has a pair of views: there is only a language-model loss")
@@ -394,11 +397,12 @@ class RepresentationTrainer(Trainer):
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
-            save_options(self.args, folder)
         if self.args.should_save:
             self.jepa.state.save(folder)
+            save_options(self.args, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_resumed(self.args, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.jepa.state.resume(resume_from_checkpoint)
 

@@ -61,7 +61,7 @@ def _opened(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
     if path.is_file():
         return _array(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
     if path.suffix in (".jsonl", ".json"):
-        raise UserError(f"{source}: no such file; check --input_file or --train_file and --test_file")
+        raise UserError(f"{source}: no such file; check --input_file, --train_file, --eval_file or --test_file")
     return enumerate(_hub(source, args), 1)
 
 

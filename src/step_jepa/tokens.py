@@ -105,8 +105,8 @@ def render(tokenizer: Any, messages: Messages, where: str = "example") -> str:
     Raises UserError where there is no template, or where it refuses the conversation."""
     if not tokenizer.chat_template:
         raise UserError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: use an instruct model, or save a "
-            "chat_template with the tokenizer"
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: use an instruct model, or --plain, "
+            "or save a chat_template with the tokenizer"
         )
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False)

@@ -23,6 +23,7 @@ from step_jepa.errors import Interrupted, UserError
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
 
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 # Options of ours that the standalone implementation knows, some of them only with certain values; the last two say
 # something only beside others that it refuses.
 STANDALONE = {"objective", "lbd", "gamma", "predictors", "loss", "skip_answer_step", "max_length", "keep_adapter"} | {
@@ -64,6 +65,9 @@ class TrainArguments:
 def peft_config(args: TrainArguments) -> LoraConfig | None:
     """The adapter that the arguments ask for."""
     if not args.lora:
+        changed = [name for name in LORA_OPTIONS if getattr(args, name) != args.__dataclass_fields__[name].default]
+        if changed:
+            raise UserError(f"--{changed[0]} is for an adapter: add --lora, or leave it out")
         return None
     modules: Any = args.lora_target_modules
     return LoraConfig(

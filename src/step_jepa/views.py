@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from step_jepa.collate import Batch
 
@@ -105,22 +104,36 @@ class Twin(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
-        self.decay, self.names = decay, [name for name, value in model.named_parameters() if value.requires_grad]
-        for name in self.names:
-            self.register_buffer(_key(name), full(model.get_parameter(name).detach()).clone())
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.decay, self.names = decay, list(trained)
+        for name, value in trained.items():
+            self.register_buffer(_key(name), full(value.detach()).clone())
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        trained = dict(model.named_parameters())
         for name in self.names:
             slow = self.get_buffer(_key(name))
-            slow.lerp_(model.get_parameter(name).detach().to(slow), 1 - self.decay)
+            slow.lerp_(trained[name].detach().to(slow), 1 - self.decay)
 
     @torch.no_grad()
     def forward(self, model: nn.Module, **inputs: Any) -> Any:
         """What the model gives with these parameters, without dropout."""
-        own = {name: self.get_buffer(_key(name)).to(model.get_parameter(name)) for name in self.names}
-        with evaluating(model):
-            return functional_call(model, own, (), inputs)
+        with evaluating(model), self._standing_in(model):
+            return model(**inputs)
+
+    @contextmanager
+    def _standing_in(self, model: nn.Module) -> Iterator[None]:
+        """Its parameters in place of the model's. (functional_call loses PEFT's token rows on tied models.)"""
+        trained = dict(model.named_parameters())
+        own = {name: trained[name].data for name in self.names}
+        try:
+            for name in self.names:
+                trained[name].data = self.get_buffer(_key(name)).to(own[name])
+            yield
+        finally:
+            for name, data in own.items():
+                trained[name].data = data
 
 
 def _key(name: str) -> str:
