@@ -29,22 +29,27 @@ def within(position_ids: Tensor, window: int) -> Tensor:
     return position_ids[:, :, None] - position_ids[:, None, :] < window
 
 
+def seen(config: Any, branch: Tensor, prefix: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+    """What each kind of layer of a model of this configuration shows: bool (B, L, L) by "full_attention" or
+    "sliding_attention"."""
+    config = config.get_text_config()
+    all_seen = may_see(branch, prefix)
+    kinds = _layer_kinds(config)
+    slid = all_seen & within(position_ids, config.sliding_window) if "sliding_attention" in kinds else all_seen
+    return {kind: slid if kind == "sliding_attention" else all_seen for kind in sorted(kinds)}
+
+
 def attention_mask(model: Any, branch: Tensor, prefix: Tensor, position_ids: Tensor) -> Mask:
     """What `model(attention_mask=...)` takes: (B, 1, L, L), bool for sdpa (True = sees), additive for eager; for a
     model with sliding layers one of these per layer type."""
     config = model.config.get_text_config()
-    seen = may_see(branch, prefix)
-    kinds = _layer_kinds(config)
 
     def formed(mask: Tensor) -> Tensor:
         return mask[:, None] if config._attn_implementation == "sdpa" else _additive(mask[:, None], model.dtype)
 
-    if kinds == {"full_attention"}:
-        return formed(seen)
-    slid = formed(seen & within(position_ids, config.sliding_window))
-    if not getattr(config, "layer_types", None):
-        return slid
-    return {kind: slid if kind == "sliding_attention" else formed(seen) for kind in kinds}
+    masks = {kind: formed(mask) for kind, mask in seen(config, branch, prefix, position_ids).items()}
+    plain = set(masks) == {"full_attention"} or not getattr(config, "layer_types", None)
+    return next(iter(masks.values())) if plain else masks
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
