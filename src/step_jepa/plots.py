@@ -1,0 +1,55 @@
+"""Figures: one look for all pictures; saved as PNG or SVG, or as SVG text in the colours of the page around it."""
+
+import io
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from step_jepa.errors import UserError
+
+# Told apart by people who see few colours (Okabe and Ito, 2008); markers and dashes go with them.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+_INK = "#010203"  # stands for the colour of the page's text
+
+
+def style() -> AbstractContextManager[Any]:
+    """Make and save figures within it."""
+    ink = {f"{name}.color": _INK for name in ("text", "xtick", "ytick")}
+    ink |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "axes.titlecolor": _INK, "legend.edgecolor": _INK}
+    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False}
+    files = {"svg.fonttype": "none", "svg.hashsalt": "step-jepa", "savefig.dpi": 150, "font.size": 9}
+    return matplotlib.rc_context(
+        {**ink, **look, **files, "axes.grid": True, "grid.alpha": 0.25, "grid.color": "#888888"}
+    )
+
+
+def check_suffix(path: str) -> None:
+    """Raises UserError for a file that is neither .png nor .svg; call it before long work."""
+    if Path(path).suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"{path}: pictures are written as .png or .svg: give a name that ends so")
+
+
+def save(figure: Figure, path: str) -> None:
+    """Write the figure, on white; the folder is made. Raises UserError for another suffix than .png and .svg."""
+    check_suffix(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(
+        path, bbox_inches="tight", facecolor="white", metadata={"Date": None} if path.endswith("svg") else {}
+    )
+
+
+def inline(figure: Figure, description: str) -> str:
+    """The figure as an <svg> element on no background, its ink that of the page, with a description to be read out."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
+    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
