@@ -21,13 +21,12 @@ _INK = "#010203"  # stands for the colour of the page's text
 
 def style() -> AbstractContextManager[Any]:
     """Make and save figures within it."""
-    ink = {f"{name}.color": _INK for name in ("text", "xtick", "ytick")}
-    ink |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "axes.titlecolor": _INK, "legend.edgecolor": _INK}
-    look = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False}
-    files = {"svg.fonttype": "none", "svg.hashsalt": "step-jepa", "savefig.dpi": 150, "font.size": 9}
-    return matplotlib.rc_context(
-        {**ink, **look, **files, "axes.grid": True, "grid.alpha": 0.25, "grid.color": "#888888"}
-    )
+    coloured = ("text.color", "xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "legend.edgecolor")
+    look: dict[Any, Any] = dict.fromkeys(coloured, _INK)
+    look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False}
+    look |= {"axes.grid": True, "grid.alpha": 0.25, "grid.color": "#888888", "font.size": 9}
+    look |= {"svg.fonttype": "none", "svg.hashsalt": "step-jepa", "savefig.dpi": 150}
+    return matplotlib.rc_context(look)
 
 
 def check_suffix(path: str) -> None:
@@ -40,9 +39,7 @@ def save(figure: Figure, path: str) -> None:
     """Write the figure, on white; the folder is made. Raises UserError for another suffix than .png and .svg."""
     check_suffix(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(
-        path, bbox_inches="tight", facecolor="white", metadata={"Date": None} if path.endswith("svg") else {}
-    )
+    figure.savefig(path, bbox_inches="tight", facecolor="white")
 
 
 def inline(figure: Figure, description: str) -> str:
