@@ -88,12 +88,16 @@ class StepJEPARepresentationTrainer(RepresentationTrainer):
 
 
 @contextmanager
-def untrained(model: Any, *, data: Any, processing_class: Any = None, **options: Any) -> Iterator[Any]:
+def untrained(
+    model: Any, *, data: Any, processing_class: Any = None, peft_config: Any = None, **options: Any
+) -> Iterator[Any]:
     """A StepJEPARepresentationTrainer with `data` as its train_dataset and eval_dataset, for its losses and figures
     only: the folder that it wants is thrown away."""
     with TemporaryDirectory() as scratch:
         config = StepJEPAConfig(output_dir=scratch, report_to="none", **options)
-        trainer = StepJEPARepresentationTrainer(model, config, data, processing_class=processing_class)
+        trainer = StepJEPARepresentationTrainer(
+            model, config, data, processing_class=processing_class, peft_config=peft_config
+        )
         examples = trainer.train_dataset.examples
         trainer.eval_dataset = PlannedRows(examples, trainer.planner(examples, learning=False))
         yield trainer

@@ -14,11 +14,18 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 # command -> module, its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
-    "inspect steps": ("inspection", ["InspectArguments"], "how a tokenizer sees the steps"),
+    "inspect": ("inspection.menu", ["MenuArguments"], "walk through examples, stage by stage, in a terminal"),
+    "inspect steps": ("inspection.steps", ["StepsArguments"], "how a tokenizer sees the steps"),
+    "inspect tokens": ("inspection.tokens", ["TokensArguments"], "a training row, token by token"),
+    "inspect mask": ("inspection.mask", ["MaskArguments"], "who sees whom in it, in words or as a picture"),
+    "inspect pipeline": ("inspection.pipeline", ["PipelineArguments"], "all stages of one example"),
+    "audit": ("audit", ["AuditArguments"], "what the past tells about each step, before training"),
     "train": ("train", ["TrainArguments", "adapted.StepJEPAConfig"], "fine-tune a model"),
+    "verify": ("verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
     "compare": ("compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluate", ["EvaluateArguments"], "score a model on problems"),
     "pairing": ("heldout", ["PairingArguments"], "does the predicted view know the next step"),
+    "report": ("report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }
@@ -56,19 +63,23 @@ def _say(message: str) -> None:
 
 def dispatch(argv: list[str]) -> int:
     """Run the command that `argv` names; its exit code."""
-    if not argv or argv[0] in ("-h", "--help") or argv in (["inspect"], ["inspect", "--help"]):
+    if not argv or argv[0] in ("-h", "--help") or argv == ["inspect", "--help"] or _menu_without_terminal(argv):
         print("usage: step-jepa COMMAND [--config FILE.yaml] [--option value ...]\n")
         for command, (_, _, purpose) in COMMANDS.items():
-            print(f"  {command:15} {purpose}")
-        print("\nstep-jepa COMMAND --help lists a command's options.")
+            print(f"  {command:17} {purpose}")
+        print("\nstep-jepa COMMAND --help lists a command's options; step-jepa inspect asks for its own.")
         return 0
-    words = 2 if argv[0] == "inspect" else 1
+    words = 2 if argv[0] == "inspect" and argv[1:] and not argv[1].startswith("-") else 1
     command = " ".join(argv[:words])
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}: one of {', '.join(COMMANDS)}")
     home, types, _ = COMMANDS[command]
     module, parse = import_module(f"step_jepa.{home}"), import_module("step_jepa.options").parse
     return module.run(*parse(command, [_dataclass(home, name) for name in types], argv[words:])) or 0
+
+
+def _menu_without_terminal(argv: list[str]) -> bool:
+    return argv == ["inspect"] and not (sys.stdin.isatty() and sys.stdout.isatty())
 
 
 def _dataclass(home: str, name: str) -> Any:

@@ -66,11 +66,24 @@ def run(args: CompareArguments) -> int:
 
 
 def compare(args: CompareArguments) -> dict[str, Any]:
-    """Both implementations on the same rows: figures, whether they agree, and the first thing that differs."""
-    records = list(islice(read_records(args.train_file), args.limit))
-    options = {"predictors": args.predictors, "loss": args.loss, "lbd": args.lbd, "seed": args.seed, "max_length": None}
-    attention = {"attn_implementation": args.attn_implementation}
-    with untrained(args.model_name, data=records, model_init_kwargs=attention, **options) as trainer:
+    """Both implementations on the first rows of the file. Raises UserError."""
+    return compare_on(args.model_name, list(islice(read_records(args.train_file), args.limit)), args)
+
+
+def compare_on(
+    model: Any, records: list[Any], args: CompareArguments, *, processing_class: Any = None
+) -> dict[str, Any]:
+    """Both on these records: figures, whether they agree, and the first thing that differs. A model that is a module
+    comes with its tokenizer. Raises UserError."""
+    options: dict[str, Any] = {
+        "predictors": args.predictors,
+        "loss": args.loss,
+        "lbd": args.lbd,
+        "seed": args.seed,
+        "max_length": None,
+    }
+    options["model_init_kwargs"] = {"attn_implementation": args.attn_implementation}
+    with untrained(model, data=records, processing_class=processing_class, **options) as trainer:
         model, ours = trainer.model.eval(), trainer.train_dataset
         theirs = [_by_standalone(trainer.processing_class, index, record) for index, record in enumerate(records)]
         first = _first_token(ours.examples, theirs)

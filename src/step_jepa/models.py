@@ -255,7 +255,7 @@ def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapte
     else:
         _export_model(_merged(model), rows, folder)
     if hasattr(model.config, "predictors"):
-        save_file({"predictors": _trained_predictors(model)}, Path(folder, PREDICTORS_FILE))
+        save_file({"predictors": trained_predictors(model)}, Path(folder, PREDICTORS_FILE))
     tokenizer.save_pretrained(folder)
 
 
@@ -269,7 +269,7 @@ def _merged(model: Any) -> Any:
     return copy
 
 
-def _trained_predictors(model: Any) -> torch.Tensor:
+def trained_predictors(model: Any) -> torch.Tensor:
     """(K, H); under LoRA the trained rows are not in the weight itself."""
     embedding = model.get_input_embeddings()
     adapter = getattr(embedding, "token_adapter", None)
