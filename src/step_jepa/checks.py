@@ -17,7 +17,7 @@ from step_jepa.compare import CompareArguments, compare_on
 from step_jepa.errors import UserError
 from step_jepa.losses import Criterion, sigreg, vicreg
 from step_jepa.models import base_rows, load_tokenizer, predictor_ids
-from step_jepa.subject import Subject, has_pair, losses_of
+from step_jepa.subject import Subject, losses_of, pairs_of
 from step_jepa.tokens import IGNORED, Example
 from step_jepa.views import evaluating
 
@@ -39,7 +39,7 @@ class Finding:
 
 def steps(subject: Subject) -> Finding:
     counts = sorted(len(example.steps) for example in subject.examples)
-    single = sum(not has_pair(example) for example in subject.examples)
+    single = sum(not pairs_of(example) for example in subject.examples)
     middle = counts[len(counts) // 2]
     figure = f"{len(counts)} rows, {counts[0]} to {counts[-1]} steps (median {middle}); {single} without a pair"
     return Finding(single < len(counts), figure)
@@ -239,7 +239,7 @@ def _gradient(subject: Subject, batch_size: int, accumulated: int) -> Tensor:
         learning_rate=0.0,
         weight_decay=0.0,
         max_grad_norm=0.0,
-        save_strategy="no",
+        optim="sgd",
     )
     keeper = _KeepGradient()
     trainer.add_callback(keeper)

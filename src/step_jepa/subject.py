@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from step_jepa.adapted import untrained
 from step_jepa.branches import Row
@@ -29,7 +29,7 @@ from step_jepa.views import evaluating
 class Subject:
     """A model, its tokenizer and rows, as `step-jepa train` would take them; set up when a check first asks for it.
 
-    rows        how many records, the shortest that have a pair of steps, the model reads
+    rows        how many records the model reads: the shortest that have two pairs of steps, or else one
     Close it, or use it as a context manager: it keeps folders for as long as it lives."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Subject:
         model_name: str,
         records: Sequence[Record],
         *,
-        rows: int = 4,
+        rows: int = 3,
         predictors: int = 1,
         lora: bool = False,
         plain: bool = False,
@@ -71,10 +71,11 @@ class Subject:
     @cached_property
     def chosen(self) -> Sequence[Record]:
         """The records that the model reads."""
-        paired = [place for place, example in enumerate(self.examples) if has_pair(example)]
+        pairs = [pairs_of(example) for example in self.examples]
+        paired = [place for place, count in enumerate(pairs) if count]
         if not paired:
             raise UserError("no row has two steps beside its answer: there is no pair of views")
-        shortest = sorted(paired, key=lambda place: len(self.examples[place].input_ids))
+        shortest = sorted(paired, key=lambda place: (pairs[place] == 1, len(self.examples[place].input_ids)))
         return [self.records[place] for place in sorted(shortest[: self.rows])]
 
     @cached_property
@@ -94,7 +95,7 @@ class Subject:
     def trainer(self, model: Any, **options: Any) -> Any:
         """A trainer on the chosen rows, all pairs."""
         options = {"pairs": "all", "predictors": self.predictors, "max_length": None, "seed": self.seed} | options
-        options |= {"disable_tqdm": True, "logging_steps": 1}
+        options |= {"disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
         trainer = self._open.enter_context(untrained(model, data=self.chosen, **options))
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -116,9 +117,10 @@ class Subject:
     def two_steps(self) -> "TwoSteps":
         """Two optimisation steps, with a checkpoint between."""
         half = max(1, math.ceil(len(self.chosen) / 2))
-        options = {"per_device_train_batch_size": half, "max_steps": 2, "learning_rate": 1e-3, "save_steps": 1}
+        options = {"per_device_train_batch_size": half, "max_steps": 2, "learning_rate": 1e-4}
         before = trained_predictors(self.reader.model).clone()
         trainer = self.trained(**options)
+        trainer.add_callback(_SaveAfterFirst())
         trainer.train()
         after = trained_predictors(self.reader.model).clone()
         return TwoSteps(trainer, options, losses_of(trainer), before, after)
@@ -175,6 +177,11 @@ class Subject:
         return allowed.to(batch["input_ids"].device)
 
 
+class _SaveAfterFirst(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step == 1
+
+
 @dataclass(frozen=True)
 class TwoSteps:
     """losses   of the two steps; before, after: the predictor rows (K, H)"""
@@ -186,10 +193,10 @@ class TwoSteps:
     after: Tensor
 
 
-def has_pair(example: Example) -> bool:
-    """Whether some step follows another that is not just the answer."""
+def pairs_of(example: Example) -> int:
+    """How many steps follow another and are not just the answer."""
     filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
-    return any(step != example.answer for step in filled[1:])
+    return sum(step != example.answer for step in filled[1:])
 
 
 def losses_of(trainer: Any) -> list[float]:

@@ -28,7 +28,7 @@ class VerifyArguments:
     model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
     train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
     limit: int = field(default=200, metadata={"help": "Rows whose tokens are checked."})
-    rows: int = field(default=4, metadata={"help": "Rows that the model reads: the shortest that have a pair."})
+    rows: int = field(default=3, metadata={"help": "Rows that the model reads: the shortest with two pairs, or one."})
     predictors: int = field(default=1, metadata={"help": "K, the predictor tokens."})
     lora: bool = field(default=False, metadata={"help": "Check LoRA training instead of full fine-tuning."})
     plain: bool = field(default=False, metadata={"help": "No chat framing, as --plain of train."})
