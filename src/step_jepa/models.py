@@ -90,12 +90,16 @@ def resolve(name: str) -> str:
     return str(_smollm2()) if name == "smollm2" else name
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; the folder may hold nothing else. Raises UserError."""
+def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing.
+    Raises UserError."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(folder))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unavailable("tokenizer", folder, error) from None
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
 
 
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:

@@ -7,15 +7,17 @@ from typing import Literal
 from torch import Tensor
 
 from step_jepa.branches import TRUNK, Row, View
-from step_jepa.tokens import Example
+from step_jepa.tokens import Example, Span
 
-Kind = Literal["system", "question", "header", "step", "end", "predictor", "target"]
+Kind = Literal["system", "question", "header", "prompt", "step", "end", "predictor", "target"]
+Extent = Literal["all", "causal", "part", "none"]
 
 
 @dataclass(frozen=True)
 class Region:
-    """kind     system (all before the question), question, header (of the answer), step, end (after the last step);
-             predictor and target: the branches that a pair's views are read from
+    """kind     system (all before the question), question, header (of the answer), or prompt where the question cannot
+             be told from what is around it; step, end (after the last step); predictor and target: the branches that
+             a pair's views are read from
     number   index of the step; of a predictor and a target, of the step that is predicted; else None
     places   row indices
     """
@@ -27,6 +29,11 @@ class Region:
     @property
     def name(self) -> str:
         return self.kind if self.number is None else f"{self.kind} {self.number}"
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is a branch."""
+        return self.kind in ("predictor", "target")
 
 
 def regions(example: Example, row: Row) -> list[Region]:
@@ -46,16 +53,20 @@ def in_place_regions(example: Example, predictors: int) -> list[Region]:
 
 def _trunk(example: Example, length: int) -> list[Region]:
     first = example.steps[0][0]
-    asked = example.user or (0, 0)
     steps = [Region("step", number, range(*span)) for number, span in enumerate(example.steps)]
-    parts = [
-        Region("system", None, range(asked[0])),
-        Region("question", None, range(*asked)),
-        Region("header", None, range(asked[1], first)),
-        *steps,
-        Region("end", None, range(example.steps[-1][1], length)),
-    ]
+    end = Region("end", None, range(example.steps[-1][1], length))
+    parts = [*_prompt(example.user, first), *steps, end]
     return [part for part in parts if len(part.places) and part.places.stop <= length]
+
+
+def _prompt(user: Span | None, first: int) -> list[Region]:
+    if user is None:
+        return [Region("prompt", None, range(first))]
+    return [
+        Region("system", None, range(user[0])),
+        Region("question", None, range(*user)),
+        Region("header", None, range(user[1], first)),
+    ]
 
 
 def _branches(row: Row) -> list[Region]:
@@ -72,23 +83,23 @@ def _reads(view: View, places: range) -> bool:
     return any(index in places for index, _ in view)
 
 
+def extent(looking: Region, part: Region, seen: Tensor) -> Extent:
+    """How much of a part a region sees by the mask (as in `sight`). causal: of itself, up to each token."""
+    cells = seen[looking.places.start : looking.places.stop, part.places.start : part.places.stop]
+    if part is looking and cells.equal(cells.new_ones(cells.shape).tril()):
+        return "causal"
+    return "all" if cells.all() else "part" if cells.any() else "none"
+
+
 def sight(parts: Sequence[Region], seen: Tensor) -> list[str]:
     """One sentence for each region, read off a mask: bool (L, L), [q, k], True where token q sees token k."""
     return [f"{part.name} sees {_listed(_seen_by(part, parts, seen))}." for part in parts]
 
 
 def _seen_by(looking: Region, parts: Sequence[Region], seen: Tensor) -> list[str]:
-    found = []
-    for part in parts:
-        cells = seen[looking.places.start : looking.places.stop, part.places.start : part.places.stop]
-        if part is looking:
-            causal = cells.equal(cells.new_ones(cells.shape).tril())
-            found.append("itself up to each token" if causal else "part of itself")
-        elif cells.all():
-            found.append(part.name)
-        elif cells.any():
-            found.append(f"part of {part.name}")
-    return found
+    names = [("itself" if part is looking else part.name, extent(looking, part, seen)) for part in parts]
+    said = {"all": "{}", "causal": "{} up to each token", "part": "part of {}"}
+    return [said[how].format(name) for name, how in names if how != "none"]
 
 
 def _listed(names: list[str]) -> str:

@@ -22,7 +22,7 @@ from step_jepa.dataset import load_and_prepare_dataset
 from step_jepa.errors import UserError
 from step_jepa.models import base_rows, load_tokenizer, trained_predictors
 from step_jepa.sources import Record
-from step_jepa.tokens import PLAIN_TEMPLATE, Example
+from step_jepa.tokens import Example
 from step_jepa.views import evaluating
 
 
@@ -58,10 +58,7 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> Any:
-        tokenizer = load_tokenizer(self.model_name)
-        if self.plain:
-            tokenizer.chat_template = PLAIN_TEMPLATE
-        return tokenizer
+        return load_tokenizer(self.model_name, plain=self.plain)
 
     @cached_property
     def examples(self) -> list[Example]:
