@@ -200,7 +200,9 @@ def test_the_demo_runs_end_to_end(model_folder, tmp_path, capsys):
     table = capsys.readouterr().out
     for words in ("held-out LM loss", "cosine, unpaired views", "accuracy", "seconds per training step"):
         assert words in table
-    assert {path.name for path in out.iterdir()} == {"train.jsonl", "test.jsonl", "before", "after", "model"}
+    assert {path.name for path in out.iterdir()} == {
+        *("train.jsonl", "test.jsonl", "before", "after", "model", "report.html")
+    }
 
 
 BAD = {

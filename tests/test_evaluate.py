@@ -7,14 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import byte_tokenizer, tiny_model
+from safetensors.torch import load_file
 
 from step_jepa import generation
 from step_jepa.branches import trunk
 from step_jepa.collate import PlainCollator
 from step_jepa.dataset import to_example
 from step_jepa.errors import UserError
-from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, run_options, summarise, written
+from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, run_options, save_views, summarise, written
 from step_jepa.generation import Generation, generate
 from step_jepa.models import export, setup_model_and_tokenizer
 from step_jepa.sources import read_records
@@ -80,17 +82,33 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
     assert {"jepa_loss", "cosine_paired", "cosine_unpaired", "cut"} <= summary.keys()
     assert summary["settings"]["predictors"] == 2  # those in the folder, not the default
     assert summary["settings"]["trained_predictors"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "predictions.jsonl",
+        "summary.json",
+        "views.safetensors",
+    ]
     assert "100.0%" in capsys.readouterr().out
 
 
 def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     run(arguments(solver, tmp_path))
-    figures = heldout(solver.model, solver.test, predictors=2, batch_size=1)
+    figures, views = heldout(solver.model, solver.test, predictors=2, batch_size=1)
     _, summary = results(tmp_path)
     assert {name: summary[name] for name in figures} == pytest.approx(figures, abs=1e-5)
     single = {**next(read_records(solver.test)), "steps": ["So 2.\n\nYes.\n\n#### 2"]}
-    assert heldout(solver.model, [single], predictors=2)["jepa_loss"] is None  # no pair, no figure
+    figures, none = heldout(solver.model, [single], predictors=2)
+    assert figures["jepa_loss"] is None  # no pair, no figure
+    saved = load_file(tmp_path / "views.safetensors")
+    assert {name: value.dtype for name, value in saved.items()} == {
+        **dict.fromkeys(("predicted", "target"), torch.float16),
+        **dict.fromkeys(("problem", "step"), torch.int64),
+    }
+    assert saved["problem"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert saved["step"].tolist() == [1] * 6
+    cosine = (saved["predicted"].float() * saved["target"].float()).sum(1)
+    torch.testing.assert_close(cosine, F.cosine_similarity(views.predicted, views.target), rtol=0, atol=2e-3)
+    save_views(tmp_path, none)
+    assert not (tmp_path / "views.safetensors").exists()  # those of other results
 
 
 def test_batching_changes_nothing(solver):

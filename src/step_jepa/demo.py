@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step_jepa import evaluate, prepare, train
+from step_jepa import evaluate, prepare, report, train
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.options import parse
@@ -38,7 +38,7 @@ class DemoArguments:
 
 
 def run(args: DemoArguments) -> None:
-    """Prepare, evaluate, train, evaluate; then a table of before and after. Raises UserError."""
+    """Prepare, evaluate, train, evaluate, report; then a table of before and after. Raises UserError."""
     folder, again = Path(args.output_dir), ["--overwrite"] if args.overwrite else []
     if not Path(args.recipe).exists():
         raise UserError(f"{args.recipe} is not here: run the demo in the project's folder, or give --recipe")
@@ -51,13 +51,16 @@ def run(args: DemoArguments) -> None:
     recipe = ["--config", args.recipe, "--model_name", args.model_name, "--train_file", f"{folder}/train.jsonl"]
     steps = ["--max_steps", str(args.max_steps)] if args.max_steps else []
     _call(evaluate, "evaluate", [evaluate.EvaluateArguments], [*before, *scoring])
-    options = [*recipe, "--output_dir", f"{folder}/model", *steps, *again]
+    options = [*recipe, "--eval_file", f"{folder}/test.jsonl", "--output_dir", f"{folder}/model", *steps, *again]
     _call(train, "train", [train.TrainArguments, StepJEPAConfig], options)
     _call(evaluate, "evaluate", [evaluate.EvaluateArguments], [*after, *scoring])
+    page = f"{folder}/report.html"
+    _call(report, "report", [report.ReportArguments], [str(folder), "--output", page, *again])
     console.print(_table(folder))
     console.print(
-        f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl and summary.json;\n"
-        f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the training curves"
+        f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl, summary.json and views;\n"
+        f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the curves;\n"
+        f"{page}: all of it on one page"
     )
 
 

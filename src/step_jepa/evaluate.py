@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors.torch import save_file
 from transformers import PrinterCallback
 
 from step_jepa.adapted import untrained
@@ -24,8 +26,10 @@ from step_jepa.models import resolve, saved_predictors, setup_model_and_tokenize
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.sources import read_records
 from step_jepa.state import STATE_FILE
+from step_jepa.views import Views
 
 PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
+VIEWS, MOST_VIEWS = "views.safetensors", 2000
 REMEDY = "give another --output_dir, or --overwrite"
 HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
 
@@ -38,7 +42,7 @@ class EvaluateArguments:
 
     model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
     test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS} and {SUMMARY} go."})
+    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS}, {SUMMARY} and {VIEWS} go."})
     limit: int | None = field(default=None, metadata={"help": "Take the first so many examples only."})
     batch_size: int = field(default=16, metadata={"help": "Examples that are read or answered at once."})
     max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
@@ -66,7 +70,8 @@ class EvaluateArguments:
 
 
 def run(args: EvaluateArguments) -> None:
-    """Write predictions.jsonl, one row per record, and summary.json (see `summarise`), and print a table.
+    """Write predictions.jsonl, one row per record, summary.json (see `summarise`) and views.safetensors (see
+    `save_views`), and print a table.
 
     Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
     answer, and rather than mix or replace results."""
@@ -90,7 +95,7 @@ def run(args: EvaluateArguments) -> None:
         seed=args.seed,
     )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
-    losses = heldout(
+    losses, held_out = heldout(
         model,
         data,
         processing_class=tokenizer,
@@ -118,6 +123,7 @@ def run(args: EvaluateArguments) -> None:
     settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
     summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out, "settings": settings}
     write_whole(folder / PREDICTIONS, "".join(_json(row) + "\n" for row in rows))
+    save_views(folder, held_out)
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     (folder / PARTIAL).unlink()
     console.print(_table(summary, run_options(args.model_name).get("horizon", 1)))
@@ -135,10 +141,10 @@ def heldout(
     batch_size: int = 16,
     seed: int = 42,
     **views: Any,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Views]:
     """The Step-JEPA figures on examples that were not trained on: lm_loss (mean over tokens), jepa_loss and
     cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs (their number).
-    A figure that the data has too few pairs for is None.
+    A figure that the data has too few pairs for is None. And the views of these pairs.
 
     model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
     views          options of StepJEPAConfig that say how views are read
@@ -147,7 +153,17 @@ def heldout(
     with untrained(model, data=data, processing_class=processing_class, seed=seed, **options, **views) as trainer:
         trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
-    return {name: metrics.get(f"eval_{name}") for name in HELDOUT}
+        return {name: metrics.get(f"eval_{name}") for name in HELDOUT}, trainer.held_out.of(0)
+
+
+def save_views(folder: Path, views: Views) -> None:
+    """Write views.safetensors: predicted and target, float16 (P, H), each of length 1, as only directions are compared;
+    problem and step (of the target), int64 (P,). P is at most 2,000, the first; without a pair there is no file."""
+    path, some = folder / VIEWS, views[:MOST_VIEWS]
+    path.unlink(missing_ok=True)
+    if len(some):
+        sides = {side: F.normalize(getattr(some, side), dim=-1).half() for side in ("predicted", "target")}
+        save_file({**sides, "problem": some.problem.contiguous(), "step": some.step.contiguous()}, path)
 
 
 def judge(record: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
@@ -258,7 +274,7 @@ def _begin(folder: Path, identity: dict[str, Any], done: dict[int, Generation]) 
     """The folder with the answers so far, and without results that are being replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
-    for name in (SUMMARY, PREDICTIONS):
+    for name in (SUMMARY, PREDICTIONS, VIEWS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -21,7 +22,7 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     for name in _numbers_or_words(types):
         parser._option_string_actions[f"--{name}"].type = _number_or_word
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
-    argv = _with_config(argv)
+    argv = _with_config(_with_first(types, argv))
     needs_output = any(option.dest == "output_dir" for option in parser._actions)
     if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
         raise UserError("--output_dir is required: say where the results go")
@@ -46,6 +47,13 @@ def _number_or_word(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _with_first(types: list[Any], argv: list[str]) -> list[str]:
+    """argv with its leading words as the command's first option, where that takes a list: `report RUN RUN`."""
+    first = fields(types[0])[0]
+    leading = bool(argv) and not argv[0].startswith("-") and get_type_hints(types[0])[first.name] == list[str]
+    return [f"--{first.name}", *argv] if leading else argv
 
 
 def _with_config(argv: list[str]) -> list[str]:

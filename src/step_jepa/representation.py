@@ -36,6 +36,8 @@ from step_jepa.monitor import Monitor
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.planner import Planner, unchanged
 from step_jepa.refusals import refuse
+from step_jepa.run_settings import named, save_settings
+from step_jepa.shown_rows import save_rows
 from step_jepa.state import JepaState
 from step_jepa.tokens import IGNORED, Encoding
 from step_jepa.views import Twin, Views, full, gathered, random_targets, read, trajectories
@@ -70,6 +72,9 @@ class RepresentationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
+        given = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
+        self._sources = {"approach": "adapted", **{name: named(thing) for name, thing in given.items()}}
+        self._counts: dict[str, int] = {}
         kinds = [OBJECTIVES[name] for name, _ in args.objectives]
         self.branching = bool(kinds)
         predicting = any(kind.predicts for kind in kinds)
@@ -163,7 +168,11 @@ class RepresentationTrainer(Trainer):
         if self.args.should_log:
             logger.log(logging.WARNING if data.cut or data.left_out else logging.INFO, "%s", data)
         rows = PlannedRows(data.examples, self.planner(data.examples, learning=learning))
-        self._check(rows, learning=learning)
+        pairs = self._check(rows, learning=learning)
+        if learning:
+            steps = sum(len(example.steps) for example in data.examples)
+            self._counts = {"examples": len(rows), "steps": steps, "pairs": pairs}
+            self._counts |= {"cut": data.cut, "left_out": data.left_out}
         return rows
 
     def _encoding(self) -> Encoding:
@@ -184,9 +193,9 @@ class RepresentationTrainer(Trainer):
         donors = controls.Donors(examples) if args.control == "shuffled_pairs" else None
         return Planner(self.objectives, args.seed, args.control, args.redraw, donors)
 
-    def _check(self, rows: PlannedRows, *, learning: bool) -> None:
-        """Says what is left out, and shortens the run for `same_flop`. Raises UserError where the data cannot serve an
-        objective, or the model cannot take what hangs on the rows."""
+    def _check(self, rows: PlannedRows, *, learning: bool) -> int:
+        """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
+        data cannot serve an objective, or the model cannot take what hangs on the rows."""
         pairs = tokens = 0
         branching = False
         for index in range(len(rows) if self.branching else 0):
@@ -196,7 +205,7 @@ class RepresentationTrainer(Trainer):
         if branching:
             masks.check(self.model)
         if not (learning and self.branching):
-            return
+            return pairs
         for objective in self.objectives:
             objective.check(rows.examples)
         same = unchanged(rows.plan, rows.examples)
@@ -207,6 +216,7 @@ class RepresentationTrainer(Trainer):
             shorten(self.args, plain, tokens, twin=self._twin is not None)
         if self.args.should_log:
             self._say_what_is_left_out(rows, pairs, same)
+        return pairs
 
     def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
         if left_out := sum(objective.left_out(rows.examples) for objective in self.objectives):
@@ -400,6 +410,9 @@ class RepresentationTrainer(Trainer):
         if self.args.should_save:
             self.jepa.state.save(folder)
             save_options(self.args, folder)
+            save_settings(folder, self.args, self.model, self._sources, self._counts)
+            if self.train_dataset is not None:
+                save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_resumed(self.args, resume_from_checkpoint)

@@ -21,6 +21,8 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.config import own_options, save_options
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.models import export, setup_model_and_tokenizer
+from step_jepa.run_settings import save_settings
+from step_jepa.shown_rows import ROWS_FILE
 from step_jepa.sources import read_records
 
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -165,12 +167,19 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     if args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        export(model, trainer.processing_class, config.output_dir, keep_adapter=config.keep_adapter)
-        save_options(config, config.output_dir)
+        _save_standalone(trainer, args, config)
     trainer.save_state()
     if trainer.is_world_process_zero():
         console.print(f"model, tokenizer and trainer_state.json lie in {config.output_dir}")
+
+
+def _save_standalone(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
+    folder, model = str(config.output_dir), trainer.accelerator.unwrap_model(trainer.model)
+    export(model, trainer.processing_class, folder, keep_adapter=config.keep_adapter)
+    save_options(config, folder)
+    sources = {name: getattr(args, name) for name in ("approach", "model_name", "train_file", "eval_file")}
+    save_settings(folder, config, model, sources, {"examples": len(trainer.train_dataset)})
+    Path(folder, ROWS_FILE).unlink(missing_ok=True)  # of an adapted run that is overwritten
 
 
 def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARepresentationTrainer:

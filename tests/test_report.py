@@ -1,0 +1,482 @@
+"""The report: one page, from files alone; what it says, what it escapes, and that its explorer follows the mask."""
+
+import json
+import os
+import random
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, conversation, tiny_model
+from safetensors.numpy import load_file, save_file
+from test_cli import code, train
+
+from step_jepa import curves, masks, view_maps
+from step_jepa.branches import Pair, trunk
+from step_jepa.errors import UserError
+from step_jepa.findings import find
+from step_jepa.options import parse
+from step_jepa.report import ReportArguments, render
+from step_jepa.run_settings import named
+from step_jepa.shown_rows import described
+from step_jepa.tokens import IGNORED, Example
+
+SCRIPT = "<script>document.title = 'no'</script>"
+
+
+class Page(HTMLParser):
+    """What a page holds: the elements of each name, all text of the body that is shown, the data of its explorer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.shown, self.data, self.source = "", "", text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open.pop() != tag:
+            pass
+        self.shown += " "
+
+    def handle_data(self, data):
+        if "script" in self.open:
+            self.data = self.data or data
+        elif "style" not in self.open:
+            self.shown += data
+
+    def all(self, name: str) -> list[dict]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    def words(self) -> str:
+        return " ".join(self.shown.split())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two runs of a model with sliding layers, and evaluations of the base and of both."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_model("gemma3").save_pretrained(home / "base")
+    byte_tokenizer().save_pretrained(home / "base")
+    rows = [
+        {
+            **conversation(*[f"So {a} < {b}." for b in range(2 + a % 3)], f"#### {a}", question=f"{SCRIPT} {a}?"),
+            "answer": str(a),
+        }
+        for a in range(1, 9)
+    ]
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = Path.cwd()
+    os.chdir(home)
+    try:
+        common = ["--eval_file", "rows.jsonl", "--diagnostics_steps", "2", "--logging_steps", "1", "--pairs", "all"]
+        for name, lbd in {"a": "0.5", "b": "2.0"}.items():
+            assert train("base", "rows.jsonl", f"out/{name}", *common, "--lbd", lbd) == 0
+        for model, out in {"base": "before", "out/a": "after_a", "out/b": "after_b"}.items():
+            options = ["--test_file", "rows.jsonl", "--output_dir", f"out/{out}", "--max_new_tokens", "4"]
+            assert code("evaluate", "--model_name", model, *options) == 0
+    finally:
+        os.chdir(here)
+    return home
+
+
+@pytest.fixture(scope="module")
+def page(home):
+    return Page(render(find([str(home / "out")])))
+
+
+def copy(home: Path, to: Path, *names: str) -> Path:
+    for name in names:
+        shutil.copytree(home / "out" / name, to / name)
+    return to
+
+
+# What lies in the folders
+
+
+def test_what_a_run_leaves(home):
+    settings = json.loads((home / "out" / "a" / "run.json").read_text())
+    told = {"approach": "adapted", "model_name": "base", "train_file": "rows.jsonl", "eval_file": "rows.jsonl"}
+    assert {name: settings[name] for name in told} == told
+    assert settings["data"] == {"examples": 8, "steps": 33, "pairs": 17, "cut": 0, "left_out": 0}
+    assert (settings["lora"], settings["seed"], settings["max_steps"]) == (None, 42, 3)
+    rows = json.loads((home / "out" / "a" / "rows.json").read_text())
+    assert (rows["kinds"], rows["window"], len(rows["rows"])) == (["full_attention", "sliding_attention"], 12, 8)
+    assert f"{SCRIPT} 1?" in "".join(rows["rows"][0]["tokens"])
+    assert "<|predictor_1|>" in rows["rows"][0]["tokens"]
+
+
+def test_a_row_by_hand():
+    example = Example(
+        text="", input_ids=[5, 6, 7, 8], labels=[IGNORED, 6, 7, 8], steps=[(1, 2), (2, 4)], chars=[], user=(0, 1)
+    )
+    row = trunk(example)
+    row.hang([9], position=2, prefix=2)
+    row.pairs.append(Pair([(4, 1.0)], [(2, 0.5), (3, 0.5)], step=1))
+    assert described(example, row, str, ["step_jepa"]) == {
+        "tokens": ["5", "6", "7", "8", "9"],
+        "branch": [0, 0, 0, 0, 1],
+        "prefix": [0, 0, 0, 0, 2],
+        "position": [0, 1, 2, 3, 2],
+        "labelled": [False, True, True, True, False],
+        "regions": [("question", 0, 1), ("step 0", 1, 2), ("step 1", 2, 4), ("predictor 1", 4, 5)],
+        "pairs": [{"objective": "step_jepa", "step": 1, "predicted": [4], "target": [2, 3]}],
+    }
+
+
+def test_what_models_and_data_are_called():
+    assert [named(thing) for thing in (None, "a/b", Path("a"), [1])] == [None, "a/b", "a", "list in memory"]
+
+
+def test_standalone_leaves_settings_and_no_rows_of_another_run(home, tmp_path):
+    out = tmp_path / "out"
+    file, base = home / "rows.jsonl", home / "base"
+    assert train(base, file, out) == 0
+    assert (out / "rows.json").exists()
+    assert train(base, file, out, "--approach", "standalone", "--lora", "--overwrite", "--save_strategy", "no") == 0
+    assert not (out / "rows.json").exists()
+    settings = json.loads((out / "run.json").read_text())
+    assert (settings["approach"], settings["lora"]["r"], settings["data"]) == ("standalone", 16, {"examples": 8})
+    assert "out has no rows.json" in Page(render(find([str(out)]))).words()
+
+
+def test_which_evaluation_is_of_which_run(home, tmp_path):
+    found = find([str(home / "out")])
+    assert [Path(run.name).name for run in found.runs] == ["a", "b"]
+    # The models were named relative to another folder than this one.
+    after = [f"after {home / 'out' / name}" for name in "ab"]
+    assert [role for role, _ in found.roles()] == ["before", *after]
+    assert [evaluation.folder.name for _, evaluation in found.roles()] == ["before", "after_a", "after_b"]
+    alone = find([str(home / "out" / name) for name in ("after_b", "after_a", "a", "a")])
+    assert [role for role, _ in alone.roles()] == ["after", "out/b"]
+    assert len(alone.runs) == 1
+
+
+# The page
+
+
+def test_the_page_holds_all_that_it_needs(page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    links = [attributes["href"] for attributes in page.all("a")]
+    assert {"#results", "#curves", "#explorer", "#views", "#samples", "#settings"} < set(links)
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    used = [each["xlink:href"] for each in page.all("use")]
+    assert used
+    assert {name.removeprefix("#") for name in used} <= set(ids)
+    assert not [each for _, each in page.elements if "src" in each]
+    assert [each["href"] for each in page.all("link")] == ["data:,"]
+    assert "@import" not in page.source
+    assert "default-src 'none'" in page.source
+    assert len(page.source) < 2**20
+    assert page.all("html") == [{"lang": "en"}]
+    assert all("aria-label" in each for each in page.all("svg"))
+    assert len(page.all("svg")) == 5 + 2 * 3  # curves; PCA and t-SNE of each evaluation
+    assert all("scope" in each for each in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+
+
+def test_text_from_data_and_models_stays_text(home, page, tmp_path):
+    assert len(page.all("script")) == 2  # the explorer's data and its code
+    assert f"{SCRIPT} 1?" in page.words()
+    assert "<" not in page.data
+    run, *_ = json.loads(page.data)
+    assert f"{SCRIPT} 1?" in "".join(run["rows"][0]["tokens"])
+    out = copy(home, tmp_path, "after_a")
+    row = json.loads((out / "after_a" / "predictions.jsonl").read_text().splitlines()[0])
+    told = {**row, "prediction": f"{SCRIPT}\n</p>" * 40, "correct": True, "extracted": f"</dd>{SCRIPT}"}
+    (out / "after_a" / "predictions.jsonl").write_text(json.dumps(told) + "\n")
+    shown = Page(render(find([str(out)])))
+    assert not shown.all("script")
+    assert shown.shown.count(SCRIPT) > 40
+    assert len(shown.all("title")) == 1
+
+
+def test_names_of_runs_are_text_in_charts_too(home, tmp_path):
+    for name in ("$x_{$<b>", "$y$"):
+        shutil.copytree(home / "out" / "a", tmp_path / name)
+    shown = Page(render(find([str(tmp_path)])))
+    assert not shown.all("b")
+    assert "$x_{$<b>, paired" in shown.shown.replace(f"{tmp_path}/", "")
+
+
+def test_several_runs_stand_side_by_side(home, page):
+    a, b = (str(home / "out" / name) for name in "ab")
+    words = page.words()
+    for quantity in ("paired", "unpaired", "predicted", "target", "training"):
+        assert f"{a}, {quantity}" in words
+        assert f"{b}, {quantity}" in words
+    differing = words.partition("What was trained on what")[2].partition("All options")[0]
+    assert "lbd differs 0.5 2.0" in differing
+    assert differing.count("differs") == 1
+
+
+def test_the_figures_are_those_of_the_files(home, page):
+    summary = json.loads((home / "out" / "before" / "summary.json").read_text())
+    words = page.words()
+    for name in ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired"):
+        assert f"{summary[name]:.4f}" in words
+    assert f"{summary['cosine_paired'] - summary['cosine_unpaired']:.4f}" in words
+    assert "0.0% [0.0%, 32.4%]" in words  # Wilson: z^2 / (n + z^2), n = 8
+    (first, *_), *_ = (run.points("lm_loss") for run in find([str(home / "out" / "a")]).runs)
+    assert f"{first[0]} {first[1]:.4g}" in words
+
+
+def test_curves_by_hand():
+    shown = [curves.Line("a", [(0, 1.0), (4, 0.5)], 0, 0), curves.Line("b", [(4, 0.123456)], 1, 0)]
+    assert curves.table(shown) == [["0", "1", ""], ["4", "0.5", "0.1235"]]
+
+
+def test_views_alike_by_hand():
+    # Problem 0 has steps 1 and 2, problem 1 has step 1; cosines of unit vectors are their products.
+    views = {
+        "predicted": np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float16),
+        "target": np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float16),
+        "problem": np.array([0, 0, 1]),
+        "step": np.array([1, 2, 1]),
+    }
+    steps, within, across = view_maps.alike(views)
+    assert steps == [1, 2]
+    # within: (p0.t0 + p2.t2) / 2, p0.t1; p1.t0, p1.t1
+    assert within == pytest.approx(np.array([[(1 + 0.8) / 2, 0.6], [0, 0.8]]), abs=1e-3)
+    # across: p0.t2 and p2.t0; p2.t1; p1.t2; none with two steps
+    assert across == pytest.approx(np.array([[(0 + 0.6) / 2, 1], [1, np.nan]]), abs=1e-3, nan_ok=True)
+
+
+def test_maps_are_seeded_and_small():
+    rng = np.random.default_rng(1)
+    sides = {side: rng.standard_normal((400, 60)).astype(np.float16) for side in ("predicted", "target")}
+    views = {**sides, "problem": np.arange(400), "step": np.ones(400, int)}
+    some = view_maps.drawn(views)
+    assert len(some["step"]) == 300
+    assert (np.diff(some["problem"]) > 0).all()
+    assert (some["problem"] == view_maps.drawn(views)["problem"]).all()
+    few = {name: values[:30] for name, values in views.items()}
+    assert (view_maps.tsne(few) == view_maps.tsne(few)).all()
+    places, share = view_maps.pca({name: values[:1] for name, values in views.items()})
+    assert (places.shape, share) == ((2, 2), pytest.approx(1))  # two points lie on a line
+    assert view_maps.unmappable(few) is None
+    for value, reason in {1: "one point", np.nan: "not a number"}.items():
+        same = {side: np.full((30, 5), value, np.float16) for side in sides}
+        assert reason in str(view_maps.unmappable({**few, **same}))
+
+
+# What is missing
+
+
+def test_what_is_missing_is_said(home, tmp_path):
+    out = copy(home, tmp_path, "a", "after_a")
+    for name in ("run.json", "rows.json"):
+        (out / "a" / name).unlink()
+    words = Page(render(find([str(out / "a")]))).words()
+    for said in (
+        "There is no evaluation here: step-jepa evaluate --model_name RUN",
+        f"{out}/a has no rows.json: step-jepa train --approach adapted writes it",
+        f"{out}/a has no run.json",
+        "Samples come with an evaluation",
+        "step-jepa pairing --model_name RUN --base_model BASE",
+    ):
+        assert said in words
+    (out / "after_a" / "views.safetensors").unlink()
+    words = Page(render(find([str(out / "after_a")]))).words()
+    assert "There is no run here: give the folder that step-jepa train" in words
+    assert f"{out}/after_a has no views.safetensors" in words
+    words = Page(render(find([str(home / "out" / "b")]))).words()
+    assert "There is no evaluation" in words
+    state = out / "a" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "log_history": []}))
+    assert (
+        "It was not logged: step-jepa train --logging_steps 1 logs it" in Page(render(find([str(out / "a")]))).words()
+    )
+    words = Page(render(find([str(home / "out" / name) for name in ("a", "after_b")]))).words()
+    assert "a was not evaluated: step-jepa evaluate --model_name" in words
+    assert "started from was not evaluated: step-jepa evaluate --model_name base" in words
+
+
+def test_few_and_collapsed_views_have_no_map(home, tmp_path):
+    out = copy(home, tmp_path, "after_a")
+    path = out / "after_a" / "views.safetensors"
+    views = load_file(path)
+    save_file({name: values[:4] for name, values in views.items()}, path)
+    words = Page(render(find([str(out)]))).words()
+    assert "No t-SNE: 8 views are too few" in words
+    assert "PCA of 4 of 4 pairs" in words
+    save_file({**views, "predicted": views["target"] * 0 + 1, "target": views["target"] * 0 + 1}, path)
+    words = Page(render(find([str(out)]))).words()
+    assert "No PCA: all views are one point" in words
+
+
+def test_what_the_pairing_measures_say(home, tmp_path):
+    out, scores = copy(home, tmp_path / "out", "a"), tmp_path / "out" / "scores"
+    options = ["--model_name", out / "a", "--test_file", home / "rows.jsonl", "--output_dir", scores, "--pool", "4"]
+    assert code("pairing", *options) == 0
+    figure = json.loads((scores / "pairing.json").read_text())["models"][str(out / "a")]["measures"]["centred_margin"]
+    shown = figure["views"]
+    words = Page(render(find([str(out)]))).words()
+    assert f"centred margin views {shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in words
+
+
+def test_what_is_refused(home, tmp_path, capsys):
+    def refused(words, *argv):
+        assert code("report", *argv, "--output", tmp_path / "r.html") == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert said[-1].startswith("step-jepa: ")
+        assert words in said[-1]
+
+    (tmp_path / "empty").mkdir()
+    refused("holds no run and no results", tmp_path / "empty")
+    refused("nowhere: no such folder", tmp_path / "nowhere")
+    out = copy(home, tmp_path / "out", "after_a")
+    predictions = out / "after_a" / "predictions.jsonl"
+    predictions.write_text('{}\n{"index"')
+    refused("predictions.jsonl:2 is not the JSON", out)
+    predictions.unlink()
+    (out / "after_a" / "views.safetensors").write_text("x")
+    refused("views.safetensors is damaged", out)
+    (out / "after_a" / "summary.json").write_text("[1]")
+    refused("summary.json is not the JSON", out)
+    (tmp_path / "r.html").write_text("mine")
+    refused("r.html is there already", home / "out")
+    assert (tmp_path / "r.html").read_text() == "mine"
+    assert code("report", home / "out", "--output", tmp_path / "empty") == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert code("report", home / "out" / "a", "--output", tmp_path / "r.html", "--overwrite") == 0
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert str(tmp_path / "r.html") in capsys.readouterr().out
+
+
+def test_runs_are_named_first(tmp_path):
+    (args,) = parse("report", [ReportArguments], ["a", "b", "--output", "r.html"])
+    assert (args.runs, args.output) == (["a", "b"], "r.html")
+    (args,) = parse("report", [ReportArguments], ["--output", "r.html", "--runs", "a"])
+    assert args.runs == ["a"]
+    with pytest.raises(UserError, match="required: --runs"):
+        parse("report", [ReportArguments], ["--output", "r.html"])
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    switches = ["headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
+    switches += ["disable-background-networking", "disable-component-update"]
+    for switch in [*switches, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def opened(browser, page, tmp_path):
+    (tmp_path / "r.html").write_text(page.source)
+    browser.get((tmp_path / "r.html").as_uri())
+    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
+    still = {
+        "features": [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    }  # no scrolling while the pointer moves
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", still)
+    return browser
+
+
+CHOOSE = """
+const [field, value] = arguments;
+const select = document.getElementById(field);
+select.value = value;
+select.dispatchEvent(new Event("change"));
+"""
+LOOK = """
+const tokens = [...document.querySelectorAll("#row .token")];
+tokens[arguments[0]].focus();
+const seen = tokens.flatMap((each, k) => each.dataset.seen === "true" ? [k] : []);
+return [seen, document.getElementById("said").textContent];
+"""
+
+
+def test_the_explorer_follows_the_mask(opened, home):
+    assert opened.get_log("browser") == []
+    assert opened.title.startswith("Step-JEPA report")
+    data = json.loads((home / "out" / "b" / "rows.json").read_text())
+    config = tiny_model("gemma3").config
+    rng, differed = random.Random(0), 0
+    for _ in range(50):
+        number, kind = rng.randrange(8), rng.choice(data["kinds"])
+        row = data["rows"][number]
+        places = (torch.tensor([row[name]]) for name in ("branch", "prefix", "position"))
+        seen = masks.seen(config, *places)[kind][0]
+        token = rng.randrange(len(row["tokens"]))
+        opened.execute_script(CHOOSE, "example", f"1 {number}")
+        opened.execute_script(CHOOSE, "kind", kind)
+        found, _ = opened.execute_script(LOOK, token)
+        assert found == seen[token].nonzero()[:, 0].tolist()
+        differed += kind == "sliding_attention" and token >= 12
+    assert differed > 10  # the window was looked through
+
+
+def test_the_explorer_says_in_words_what_it_shows(opened, home):
+    opened.execute_script(CHOOSE, "example", "1 0")
+    row = json.loads((home / "out" / "b" / "rows.json").read_text())["rows"][0]
+    predictor = row["tokens"].index("<|predictor_1|>")
+    _, said = opened.execute_script(LOOK, predictor)
+    assert said == (
+        f'Token {predictor} "<|predictor_1|>", predictor 1, position {row["position"][predictor]}. '
+        "Sees system, question, header, step 0, itself. It is where the predicted view of step 1 is read."
+    )
+    _, said = opened.execute_script(LOOK, predictor + 1)
+    assert "target 1, position" in said
+    assert said.endswith("Sees itself. It feeds the target view of step 1.")
+    _, said = opened.execute_script(LOOK, 0)
+    assert said.endswith("Sees itself. It feeds the predicted views of step 1, step 2.")
+    _, said = opened.execute_script(LOOK, next(start for name, start, _ in row["regions"] if name == "step 2"))
+    assert said.endswith("It feeds no view. The language model learns to write it.")
+
+
+def test_the_explorer_goes_by_keyboard_and_by_pointer(opened, home):
+    from selenium.webdriver import ActionChains, Keys
+
+    def here():
+        return opened.execute_script("return document.activeElement.getAttribute('aria-label')").split()[1]
+
+    opened.execute_script(LOOK, 0)
+    starts = [start for _, start, _ in json.loads((home / "out" / "a" / "rows.json").read_text())["rows"][0]["regions"]]
+    for key, place in [
+        *((Keys.ARROW_RIGHT, 1), (Keys.ARROW_DOWN, starts[1]), (Keys.ARROW_DOWN, starts[2])),
+        *((Keys.ARROW_UP, starts[1]), (Keys.ARROW_LEFT, starts[1] - 1), (Keys.HOME, 0), (Keys.ARROW_LEFT, 0)),
+    ]:
+        ActionChains(opened).send_keys(key).perform()
+        assert here() == str(place)
+    stops = "return [...document.querySelectorAll('#row .token')].filter((each) => each.tabIndex === 0).length"
+    assert opened.execute_script(stops) == 1  # one stop of the tabulator for the whole row
+    token = opened.find_elements("css selector", "#row .token")[5]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", token)
+    ActionChains(opened).move_to_element(token).perform()
+    assert opened.find_element("id", "said").text.startswith("Token 5 ")
+    assert opened.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_fits_and_can_be_read(opened, scheme, width):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    colours = opened.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+    ink, paper = (sum(map(int, colour[4:-1].split(","))) for colour in colours)
+    assert (ink < 150 and paper > 700) if scheme == "light" else (ink > 650 and paper < 120)
