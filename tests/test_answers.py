@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from step_jepa.answers import extract, interval, is_correct
+from step_jepa.evaluation.answers import extract, interval, is_correct
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_math_verify_raises_is_wrong(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("sympy")
 
-    monkeypatch.setattr("step_jepa.answers.math_verify.verify", fail)
+    monkeypatch.setattr("step_jepa.evaluation.answers.math_verify.verify", fail)
     assert not is_correct("72.0", "72")
 
 

@@ -14,16 +14,16 @@ import torch
 from conftest import ARCHITECTURES, SHARED, byte_tokenizer, conversation, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, set_seed
 
-from step_jepa import audit as command
-from step_jepa.audit import AuditArguments, audit
+from step_jepa.auditing import audit as command
+from step_jepa.auditing.audit import AuditArguments, audit
+from step_jepa.auditing.cutting import cuts
+from step_jepa.auditing.information import Place, measure, partners, scored_steps
+from step_jepa.auditing.overlap import Written, overlap
+from step_jepa.auditing.verdict import carry_most, kind, level
 from step_jepa.cli import main
-from step_jepa.cutting import cuts
+from step_jepa.data.sources import read_records
+from step_jepa.data.tokens import Example, encode
 from step_jepa.errors import UserError
-from step_jepa.information import Place, measure, partners, scored_steps
-from step_jepa.overlap import Written, overlap
-from step_jepa.sources import read_records
-from step_jepa.tokens import Example, encode
-from step_jepa.verdict import carry_most, kind, level
 
 VOCABULARY = 300
 

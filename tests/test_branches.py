@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_jepa.branches import Pair, Row, difference, last, mean, trunk
-from step_jepa.collate import BranchCollator, PlainCollator, PlannedRows, without_branches
-from step_jepa.controls import Draw
-from step_jepa.masks import may_see, within
+from step_jepa.batches.collate import BranchCollator, PlainCollator, PlannedRows, without_branches
+from step_jepa.batches.masks import may_see, within
+from step_jepa.batches.planner import Planner
+from step_jepa.batches.views import read
+from step_jepa.data.tokens import IGNORED, Example, Turn, Turns
 from step_jepa.objectives import LLMJEPA, StepJEPA
-from step_jepa.planner import Planner
-from step_jepa.tokens import IGNORED, Example, Turn, Turns
-from step_jepa.views import read
+from step_jepa.rows.branches import Pair, Row, difference, last, mean, trunk
+from step_jepa.rows.controls import Draw
 
 # prompt 10 11, step one 12 13, step two 14 15, end of turn 16
 EXAMPLE = Example(

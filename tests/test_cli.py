@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from step_jepa import standalone
 from step_jepa.cli import COMMANDS, main
+from step_jepa.data.tokens import IGNORED
 from step_jepa.options import parse
-from step_jepa.tokens import IGNORED
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]
@@ -175,8 +175,8 @@ def test_benchmark_measures_every_variant(model_folder, train_file, capsys):
 def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path):
     from test_one_pass import trainer_for
 
+    from step_jepa.batches.collate import BranchCollator
     from step_jepa.benchmark import padded, second_row
-    from step_jepa.collate import BranchCollator
 
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
     examples = trainer.train_dataset.examples[:3]
@@ -294,8 +294,8 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
 
 
 def test_slow_tokenizers_are_refused(tokenizer, records, monkeypatch):
+    from step_jepa.data.tokens import encode
     from step_jepa.errors import UserError
-    from step_jepa.tokens import encode
 
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     with pytest.raises(UserError, match="no character offsets"):

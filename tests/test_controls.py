@@ -16,15 +16,15 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.config import OPTIONS_FILE, save_options
-from step_jepa.controls import MEANING, NEAREST, Donors, with_random_boundaries
+from step_jepa.batches.planner import Planner, unchanged
+from step_jepa.data.tokens import Example, Turn, Turns
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
 from step_jepa.objectives.stp import STP
-from step_jepa.planner import Planner, unchanged
-from step_jepa.tokens import Example, Turn, Turns
+from step_jepa.rows.controls import MEANING, NEAREST, Donors, with_random_boundaries
 from step_jepa.train import TrainArguments, standalone_trainer
+from step_jepa.training.config import OPTIONS_FILE, save_options
 
 PREDICTOR = 99
 ALL = StepJEPA([PREDICTOR], choice="all", skip_answer_step=False)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_jepa.diagnostics import (
+from step_jepa.training.diagnostics import (
     PENALTIES,
     cosines,
     effective_rank,

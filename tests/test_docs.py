@@ -11,15 +11,15 @@ import torch
 from conftest import tiny_model
 
 from step_jepa import StepJEPAConfig
-from step_jepa.branches import trunk
-from step_jepa.collate import BranchCollator
-from step_jepa.config import COMPAT
-from step_jepa.controls import Draw
-from step_jepa.evaluate import EvaluateArguments
-from step_jepa.masks import may_see
+from step_jepa.batches.collate import BranchCollator
+from step_jepa.batches.masks import may_see
+from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.options import parse
+from step_jepa.rows.branches import trunk
+from step_jepa.rows.controls import Draw
 from step_jepa.train import TrainArguments
+from step_jepa.training.config import COMPAT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")

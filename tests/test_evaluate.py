@@ -11,15 +11,24 @@ import torch.nn.functional as F
 from conftest import byte_tokenizer, tiny_model
 from safetensors.torch import load_file
 
-from step_jepa import generation
-from step_jepa.branches import trunk
-from step_jepa.collate import PlainCollator
-from step_jepa.dataset import to_example
+from step_jepa.batches.collate import PlainCollator
+from step_jepa.data.dataset import to_example
+from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
-from step_jepa.evaluate import EvaluateArguments, heldout, judge, run, run_options, save_views, summarise, written
-from step_jepa.generation import Generation, generate
-from step_jepa.models import export, setup_model_and_tokenizer
-from step_jepa.sources import read_records
+from step_jepa.evaluation import generation
+from step_jepa.evaluation.evaluate import (
+    EvaluateArguments,
+    heldout,
+    judge,
+    run,
+    run_options,
+    save_views,
+    summarise,
+    written,
+)
+from step_jepa.evaluation.generation import Generation, generate
+from step_jepa.rows.branches import trunk
+from step_jepa.training.models import export, setup_model_and_tokenizer
 
 
 def problem(a: int) -> dict:

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, plots, standalone
 from step_jepa.cli import main
+from step_jepa.data.sources import read_records
 from step_jepa.inspection.mask import Matrix
 from step_jepa.inspection.menu import moved
 from step_jepa.inspection.picture import draw, spread
@@ -28,8 +29,7 @@ from step_jepa.inspection.preparation import Preparation, RowArguments, specimen
 from step_jepa.inspection.sights import runs
 from step_jepa.inspection.stages import STAGES
 from step_jepa.inspection.words import visible
-from step_jepa.regions import Region
-from step_jepa.sources import read_records
+from step_jepa.rows.regions import Region
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": -1}
 IN_ORDER = {"num_train_epochs": 1, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}

@@ -7,8 +7,8 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.compute import floating_point_ops
-from step_jepa.monitor import Monitor, proves_nothing
+from step_jepa.batches.compute import floating_point_ops
+from step_jepa.training.monitor import Monitor, proves_nothing
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
 

@@ -15,9 +15,9 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.collate import BranchCollator
+from step_jepa.batches.collate import BranchCollator
+from step_jepa.batches.views import Views, random_targets
 from step_jepa.errors import UserError
-from step_jepa.views import Views, random_targets
 
 # Of different lengths and numbers of steps; the second ends without an answer line. Where a step ends without a full
 # stop, its separator is a token of its own.
@@ -651,7 +651,7 @@ def test_lbd_auto_is_found_although_the_first_step_carries_no_pairs(tmp_path):
 )
 def test_only_rows_with_branches_need_a_model_that_takes_their_mask(tmp_path, monkeypatch, objective, needed):
     asked = []
-    monkeypatch.setattr("step_jepa.masks.check", asked.append)
+    monkeypatch.setattr("step_jepa.batches.masks.check", asked.append)
     trainer_for(tmp_path, objective=objective)
     assert bool(asked) == needed
 

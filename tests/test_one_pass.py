@@ -6,9 +6,9 @@ from conftest import ARCHITECTURES, tiny_model
 from transformers import MambaConfig, MambaForCausalLM
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.collate import BranchCollator
+from step_jepa.batches.collate import BranchCollator
+from step_jepa.batches.masks import attention_mask, check
 from step_jepa.errors import UserError
-from step_jepa.masks import attention_mask, check
 
 
 def trainer_for(model, tokenizer, records, tmp_path, **options):
@@ -123,7 +123,7 @@ def test_models_that_cannot_take_the_mask_are_refused():
 
 
 def test_a_leaking_mask_is_noticed(monkeypatch):
-    import step_jepa.masks as masks
+    import step_jepa.batches.masks as masks
 
     monkeypatch.setattr(masks, "may_see", lambda branch, prefix: torch.ones(1, 9, 9, dtype=torch.bool))
     with pytest.raises(UserError, match="lets the trunk see a branch"):

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from step_jepa.equations import equation, numbers
 from step_jepa.errors import UserError
-from step_jepa.pairing import HeldOut, bootstrap, measure, show
+from step_jepa.evaluation.equations import equation, numbers
+from step_jepa.evaluation.pairing import HeldOut, bootstrap, measure, show
 
 H = 16
 

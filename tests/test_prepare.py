@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from step_jepa import prepare, sources
+from step_jepa.data import prepare, sources
+from step_jepa.data.prepare import PrepareArguments, run
+from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
+from step_jepa.data.sources import read_records
+from step_jepa.data.steps import strip_annotations
 from step_jepa.errors import UserError
-from step_jepa.prepare import PrepareArguments, run
-from step_jepa.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
-from step_jepa.sources import read_records
-from step_jepa.steps import strip_annotations
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 RAW = {"question": "2 + 2?", "answer": "Two and two\nare <<2+2=4>>4.\n#### 4"}

@@ -3,11 +3,11 @@
 import torch
 from conftest import conversation
 
-from step_jepa.masks import may_see
+from step_jepa.batches.masks import may_see
+from step_jepa.batches.planner import Planner
+from step_jepa.data.tokens import Example, encode
 from step_jepa.objectives.step_jepa import StepJEPA
-from step_jepa.planner import Planner
-from step_jepa.regions import in_place_regions, regions, sight
-from step_jepa.tokens import Example, encode
+from step_jepa.rows.regions import in_place_regions, regions, sight
 
 EXAMPLE = Example(
     text="", input_ids=list(range(10)), labels=[-100] * 10, steps=[(4, 6), (6, 8)], chars=[], user=(1, 3), index=0

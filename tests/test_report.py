@@ -14,15 +14,16 @@ from conftest import byte_tokenizer, conversation, tiny_model
 from safetensors.numpy import load_file, save_file
 from test_cli import code, train
 
-from step_jepa import curves, masks, view_maps
-from step_jepa.branches import Pair, trunk
+from step_jepa.batches import masks
+from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.findings import find
 from step_jepa.options import parse
-from step_jepa.report import ReportArguments, render
-from step_jepa.run_settings import named
-from step_jepa.shown_rows import described
-from step_jepa.tokens import IGNORED, Example
+from step_jepa.reporting import curves, view_maps
+from step_jepa.reporting.findings import find
+from step_jepa.reporting.report import ReportArguments, render
+from step_jepa.rows.branches import Pair, trunk
+from step_jepa.training.run_settings import named
+from step_jepa.training.shown_rows import described
 
 SCRIPT = "<script>document.title = 'no'</script>"
 

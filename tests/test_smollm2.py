@@ -9,8 +9,8 @@ from conftest import SHARED
 from test_cli import code
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.collate import BranchCollator
-from step_jepa.sources import read_records
+from step_jepa.batches.collate import BranchCollator
+from step_jepa.data.sources import read_records
 
 pytestmark = pytest.mark.slow
 GSM8K = SHARED / "gsm8k" / "train.jsonl"

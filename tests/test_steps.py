@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_jepa.steps import answer_step, final_answer, part_thinking, split, strip_annotations, wrap_thinking
+from step_jepa.data.steps import answer_step, final_answer, part_thinking, split, strip_annotations, wrap_thinking
 
 MARKERS = {
     "bold": (

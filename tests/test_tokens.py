@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from step_jepa.dataset import load_and_prepare_dataset
+from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.tokens import IGNORED, PLAIN_TEMPLATE, Encoding, Example, encode, truncate
 from step_jepa.errors import UserError
-from step_jepa.tokens import IGNORED, PLAIN_TEMPLATE, Encoding, Example, encode, truncate
 
 
 def pieces(tokenizer, example, span):

@@ -7,12 +7,16 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 
-from step_jepa import compare, dataset, losses, masks, models, representation, subject, tokens
-from step_jepa.checks import CHECKS, findings
+from step_jepa.batches import masks
 from step_jepa.cli import main
+from step_jepa.data import dataset, tokens
+from step_jepa.data.tokens import IGNORED
+from step_jepa.objectives import losses
 from step_jepa.objectives.step_jepa import StepJEPA
-from step_jepa.subject import Subject
-from step_jepa.tokens import IGNORED
+from step_jepa.training import models, representation
+from step_jepa.verification import compare, subject
+from step_jepa.verification.checks import CHECKS, findings
+from step_jepa.verification.subject import Subject
 
 
 def folder_of(tmp_path, name="llama", tokenizer=None, **options):

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "RepresentationConfig": "representation",
-    "RepresentationTrainer": "representation",
+    "RepresentationConfig": "training.representation",
+    "RepresentationTrainer": "training.representation",
     "StepJEPAConfig": "adapted",
     "StepJEPARepresentationTrainer": "adapted",
-    "load_and_prepare_dataset": "dataset",
-    "setup_model_and_tokenizer": "models",
+    "load_and_prepare_dataset": "data.dataset",
+    "setup_model_and_tokenizer": "training.models",
 }
 __all__ = list(_HOMES)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from step_jepa.collate import PlannedRows
-from step_jepa.config import RepresentationConfig
+from step_jepa.batches.collate import PlannedRows
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.step_jepa import Pairs, Pooling, Read, Sees, Target
-from step_jepa.representation import RepresentationTrainer
+from step_jepa.training.config import RepresentationConfig
+from step_jepa.training.representation import RepresentationTrainer
 
 
 @dataclass

@@ -18,14 +18,14 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from step_jepa.adapted import untrained
-from step_jepa.branches import Pair, Row, last, trunk
-from step_jepa.collate import PADDING, Batch, BranchCollator, PlainCollator
+from step_jepa.batches.collate import PADDING, Batch, BranchCollator, PlainCollator
+from step_jepa.batches.planner import Planner
+from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.losses import cosine
-from step_jepa.models import predictor_ids
 from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, StepJEPA, STPReleased
-from step_jepa.planner import Planner
-from step_jepa.tokens import IGNORED, Example
+from step_jepa.objectives.losses import cosine
+from step_jepa.rows.branches import Pair, Row, last, trunk
+from step_jepa.training.models import predictor_ids
 
 TWO_PASSES = ("two_pass", "two_pass_padded")
 

@@ -13,19 +13,19 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 
 # command -> module, its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
-    "prepare": ("prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
+    "prepare": ("data.prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
     "inspect": ("inspection.menu", ["MenuArguments"], "walk through examples, stage by stage, in a terminal"),
     "inspect steps": ("inspection.steps", ["StepsArguments"], "how a tokenizer sees the steps"),
     "inspect tokens": ("inspection.tokens", ["TokensArguments"], "a training row, token by token"),
     "inspect mask": ("inspection.mask", ["MaskArguments"], "who sees whom in it, in words or as a picture"),
     "inspect pipeline": ("inspection.pipeline", ["PipelineArguments"], "all stages of one example"),
-    "audit": ("audit", ["AuditArguments"], "what the past tells about each step, before training"),
+    "audit": ("auditing.audit", ["AuditArguments"], "what the past tells about each step, before training"),
     "train": ("train", ["TrainArguments", "adapted.StepJEPAConfig"], "fine-tune a model"),
-    "verify": ("verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
-    "compare": ("compare", ["CompareArguments"], "both implementations on the same rows"),
-    "evaluate": ("evaluate", ["EvaluateArguments"], "score a model on problems"),
-    "pairing": ("heldout", ["PairingArguments"], "does the predicted view know the next step"),
-    "report": ("report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
+    "verify": ("verification.verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
+    "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
+    "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),
+    "pairing": ("evaluation.heldout", ["PairingArguments"], "does the predicted view know the next step"),
+    "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }

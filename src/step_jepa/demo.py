@@ -8,11 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step_jepa import evaluate, prepare, report, train
+from step_jepa import train
 from step_jepa.adapted import StepJEPAConfig
+from step_jepa.data import prepare
+from step_jepa.data.sources import GSM_SYMBOLIC
 from step_jepa.errors import UserError
+from step_jepa.evaluation import evaluate
 from step_jepa.options import parse
-from step_jepa.sources import GSM_SYMBOLIC
+from step_jepa.reporting import report
 
 console = Console(highlight=False)
 FIGURES = {

@@ -16,14 +16,15 @@ from transformers import BitsAndBytesConfig, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from step_jepa import masks, standalone
+from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.config import own_options, save_options
+from step_jepa.batches import masks
+from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
-from step_jepa.models import export, setup_model_and_tokenizer
-from step_jepa.run_settings import save_settings
-from step_jepa.shown_rows import ROWS_FILE
-from step_jepa.sources import read_records
+from step_jepa.training.config import own_options, save_options
+from step_jepa.training.models import export, setup_model_and_tokenizer
+from step_jepa.training.run_settings import save_settings
+from step_jepa.training.shown_rows import ROWS_FILE
 
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 # Options of ours that the standalone implementation knows, some of them only with certain values; the last two say

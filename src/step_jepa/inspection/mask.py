@@ -15,7 +15,7 @@ from step_jepa.inspection.picture import draw
 from step_jepa.inspection.preparation import RowArguments, specimen_of
 from step_jepa.inspection.sights import Relation, Sights, relation, runs
 from step_jepa.inspection.specimen import Specimen
-from step_jepa.regions import Region, extent, sight
+from step_jepa.rows.regions import Region, extent, sight
 
 STYLES: dict[Relation, str] = {"trunk": "black on cyan", "prefix": "black on green", "own": "black on yellow"}
 MARKS = {"all": "#", "causal": "\\", "part": "+", "none": "."}

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
+from step_jepa.data.tokens import Example
 from step_jepa.inspection.preparation import Preparation, RowArguments, chosen
 from step_jepa.inspection.stages import STAGES
-from step_jepa.tokens import Example
 
 HELP = f"Enter on, b back, n/p next/previous example, 1-{len(STAGES)} a stage, q leave"
 MOVES = {"": 1, "b": -1, "n": len(STAGES), "p": -len(STAGES)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from step_jepa.inspection.sights import Relation, runs
 from step_jepa.inspection.specimen import Specimen
-from step_jepa.regions import Region
+from step_jepa.rows.regions import Region
 
 MEANING: dict[Relation, str] = {
     "trunk": "the trunk sees the trunk",

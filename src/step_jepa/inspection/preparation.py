@@ -9,18 +9,19 @@ from peft import PeftConfig
 from torch import tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-from step_jepa import masks, standalone
+from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig
-from step_jepa.dataset import load_and_prepare_dataset
+from step_jepa.batches import masks
+from step_jepa.batches.planner import Planner
+from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.tokens import Encoding, Example
 from step_jepa.errors import UserError
 from step_jepa.inspection.sights import Sights
 from step_jepa.inspection.specimen import Specimen
-from step_jepa.models import load_tokenizer, resolve
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.step_jepa import Pairs
-from step_jepa.planner import Planner
-from step_jepa.regions import in_place_regions, regions
-from step_jepa.tokens import Encoding, Example
+from step_jepa.rows.regions import in_place_regions, regions
+from step_jepa.training.models import load_tokenizer, resolve
 
 
 @dataclass

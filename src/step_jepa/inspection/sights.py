@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from step_jepa.regions import Region
-from step_jepa.tokens import Span
+from step_jepa.data.tokens import Span
+from step_jepa.rows.regions import Region
 
 # The trunk sees the trunk; a branch sees the trunk, or itself.
 Relation = Literal["trunk", "prefix", "own"]

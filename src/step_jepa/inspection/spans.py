@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from step_jepa.data.tokens import IGNORED
 from step_jepa.inspection.specimen import Specimen
 from step_jepa.inspection.words import excerpt, span, table
-from step_jepa.tokens import IGNORED
 
 
 def describe(specimen: Specimen) -> list[dict[str, Any]]:

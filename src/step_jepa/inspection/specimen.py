@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from step_jepa.branches import Row
+from step_jepa.data.tokens import Example
 from step_jepa.inspection.sights import Sights
-from step_jepa.regions import Region
-from step_jepa.tokens import Example
+from step_jepa.rows.branches import Row
+from step_jepa.rows.regions import Region
 
 
 @dataclass(frozen=True)

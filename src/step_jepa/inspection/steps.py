@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from step_jepa.dataset import load_and_prepare_dataset
+from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.inspection.preparation import chosen
 from step_jepa.inspection.specimen import Specimen
 from step_jepa.inspection.words import span, visible
-from step_jepa.models import load_tokenizer
-from step_jepa.tokens import IGNORED, Example
+from step_jepa.training.models import load_tokenizer
 
 COLOURS = ("black on cyan", "black on yellow", "black on green", "black on magenta")
 LIMIT = 3

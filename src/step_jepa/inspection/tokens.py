@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from step_jepa.data.tokens import IGNORED
 from step_jepa.inspection.preparation import RowArguments, specimen_of
 from step_jepa.inspection.specimen import Specimen
 from step_jepa.inspection.words import region_names, table, visible, weighted
-from step_jepa.tokens import IGNORED
 
 
 @dataclass

@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from step_jepa.branches import View
 from step_jepa.inspection.specimen import Specimen
 from step_jepa.inspection.words import region_names, table, visible, weighted
+from step_jepa.rows.branches import View
 
 
 def describe(specimen: Specimen) -> list[dict[str, Any]]:

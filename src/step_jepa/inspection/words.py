@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from step_jepa.data.tokens import Span
 from step_jepa.inspection.specimen import Specimen
-from step_jepa.regions import Region
-from step_jepa.tokens import Span
+from step_jepa.rows.regions import Region
 
 
 def visible(text: str) -> str:

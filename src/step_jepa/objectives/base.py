@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from step_jepa.branches import Pair, Row
-from step_jepa.controls import Control, Draw
-from step_jepa.losses import Loss
-from step_jepa.tokens import Example
+from step_jepa.data.tokens import Example
+from step_jepa.objectives.losses import Loss
+from step_jepa.rows.branches import Pair, Row
+from step_jepa.rows.controls import Control, Draw
 
 
 class Objective:

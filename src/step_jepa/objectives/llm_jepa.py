@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from step_jepa.branches import Pair, Row, View, last
-from step_jepa.controls import Control, Draw
+from step_jepa.data.tokens import Example, Turn
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
-from step_jepa.tokens import Example, Turn
+from step_jepa.rows.branches import Pair, Row, View, last
+from step_jepa.rows.controls import Control, Draw
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from step_jepa.branches import Pair, Row, difference
-from step_jepa.controls import Control, Draw
-from step_jepa.losses import Loss
+from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
+from step_jepa.objectives.losses import Loss
 from step_jepa.objectives.step_jepa import Read
-from step_jepa.tokens import Example
+from step_jepa.rows.branches import Pair, Row, difference
+from step_jepa.rows.controls import Control, Draw
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Literal
 
-from step_jepa.branches import Pair, Row, View, last, mean
-from step_jepa.controls import Control, Draw
+from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
-from step_jepa.tokens import Example
+from step_jepa.rows.branches import Pair, Row, View, last, mean
+from step_jepa.rows.controls import Control, Draw
 
 Pairs = Literal["first", "all", "random"]
 Target = Literal["isolated", "context"]

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from step_jepa.branches import Pair, Row, View, difference
-from step_jepa.controls import Control, Draw
-from step_jepa.losses import Loss
+from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
-from step_jepa.tokens import Example
+from step_jepa.objectives.losses import Loss
+from step_jepa.rows.branches import Pair, Row, View, difference
+from step_jepa.rows.controls import Control, Draw
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Planner: example -> row, for several objectives at once; and how much of it a control changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from step_jepa.data.tokens import Example
+from step_jepa.objectives.base import Objective
+from step_jepa.rows.branches import TRUNK, Row, View, trunk
+from step_jepa.rows.controls import CONTROLS_OF_ROWS, Control, Donors, Draw, with_random_boundaries
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Random choices follow from (seed, epoch, example, objective) alone, so they are the same for any batching, any
+    number of workers, and after a resume."""
+
+    objectives: Sequence[Objective] = ()
+    seed: int = 0
+    control: Control = "none"
+    redraw: bool = False
+    donors: Donors | None = None
+
+    def __call__(self, example: Example, epoch: int = 0) -> Row:
+        row = trunk(example)
+        control_epoch = epoch if self.redraw else 0
+        if self.control == "random_boundaries":
+            example = with_random_boundaries(example, Random(f"{self.seed} {control_epoch} {example.index} boundaries"))
+        for number, objective in enumerate(self.objectives):
+            place = f"{example.index} {type(objective).__name__}"
+            rng = Random(f"{self.seed} {epoch} {place}")
+            draw = Draw(rng, self.control, f"{self.seed} {control_epoch} {place}", self.donors)
+            row.pairs += [replace(pair, objective=number) for pair in objective.pairs(row, example, draw)]
+        return row
+
+
+def unchanged(plan: Planner, examples: Sequence[Example]) -> int:
+    """How many pairs of the first epoch the control leaves as they are: both views read the same tokens, and see as
+    much of the trunk. 0 for controls that act elsewhere, and for none."""
+    if plan.control not in CONTROLS_OF_ROWS:
+        return 0
+    true = replace(plan, control="none")
+    return sum(len(_pairs(plan(example)) & _pairs(true(example))) for example in examples)
+
+
+def _pairs(row: Row) -> set[tuple]:
+    return {(pair.objective, pair.step, _said(row, pair.predicted), _said(row, pair.target)) for pair in row.pairs}
+
+
+def _said(row: Row, view: View) -> tuple:
+    return tuple((weight, *_state(row, index)) for index, weight in view)
+
+
+def _state(row: Row, index: int) -> tuple:
+    """What tells a state from others: its place on the trunk; or its branch's tokens up to it, and what they see."""
+    if row.branch[index] == TRUNK:
+        return (index,)
+    start = row.branch.index(row.branch[index])
+    return (tuple(row.input_ids[start : index + 1]), row.prefix[index])

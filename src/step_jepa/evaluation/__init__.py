@@ -1,0 +1,1 @@
+"""What a trained model can do and what its views know."""

@@ -1,0 +1,83 @@
+"""The short answer in a text, and whether it is the right one. Pure strings; no model is known here."""
+
+import re
+import threading
+import unicodedata
+from math import sqrt
+from statistics import NormalDist
+from typing import Literal
+
+import math_verify
+
+from step_jepa.data.steps import final_answer
+
+Rule = Literal["boxed", "hashes", "number", "none"]
+
+_SIZE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_FRACTION = rf"(?:{_SIZE})(?:/\d+)?"
+_NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:\\?\$)?(?:{_FRACTION})(?:\\?%)?")
+_WORDED = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
+    rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?",
+    re.I,
+)
+_COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z\s.]*\})?")
+_WORD = re.compile(r"[a-zA-Z]{2,}")
+
+
+def extract(text: str) -> tuple[str | None, Rule]:
+    r"""The answer that a text gives, and the rule that found it.
+
+    boxed    what the last `\boxed{}` holds, if its braces balance and it is not empty
+    hashes   else what follows the last "####" on its line
+    number   else the last number
+    none     else None
+    The first two are `steps.final_answer`, the function that finds the ground truth in a reference solution."""
+    if boxed := final_answer(text.replace("####", "")):
+        return boxed, "boxed"
+    if after_hashes := final_answer(text.replace(r"\boxed", "")):
+        return after_hashes, "hashes"
+    numbers = _NUMBER.findall(text)
+    return (numbers[-1], "number") if numbers else (None, "none")
+
+
+def is_correct(answer: str | None, truth: str) -> bool:
+    """Whether the answer is the same text as the truth, or the same mathematics (math-verify).
+
+    Units are not compared: of an answer in words its only number counts. A truth in other words, such as a name or a
+    regular expression, must be met letter by letter. Never raises: what cannot be judged is wrong."""
+    if answer is None:
+        return False
+    if answer.strip() == truth.strip():
+        return True
+    given, wanted = _mathematics(answer), _mathematics(truth)
+    return given is not None and wanted is not None and _same(given, wanted)
+
+
+def _mathematics(text: str) -> str | None:
+    """The formula in a short answer, without currency signs; None where there are words that it cannot be told from."""
+    text = text.replace(r"\$", "$").strip().rstrip(".")
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "Sc")
+    if worded := _WORDED.fullmatch(text):
+        return worded["number"]
+    # Read as a formula, a word is the product of its letters, and equal to its anagrams.
+    return None if not text or _WORD.search(_COMMAND.sub(" ", text)) else text
+
+
+def _same(given: str, wanted: str) -> bool:
+    # math-verify keeps its time with SIGALRM, which only the main thread may set.
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    try:
+        # Between dollars the text is one formula; bare, math-verify would pick whatever number it likes.
+        gold, target = (math_verify.parse(f"${text}$", parsing_timeout=seconds) for text in (wanted, given))
+        return math_verify.verify(gold, target, timeout_seconds=seconds)
+    except Exception:  # sympy raises all sorts of things at what a model writes
+        return False
+
+
+def interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (JASA 22, 1927, p. 209); with n = 0 nothing is known: (0.0, 1.0)."""
+    if n == 0:
+        return 0.0, 1.0
+    z, share = NormalDist().inv_cdf(0.975), correct / n
+    centre, half = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))

@@ -1,0 +1,1 @@
+"""What hangs on an example: branches, the places of views, controls."""

@@ -1,0 +1,82 @@
+"""One row: the trunk, the branches that objectives hang on it, and the pairs of views read from it. Integers only.
+
+One rule says who sees whom (see masks.py): a token sees the earlier tokens of its own branch, and the trunk's first
+`prefix` tokens. A view is a weighted sum of the row's states: a last token, a mean and a difference are one thing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from step_jepa.data.tokens import IGNORED, Example
+
+TRUNK = 0
+View = list[tuple[int, float]]  # (row index, weight) of each state in the sum
+
+
+def last(indices: Sequence[int]) -> View:
+    """The state at the last of these row indices."""
+    return [(indices[-1], 1.0)]
+
+
+def mean(indices: Sequence[int]) -> View:
+    """The mean of the states at these row indices."""
+    return [(index, 1 / len(indices)) for index in indices]
+
+
+def difference(after: int, before: int) -> View:
+    """The way that the state went from one row index to another."""
+    return [(after, 1.0), (before, -1.0)]
+
+
+@dataclass
+class Pair:
+    """Two views that are to come together.
+
+    step        which of the example's pairs it is: the index of the target step, where there is one
+    objective   number of the objective that asks for it
+    """
+
+    predicted: View
+    target: View
+    step: int = 0
+    objective: int = 0
+
+
+@dataclass
+class Row:
+    """One training row. Every list but `pairs` has one entry per token.
+
+    branch    0 on the trunk, 1, 2, ... on the branches
+    prefix    how many trunk tokens a branch token may see before its own branch; 0 on the trunk
+    problem   index of the example in its data set
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    problem: int = 0
+    position_ids: list[int] = field(init=False)
+    branch: list[int] = field(init=False)
+    prefix: list[int] = field(init=False)
+    pairs: list[Pair] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        length = len(self.input_ids)
+        self.position_ids = list(range(length))
+        self.branch = [TRUNK] * length
+        self.prefix = [0] * length
+
+    def hang(self, input_ids: Sequence[int], *, position: int, prefix: int) -> range:
+        """Append a branch that starts at `position` and sees `prefix` trunk tokens; returns its row indices."""
+        start, length = len(self.input_ids), len(input_ids)
+        branch = self.branch[-1] + 1
+        self.input_ids += input_ids
+        self.labels += [IGNORED] * length
+        self.position_ids += range(position, position + length)
+        self.branch += [branch] * length
+        self.prefix += [prefix] * length
+        return range(start, start + length)
+
+
+def trunk(example: Example) -> Row:
+    """Ordinary fine-tuning: no branch."""
+    return Row(list(example.input_ids), list(example.labels), example.index)

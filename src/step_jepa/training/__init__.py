@@ -1,0 +1,1 @@
+"""The representation trainer and what it needs."""

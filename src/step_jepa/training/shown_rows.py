@@ -1,0 +1,64 @@
+"""The first training rows as a trainer reads them, in rows.json beside the model: what the report's explorer shows."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from step_jepa.batches import masks
+from step_jepa.batches.collate import PlannedRows
+from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.rows.branches import Row
+from step_jepa.rows.regions import regions
+from step_jepa.training.models import predictor_ids
+
+ROWS_FILE = "rows.json"
+SHOWN = 16
+
+
+def save_rows(
+    folder: str | os.PathLike, rows: PlannedRows, tokenizer: Any, model: Any, objectives: Sequence[str]
+) -> None:
+    """Write rows.json: the first 16 rows as they are planned for the first epoch; the kinds of layer that the model
+    has; the sliding window of those that slide, in positions."""
+    special = {token: f"<|predictor_{number}|>" for number, token in enumerate(predictor_ids(model), 1)}
+
+    def text(token: int) -> str:
+        return special.get(token) or tokenizer.decode([token])
+
+    shown = [described(example, rows.plan(example), text, objectives) for example in rows.examples[:SHOWN]]
+    kinds = _kinds(model.config)
+    window = model.config.get_text_config().sliding_window if "sliding_attention" in kinds else None
+    Path(folder, ROWS_FILE).write_text(
+        json.dumps({"kinds": kinds, "window": window, "rows": shown}, separators=(",", ":"))
+    )
+
+
+def described(example: Example, row: Row, text: Callable[[int], str], objectives: Sequence[str]) -> dict[str, Any]:
+    """One entry per token: tokens (text), branch, prefix, position, labelled. regions: name, first token, token after
+    the last. pairs: objective, step, and the tokens that the predicted and the target view are read from."""
+    return {
+        "tokens": [text(token) for token in row.input_ids],
+        "branch": row.branch,
+        "prefix": row.prefix,
+        "position": row.position_ids,
+        "labelled": [label != IGNORED for label in row.labels],
+        "regions": [(part.name, part.places.start, part.places.stop) for part in regions(example, row)],
+        "pairs": [
+            {
+                "objective": objectives[pair.objective],
+                "step": pair.step,
+                "predicted": [index for index, _ in pair.predicted],
+                "target": [index for index, _ in pair.target],
+            }
+            for pair in row.pairs
+        ],
+    }
+
+
+def _kinds(config: Any) -> list[str]:
+    none = torch.zeros(1, 1, dtype=torch.long)
+    return list(masks.seen(config, none, none, none))

@@ -1,0 +1,82 @@
+"""What the JEPA term carries from step to step beside the model: saved with it, equal on all ranks."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from step_jepa.batches.views import Twin, Views
+from step_jepa.errors import UserError
+from step_jepa.objectives.losses import RunningMean
+
+STATE_FILE = "jepa.safetensors"
+SIDES = ("predicted", "target")
+
+
+class JepaState(nn.Module):
+    """Running means of the views of every centred objective, the predictor head, the moving average of the model that
+    reads targets, and the weight that `lbd auto` has found (0 before the first measurement)."""
+
+    lbd: Tensor
+
+    def __init__(self, centred: Sequence[str], width: int, head: nn.Module | None, twin: Twin | None) -> None:
+        super().__init__()
+        self.means = nn.ModuleDict({f"{name}_{side}": RunningMean(width) for name in centred for side in SIDES})
+        self.head, self.twin = head, twin
+        self.register_buffer("lbd", torch.zeros(()))
+
+    def centred(self, name: str, views: Views) -> tuple[Tensor, Tensor]:
+        """Predicted and target views of an objective, less their running means if it is a centred one."""
+        predicted, target = self._means(name)
+        return predicted(views.predicted), target(views.target)
+
+    def add(self, name: str, views: Views) -> None:
+        """A micro-batch's part of the running means."""
+        for mean, own in zip(self._means(name), (views.predicted, views.target), strict=True):
+            if isinstance(mean, RunningMean):
+                mean.add(own)
+
+    def _means(self, name: str) -> list[nn.Module]:
+        return [self.means[f"{name}_{side}"] if f"{name}_{side}" in self.means else nn.Identity() for side in SIDES]
+
+    def after_step(self, model: nn.Module) -> None:
+        """Once per optimisation step, on all ranks."""
+        for mean in self.means.values():
+            assert isinstance(mean, RunningMean)
+            mean.update()
+        if self.twin is not None:
+            self.twin.update(model)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Nothing is written where nothing was carried."""
+        path = Path(folder, STATE_FILE)
+        path.unlink(missing_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        if len(state) > 1 or self.lbd:
+            save_file(state, path)
+
+    def load(self, folder: str | os.PathLike) -> None:
+        """Where a new run or an evaluation begins: the predictor head and the running means of the model's own run.
+
+        Raises UserError where it has a head that would be dropped."""
+        path = Path(folder, STATE_FILE)
+        if not path.exists():
+            return
+        saved = load_file(path)
+        if "head.weight" in saved and self.head is None:
+            raise UserError(f"{path} holds a predictor head: use --predictor_head linear, or move it away")
+        own = self.state_dict()
+        begun = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in own}
+        self.load_state_dict(begun, strict=False)
+
+    def resume(self, checkpoint: str | os.PathLike) -> None:
+        """All of it. Raises UserError where the checkpoint is of another kind of run."""
+        path, own = Path(checkpoint, STATE_FILE), self.state_dict()
+        saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}
+        if saved.keys() != own.keys():
+            differing = sorted(saved.keys() ^ own.keys())[0]
+            raise UserError(f"{checkpoint} was saved with other options of the JEPA term ({differing}): give the same")
+        self.load_state_dict(saved)

@@ -1,0 +1,1 @@
+"""Checks of the package's own code on a user's model, tokenizer and rows."""
