@@ -2,4 +2,5 @@
 
 from step_jepa.cli import main
 
-main()
+if __name__ == "__main__":  # a process that is started for a cell of an experiment reads this file too
+    main()

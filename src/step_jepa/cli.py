@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),
     "pairing": ("evaluation.heldout", ["PairingArguments"], "does the predicted view know the next step"),
+    "experiment": ("experiments.experiment", ["ExperimentArguments"], "arms x seeds, and what their differences say"),
+    "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),

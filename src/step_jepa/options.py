@@ -1,9 +1,10 @@
 """Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -19,8 +20,11 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
             raise UserError(f"{message} (step-jepa {command} --help lists the options)")
 
     parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
-    for name in _numbers_or_words(types):
-        parser._option_string_actions[f"--{name}"].type = _number_or_word
+    for name, hint in _hints(types):  # HfArgumentParser would take the number alone, and knows no table
+        if hint == float | str:
+            parser._option_string_actions[f"--{name}"].type = _number_or_word
+        if get_origin(hint) is dict:
+            parser._option_string_actions[f"--{name}"].type = _table
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
     argv = _with_config(_with_first(types, argv))
     needs_output = any(option.dest == "output_dir" for option in parser._actions)
@@ -37,9 +41,8 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     return tuple(parsed[: len(types)])
 
 
-def _numbers_or_words(types: list[Any]) -> list[str]:
-    """Fields that take a number or a word; HfArgumentParser would take the number alone."""
-    return [name for kind in types for name, hint in get_type_hints(kind).items() if hint == float | str]
+def _hints(types: list[Any]) -> list[tuple[str, Any]]:
+    return [hint for kind in types for hint in get_type_hints(kind).items()]
 
 
 def _number_or_word(text: str) -> float | str:
@@ -47,6 +50,14 @@ def _number_or_word(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _table(text: str) -> dict[str, Any]:
+    """A table of `--config`, as `_word` writes it; on the command line it is JSON."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
 
 
 def _with_first(types: list[Any], argv: list[str]) -> list[str]:
@@ -77,6 +88,11 @@ def _options(path: str) -> list[str]:
         raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): give a YAML file of options") from None
     if not isinstance(options, dict):
         raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
+    return words(options)
+
+
+def words(options: Mapping[str, Any]) -> list[str]:
+    """Options as one would type them; None is left out."""
     argv: list[str] = []
     for name, value in options.items():
         if value is not None:

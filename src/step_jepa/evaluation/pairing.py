@@ -27,6 +27,7 @@ RESAMPLES = 1000
 ROUNDING = 1e-6  # relative, of float32 views
 ACROSS, MATCHED, WITHIN = "retrieval_across", "retrieval_across_length_matched", "retrieval_within"
 TEMPLATES = "retrieval_across_templates"
+VIEWS = ("views", "views_to_base")
 FREE = ("tfidf", "embedding", "numbers", "position", "majority")
 
 
@@ -88,6 +89,8 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     measures               measure -> scorer -> figure
     differences            measure -> views or views_to_base -> figure of its difference to the best free baseline
                            `against`, taken pair by pair
+    by_problem             measure -> views or views_to_base -> a score for each problem that has such pairs, the mean
+                           of which is the figure; problems and their weights follow from the texts alone
 
     A figure is {value, low, high, n}, with `chance` for retrieval: a 95 % interval, and the pairs that it is of. All
     but n are None where fewer than two problems have such pairs, and probes are absent where five folds cannot be made.
@@ -143,6 +146,10 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
             for name, scorers in measures.items()
         },
         "differences": _differences(measures, problem, template, seed),
+        "by_problem": {
+            name: {scorer: _by_problem(scorers[scorer], problem) for scorer in VIEWS if scorer in scorers}
+            for name, scorers in measures.items()
+        },
     }
 
 
@@ -231,6 +238,12 @@ def _interval(per_pair: _PerPair, cluster: Array, seed: int) -> tuple[float | No
     return bootstrap(per_pair.value[kept], cluster[kept], seed, weight=per_pair.weight[kept])
 
 
+def _by_problem(per_pair: _PerPair, problem: Array) -> list[float]:
+    over, under = np.bincount(problem, per_pair.value), np.bincount(problem, per_pair.weight)
+    kept = under > 0
+    return (over[kept] / under[kept].mean()).tolist() if kept.any() else []
+
+
 def _chance(pools: Array | None) -> dict[str, float]:
     return {} if pools is None else {"chance": 1 / pools.shape[1]}
 
@@ -239,7 +252,7 @@ def _differences(measures: _Measures, problem: Array, template: Array | None, se
     differences: dict[str, dict[str, Any]] = {}
     for name, scorers in measures.items():
         free = [scorer for scorer in FREE if scorer in scorers and (name, scorer) != (WITHIN, "position")]
-        for scorer in ("views", "views_to_base"):
+        for scorer in VIEWS:
             if free and scorer in scorers:
                 best = max(free, key=lambda other: scorers[other].value.sum())
                 per_pair = _PerPair(scorers[scorer].value - scorers[best].value, scorers[scorer].weight)

@@ -55,10 +55,11 @@ class Meter:
         self.losses.index_add_(0, views.objective, torch.stack([distance, torch.ones_like(distance)], 1).float())
 
     def read(self, accelerator: Any) -> dict[str, float]:
+        """What has been added since the last call, over all ranks; `tokens_read` counts branches too."""
         nll, tokens, read, cosine, negatives, contrasted = accelerator.reduce(self.sums, "sum").tolist()
         losses = accelerator.reduce(self.losses, "sum").tolist()
         now = time.perf_counter()
-        logs = {"tokens_per_second": read / (now - self.since)}
+        logs = {"tokens_read": read, "tokens_per_second": read / (now - self.since)}
         pairs = sum(count for _, count in losses)
         if tokens:
             logs |= {"lm_loss": nll / tokens, "pairs": pairs}

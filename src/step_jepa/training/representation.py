@@ -349,8 +349,11 @@ class RepresentationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
+        if "loss" in logs or "train_loss" in logs:  # the last one closes the run
+            since = self._meter.read(self.accelerator)
+            self.state.num_input_tokens_seen += int(since.pop("tokens_read"))
         if "loss" in logs:
-            logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
+            logs |= {"lm_loss": logs["loss"]} | since
             logs["flops"] = float(self.state.total_flos)
             if self.args.lbd == "auto":
                 logs["lbd"] = float(self.jepa.state.lbd)

@@ -1,0 +1,1 @@
+"""Arms x seeds: trained, evaluated, compared."""

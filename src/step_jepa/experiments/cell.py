@@ -1,0 +1,113 @@
+"""One cell: train, evaluate, measure; what came of it in cell.json, which is written last."""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from step_jepa import train
+from step_jepa.errors import UserError
+from step_jepa.evaluation import evaluate, heldout
+from step_jepa.experiments.design import Cell
+
+IDENTITY, TRAINED, RESULT, LOG = "identity.json", "trained", "cell.json", "log.txt"
+WEIGHTS = ("*.safetensors", "*.bin")
+FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated")
+
+
+def finished(cell: Cell) -> dict[str, Any] | None:
+    """What cell.json holds (see `run`); None where the cell has not been run to its end. Raises UserError where it was
+    begun with other options or on other data."""
+    begun, path = cell.folder / IDENTITY, cell.folder / RESULT
+    if begun.exists():
+        found, identity = json.loads(begun.read_text(encoding="utf-8")), cell.identity()
+        if differing := [name for name in identity if found.get(name) != identity[name]]:
+            raise UserError(f"{cell.folder} was begun with another {', '.join(differing)}: give another --output_dir")
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def run(cell: Cell) -> None:
+    """Train, from the last checkpoint if there is one, evaluate, and write cell.json:
+
+    arm, seed             what was run
+    measures              name -> a score for each problem, in the order of the test file: accuracy; of `pairing` each
+                          measure of the views, and those against the base model's with _to_base
+    figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
+    steps, flops, tokens  of training; tokens are those read, branches too
+    seconds               of training, since the last resumption, and of evaluation
+    threads               of the processor, which the last digits depend on
+    Raises UserError."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    evaluate.write_whole(cell.folder / IDENTITY, json.dumps(cell.identity()) + "\n")
+    if not (cell.folder / TRAINED).exists():
+        _train(cell)
+        (cell.folder / TRAINED).touch()
+    began = time.perf_counter()
+    evaluate.run(cell.evaluation(overwrite=(cell.folder / "scores" / evaluate.SUMMARY).exists()))
+    views = cell.pairing_measures()
+    if views is not None:
+        heldout.run(views)
+    state = _json(cell.model / TRAINER_STATE_NAME)
+    summary = _json(cell.folder / "scores" / evaluate.SUMMARY)
+    result = {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "measures": {"accuracy": _correct(cell.folder / "scores" / evaluate.PREDICTIONS), **_of_views(cell)},
+        "figures": {name: summary[name] for name in FIGURES},
+        "steps": state["global_step"],
+        "flops": state["total_flos"],
+        "tokens": state["num_input_tokens_seen"],
+        "seconds": {"train": state["log_history"][-1]["train_runtime"], "evaluate": time.perf_counter() - began},
+        "threads": torch.get_num_threads(),
+    }
+    evaluate.write_whole(cell.folder / RESULT, json.dumps(result) + "\n")
+    if not cell.keep_model:
+        _forget_weights(cell.model)
+
+
+def _train(cell: Cell) -> None:
+    arguments, config = cell.training()
+    checkpoint = get_last_checkpoint(str(cell.model)) if cell.model.is_dir() else None
+    if checkpoint and not 0 < config.max_steps <= _steps_of(checkpoint):  # there is something left to train
+        _, config = cell.training(resume_from_checkpoint=checkpoint)
+    train.run(replace(arguments, overwrite=True), config)
+
+
+def _steps_of(checkpoint: str) -> int:
+    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _correct(predictions: Path) -> list[float]:
+    rows = map(json.loads, predictions.read_text(encoding="utf-8").splitlines())
+    return [float(row["correct"]) for row in rows if row["correct"] is not None]
+
+
+def _of_views(cell: Cell) -> dict[str, list[float]]:
+    if cell.pairing is None:
+        return {}
+    found = _json(cell.folder / "pairing" / heldout.RESULT)["models"][str(cell.model)]["by_problem"]
+    return {
+        name + ("" if scorer == "views" else "_to_base"): scores
+        for name, scorers in found.items()
+        for scorer, scores in scorers.items()
+    }
+
+
+def _forget_weights(folder: Path) -> None:
+    """Curves and settings stay for the report."""
+    for pattern in WEIGHTS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

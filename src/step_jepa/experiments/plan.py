@@ -1,0 +1,132 @@
+"""The plan of an experiment, from its options: which cells, and which of them are compared."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from step_jepa.errors import UserError
+from step_jepa.experiments.design import Cell, Comparison, Options, arms_of, comparisons_of
+
+# 0/1 scores that differ on a fifth of the problems, and two points of accuracy between seeds
+ASSUMED = {"seed": 0.02**2, "problem": 0.0, "residual": 0.2}
+
+
+@dataclass
+class ExperimentArguments:
+    """What is run; the tables among these are written in the file given as --config. Raises UserError."""
+
+    output_dir: str = field(metadata={"help": "Where data, cells and results go."})
+    arms: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Name -> options of `train` that differ; `controls` adds arms."}
+    )
+    recipe: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of `train` that all arms share."})
+    data: dict[str, Any] = field(default_factory=dict, metadata={"help": "train and test: options of `prepare`."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "One cell of each arm for each."}
+    )
+    baseline: str = field(default="sft", metadata={"help": "The arm that the others are compared with."})
+    primary: str = field(
+        default="", metadata={"help": "The arm whose comparison with the baseline decides; named beforehand."}
+    )
+    grid: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Option -> values: every arm with a JEPA term at each."}
+    )
+    evaluate: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of `evaluate`."})
+    pairing: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of `pairing`; without them views are not measured."}
+    )
+    measures: list[str] = field(
+        default_factory=lambda: ["accuracy"], metadata={"help": "What is compared, the first one by `primary`."}
+    )
+    assumed: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Variances of a paired difference (seed, problem, residual) for the power stated beforehand."
+        },
+    )
+    quick_changes: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "What --quick changes in the tables above."}
+    )
+    smoke_changes: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "What --smoke changes in the tables above."}
+    )
+    quick: bool = field(default=False, metadata={"help": "The smaller version, see quick_changes."})
+    smoke: bool = field(default=False, metadata={"help": "The smallest version, which shows that it runs."})
+    shard: str = field(default="0/1", metadata={"help": "i/n: run every n-th cell from the i-th on; for job arrays."})
+    workers: int = field(default=1, metadata={"help": "Cells at a time, which share the processor's cores."})
+    keep_models: bool = field(default=False, metadata={"help": "Keep the weights of every cell."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print the cells and what they will cost, by a timed probe."}
+    )
+    name: str = field(default="experiment", metadata={"help": "Title of the results."})
+
+    def __post_init__(self) -> None:
+        for name in ("quick", "smoke"):
+            if getattr(self, name):
+                self._change(name, getattr(self, f"{name}_changes"))
+        if not self.arms or not self.data:
+            raise UserError("an experiment needs arms and data: give --config experiments/lab.yaml, or one like it")
+        if self.workers < 1:
+            raise UserError(f"workers = {self.workers}: give 1 or more")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds {self.seeds} name one twice: give each once")
+        if self.assumed.keys() - ASSUMED:
+            raise UserError(f"assumed has {', '.join(self.assumed)}: give {', '.join(ASSUMED)}")
+
+    def _change(self, version: str, changes: Options) -> None:
+        if not changes:
+            raise UserError(f"--{version}: this experiment has no {version}_changes: leave it out, or write them")
+        for name, value in changes.items():
+            if name not in self.__dataclass_fields__:
+                raise UserError(f"{version}_changes has {name}, which is no option of an experiment")
+            setattr(self, name, _merged(getattr(self, name), value))
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Tables key by key; anything else is replaced."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells, by seed first, so that an interrupted experiment has whole seeds; and the comparisons."""
+
+    cells: list[Cell]
+    comparisons: list[Comparison]
+    primary: Comparison
+
+
+def planned(args: ExperimentArguments, folder: Path) -> Plan:
+    """Raises UserError for arms that are not there and for options that a command refuses."""
+    arms = arms_of(args.arms, args.grid)
+    for role, name in (("baseline", args.baseline), ("primary", args.primary)):
+        if name not in arms:
+            raise UserError(f"{role} is {name!r}, which is no arm: choose among {', '.join(arms)}")
+    if args.primary == args.baseline:
+        raise UserError(f"primary and baseline are both {args.baseline}: nothing would be compared")
+    cells = [
+        Cell(
+            arm=arm,
+            seed=seed,
+            folder=folder / "cells" / _file_name(arm) / f"seed-{seed}",
+            data=folder / "data",
+            options={**args.recipe, **options},
+            evaluate=args.evaluate,
+            pairing=args.pairing or None,
+            keep_model=args.keep_models,
+        )
+        for seed in args.seeds
+        for arm, options in arms.items()
+    ]
+    for cell in cells[: len(arms)]:
+        try:
+            cell.training(), cell.evaluation(), cell.pairing_measures()
+        except UserError as error:
+            raise UserError(f"arm {cell.arm}: {error}") from None
+    return Plan(cells, comparisons_of(list(arms), args.baseline), Comparison(args.primary, args.baseline))
+
+
+def _file_name(arm: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in arm)

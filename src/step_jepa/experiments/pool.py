@@ -1,0 +1,82 @@
+"""Cells in processes of their own, so that one that dies takes no other with it."""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, get_context, parent_process
+from typing import Any
+
+from step_jepa.errors import UserError
+from step_jepa.experiments import cell as cells
+from step_jepa.experiments.design import Cell
+
+REFUSED = 2
+
+
+def run_all(
+    waiting: Sequence[Cell], workers: int, threads: int, started: Callable[[Cell], Any]
+) -> Iterator[tuple[Cell, str | None]]:
+    """Each cell as it ends, and what went wrong, None where nothing did. `threads` are those of each process.
+
+    Left early, it stops the cells that run."""
+    context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context.set_forkserver_preload([cells.__name__])  # imports take seconds, and each cell would pay them
+    queue = list(waiting)
+    running: dict[Any, tuple[Cell, Any]] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < workers:
+                cell = queue.pop(0)
+                process = context.Process(target=_run, args=(cell, threads))
+                process.start()
+                running[process.sentinel] = cell, process
+                started(cell)
+            for sentinel in connection.wait(list(running)):
+                cell, process = running.pop(sentinel)
+                process.join()
+                yield cell, _why(cell, process.exitcode)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+
+
+def _why(cell: Cell, code: int | None) -> str | None:
+    if not code:
+        return None
+    log = cell.folder / cells.LOG
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    if code == REFUSED and said:
+        return said[-1]
+    return f"it was killed by signal {-code}; {log}" if code < 0 else f"it failed; the last lines of {log} say why"
+
+
+def _run(cell: Cell, threads: int) -> None:
+    """In the process: everything that the cell prints goes to its log."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(cell.folder / cells.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        cells.run(cell)
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(REFUSED)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """A cell that outlives its experiment would write beside the one that is started in its place."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

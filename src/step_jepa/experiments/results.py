@@ -1,0 +1,202 @@
+"""What the finished cells of an experiment say: results.json, results.csv and results.md."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from step_jepa.evaluation import statistics
+from step_jepa.evaluation.evaluate import write_whole
+from step_jepa.evaluation.statistics import Components, Difference, Interval
+from step_jepa.experiments.design import Comparison
+
+RESULTS = "results.json"
+COSTS = ("steps", "tokens", "flops")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment, detectable and
+    seeds_needed follow from its own variances. None where they cannot be had."""
+
+    measure: str
+    primary: bool
+    found: Difference
+    holm: float | None
+    detectable: float | None
+    seeds_needed: int | None
+    sentence: str
+    sign_flips: str
+
+
+def tables(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """measure -> arm -> seed -> a score for each problem."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {measure: {} for measure in measures}
+    for cell in cells:
+        for measure in measures:
+            found[measure].setdefault(cell["arm"], {})[cell["seed"]] = cell["measures"][measure]
+    return found
+
+
+def summarise(
+    cells: Sequence[Mapping[str, Any]],
+    measures: Sequence[str],
+    comparisons: Sequence[Comparison],
+    primary: Comparison,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of results.json: `about`, arms (summaries of each measure, mean figures and costs), comparisons."""
+    by_measure = tables(cells, measures)
+    arms = {
+        arm: _arm(arm, [cell for cell in cells if cell["arm"] == arm], by_measure) for arm in by_measure[measures[0]]
+    }
+    made = [
+        (measure, comparison, statistics.difference(by_measure[measure], comparison.arm, comparison.baseline))
+        for measure in measures
+        for comparison in comparisons
+    ]
+    adjusted = statistics.holm({f"{measure}: {comparison}": found.p for measure, comparison, found in made})
+    compared = [
+        _compared(
+            measure,
+            comparison == primary and measure == measures[0],
+            found,
+            adjusted[f"{measure}: {comparison}"],
+            len(made),
+        )
+        for measure, comparison, found in made
+    ]
+    return {**about, "measures": list(measures), "arms": arms, "comparisons": [asdict(each) for each in compared]}
+
+
+def _arm(arm: str, cells: Sequence[Mapping[str, Any]], by_measure: Mapping[str, Any]) -> dict[str, Any]:
+    figures = {name: [cell["figures"][name] for cell in cells] for name in cells[0]["figures"]}
+    return {
+        "measures": {measure: asdict(statistics.summary(table, arm)) for measure, table in by_measure.items()},
+        "figures": {name: None if None in values else mean(values) for name, values in figures.items()},
+        **{name: mean(cell[name] for cell in cells) for name in COSTS},
+        "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in ("train", "evaluate")},
+    }
+
+
+def _compared(measure: str, primary: bool, found: Difference, holm: float | None, comparisons: int) -> Compared:
+    varies = found.components is not None and sum(asdict(found.components).values()) > 0
+    seen: Components | None = found.components if varies else None
+    return Compared(
+        measure=measure,
+        primary=primary,
+        found=found,
+        holm=holm,
+        detectable=statistics.detectable(seen, len(found.seeds), found.problems) if seen else None,
+        seeds_needed=statistics.seeds_needed(seen, found.problems, found.difference)
+        if seen and found.difference
+        else None,
+        sentence=statistics.sentence(found, holm, comparisons),
+        sign_flips=statistics.sign_flip_sentence(found),
+    )
+
+
+def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
+    """Means over seeds and problems with their intervals, and what a run costs; the heads first."""
+    rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, these problems", "95 %, new problems"]]
+    rows[0] += ["LM loss", "answers cut off", "tokens", "FLOPs", "s of training"]
+    for arm, found in results["arms"].items():
+        summary, figures = found["measures"][measure], found["figures"]
+        row = [arm, str(summary["seeds"]), f"{summary['mean']:.4f}", _number(summary["sd"])]
+        row += [_interval(summary[name]) for name in ("same_problems", "new_problems")]
+        row += [_number(figures["lm_loss"]), f"{figures['truncated']:.1f}", f"{found['tokens']:.3g}"]
+        rows.append([*row, f"{found['flops']:.3g}", f"{found['seconds']['train']:.0f}"])
+    return rows
+
+
+def comparisons_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
+    """Paired differences; the first interval, p and Holm's p are for new seeds and new problems; the heads first."""
+    rows = [["difference", "value", "95 %, new problems", "p", "p, Holm", "95 %, these problems", "bootstrap"]]
+    rows[0] += ["could be seen", "seeds needed"]
+    for each in results["comparisons"]:
+        found = each["found"]
+        if each["measure"] == measure:
+            row = [f"{found['arm']} - {found['baseline']}" + (" (primary)" if each["primary"] else "")]
+            row += [f"{found['difference']:+.4f}", _interval(found["new_problems"]), _p(found["p"]), _p(each["holm"])]
+            row += [_interval(found["same_problems"]), _interval(found["bootstrap"]), _number(each["detectable"])]
+            rows.append([*row, "-" if each["seeds_needed"] is None else str(each["seeds_needed"])])
+    return rows
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not isfinite(value) else f"{value:.4f}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """results.json, results.csv (a row for each cell) and results.md."""
+    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    write_whole(folder / "results.csv", _csv(cells, results["measures"]))
+    write_whole(folder / "results.md", _markdown(results))
+
+
+def _csv(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    figures = list(cells[0]["figures"])
+    rows.writerow(["arm", "seed", *measures, *figures, *COSTS, "train_seconds", "evaluate_seconds"])
+    for cell in cells:
+        scores = [mean(cell["measures"][measure]) for measure in measures]
+        seconds = [cell["seconds"]["train"], cell["seconds"]["evaluate"]]
+        costs = [cell[name] for name in COSTS]
+        rows.writerow(
+            [cell["arm"], cell["seed"], *scores, *(cell["figures"][name] for name in figures), *costs, *seconds]
+        )
+    return text.getvalue()
+
+
+def _markdown(results: Mapping[str, Any]) -> str:
+    parts = [
+        f"# {results['name']}",
+        f"{results['date']}. `{results['command']}`. {results['machine']}.",
+        results["power"],
+    ]
+    if results["missing"]:
+        parts.append(f"Not finished, and left out: {', '.join(results['missing'])}.")
+    for measure in results["measures"]:
+        parts += [f"## {measure}", _as_markdown(arms_table(results, measure))]
+        parts += [_as_markdown(comparisons_table(results, measure))]
+    parts += ["## In words", "\n".join(f"- {line}" for line in words(results)), NOTES]
+    return "\n\n".join(parts) + "\n"
+
+
+NOTES = """## How to read it
+
+- **new problems**: for new seeds and new problems, by variance components; p and Holm's p belong to it. Decide by it.
+- **these problems**: a paired t over seeds; it says nothing of other problems.
+- **bootstrap**: percentiles over seeds and problems, drawn independently; too narrow with few seeds.
+- **could be seen**: the difference that these seeds and problems show with 80 % power at 5 %, given the variances
+  observed; **seeds needed**: for a difference as large as the one observed, which is itself uncertain.
+- Holm is taken over all comparisons above."""
+
+
+def words(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for every comparison, the primary one first."""
+    ordered = sorted(results["comparisons"], key=lambda each: not each["primary"])
+    first = {True: "Primary. ", False: ""}
+    return [
+        f"{first[each['primary']]}{each['measure']}, {each['sentence']} {each['sign_flips'].capitalize()}"
+        for each in ordered
+    ]
+
+
+def _as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    heads, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rest])
