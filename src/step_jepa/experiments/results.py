@@ -173,18 +173,19 @@ def _markdown(results: Mapping[str, Any]) -> str:
     for measure in results["measures"]:
         parts += [f"## {measure}", _as_markdown(arms_table(results, measure))]
         parts += [_as_markdown(comparisons_table(results, measure))]
-    parts += ["## In words", "\n".join(f"- {line}" for line in words(results)), NOTES]
+    parts += ["## In words", "\n".join(f"- {line}" for line in words(results))]
+    parts += ["## How to read it", "\n".join(f"- **{name}**: {meaning}" for name, meaning in NOTES.items())]
     return "\n\n".join(parts) + "\n"
 
 
-NOTES = """## How to read it
-
-- **new problems**: for new seeds and new problems, by variance components; p and Holm's p belong to it. Decide by it.
-- **these problems**: a paired t over seeds; it says nothing of other problems.
-- **bootstrap**: percentiles over seeds and problems, drawn independently; too narrow with few seeds.
-- **could be seen**: the difference that these seeds and problems show with 80 % power at 5 %, given the variances
-  observed; **seeds needed**: for a difference as large as the one observed, which is itself uncertain.
-- Holm is taken over all comparisons above."""
+NOTES = {
+    "new problems": "for new seeds and new problems, by variance components; p and Holm's p belong to it; decide by it",
+    "these problems": "a paired t over seeds, which says nothing of other problems",
+    "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
+    "p, Holm": "over all comparisons here",
+    "could be seen": "the difference that these seeds and problems show with 80 % power at 5 %, given their variances",
+    "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
+}
 
 
 def words(results: Mapping[str, Any]) -> list[str]:

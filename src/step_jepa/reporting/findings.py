@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import PREDICTIONS, SUMMARY, VIEWS
 from step_jepa.evaluation.heldout import RESULT
+from step_jepa.experiments.results import RESULTS
 from step_jepa.training.config import OPTIONS_FILE
 from step_jepa.training.run_settings import RUN_FILE
 from step_jepa.training.shown_rows import ROWS_FILE
@@ -62,11 +63,13 @@ class Evaluation:
 
 @dataclass
 class Findings:
-    """Everything, in the order in which the folders were given; pairings: pairing.json by folder."""
+    """Everything, in the order in which the folders were given; pairings and experiments: pairing.json and results.json
+    by folder."""
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     pairings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def roles(self) -> list[tuple[str, Evaluation]]:
         """Each evaluation with what it is: before (of a run's base model), after and the run's name, or its model's
@@ -100,12 +103,14 @@ def find(paths: Sequence[str]) -> Findings:
             found.evaluations.append(_evaluation(folder))
         if (folder / RESULT).exists():
             found.pairings[str(folder)] = _json(folder / RESULT)
+        if (folder / RESULTS).exists():
+            found.experiments[str(folder)] = _json(folder / RESULTS)
     return found
 
 
 def _folders(path: Path) -> Iterator[Path]:
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder: give what train, evaluate or pairing wrote into")
+        raise UserError(f"{path}: no such folder: give what train, evaluate, pairing or experiment wrote into")
     inside = [path] if _holds_something(path) else [each for each in sorted(path.iterdir()) if each.is_dir()]
     kept = [folder for folder in inside if _holds_something(folder)]
     if not kept:
@@ -114,7 +119,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _holds_something(folder: Path) -> bool:
-    return _is_run(folder) or (folder / SUMMARY).exists() or (folder / RESULT).exists()
+    return _is_run(folder) or any((folder / name).exists() for name in (SUMMARY, RESULT, RESULTS))
 
 
 def _is_run(folder: Path) -> bool:

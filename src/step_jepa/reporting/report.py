@@ -14,7 +14,8 @@ from rich.console import Console
 from step_jepa import plots
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import write_whole
-from step_jepa.reporting import curves, view_maps
+from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, words
+from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find
 
 SAMPLES = 3  # right ones and wrong ones, of each evaluation
@@ -30,7 +31,7 @@ class ReportArguments:
     """What the page is about, and where it goes."""
 
     runs: list[str] = field(
-        metadata={"help": "Folders that train, evaluate and pairing wrote into, or one that holds such; --runs can go."}
+        metadata={"help": "Folders that train, evaluate, pairing and experiment wrote into, or one that holds such."}
     )
     output: str = field(metadata={"help": "The page, an .html file."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the page that is there."})
@@ -60,6 +61,7 @@ def render(found: Findings) -> str:
         runs=found.runs,
         roles=found.roles(),
         pairings=_pairings(found),
+        experiments=[_experiment(folder, results, inline) for folder, results in found.experiments.items()],
         figures=_evaluation_table(found),
         curves=[_curve(quantity, found.runs, inline) for quantity in curves.QUANTITIES] if found.runs else [],
         views=[_views(role, evaluation, inline) for role, evaluation in found.roles()],
@@ -101,6 +103,20 @@ def _curve(quantity: curves.Quantity, runs: Sequence[Run], inline: _Inline) -> d
         "svg": inline(curves.chart(shown), description) if shown else None,
         "table": curves.table(shown),
     }
+
+
+# Experiments
+
+
+def _experiment(folder: str, results: Mapping[str, Any], inline: _Inline) -> dict[str, Any]:
+    """Of each measure the two tables of results.md, and a picture of the differences."""
+    measures = []
+    for measure in results["measures"]:
+        made = [each for each in results["comparisons"] if each["measure"] == measure]
+        description = f"differences of {measure} between arms, with their intervals"
+        tables = arms_table(results, measure), comparisons_table(results, measure)
+        measures.append((measure, *tables, inline(forest.chart(made), description) if made else None))
+    return {"folder": folder, "results": results, "measures": measures, "words": words(results), "notes": NOTES}
 
 
 # Evaluations
