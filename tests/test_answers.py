@@ -4,7 +4,120 @@ import threading
 
 import pytest
 
-from step_jepa.evaluation.answers import extract, interval, is_correct
+from step_jepa.evaluation.answers import extract, interval, is_correct, over_generated
+
+RIGHT, WRONG = True, False
+
+# What a model wrote, the truth, the rule that finds the answer, and what a person would say of it.
+JUDGED = [
+    # boxed: nested braces, fractions
+    (r"The answer is \boxed{72}.", "72", "boxed", RIGHT),
+    (r"\boxed{\frac{1}{2}}", "0.5", "boxed", RIGHT),
+    (r"\boxed{\frac12}", "1/2", "boxed", RIGHT),
+    (r"\boxed{-\tfrac{1}{2}}", "-0.5", "boxed", RIGHT),
+    (r"\boxed{5\frac{1}{2}}", "5.5", "boxed", RIGHT),
+    (r"\boxed{\dfrac{\sqrt{16}}{\frac{4}{3}}}", "3", "boxed", RIGHT),
+    (r"\boxed{\{1, 2\}}", r"\{2, 1\}", "boxed", RIGHT),
+    (r"\boxed{(1, 2)}", "(2, 1)", "boxed", WRONG),
+    (r"\boxed{0.33}", "1/3", "boxed", WRONG),
+    (r"\boxed{2^{10}}", "1024", "boxed", RIGHT),
+    (r"\boxed{3 \times 10^2}", "300", "boxed", RIGHT),
+    # several boxes, text around them
+    (r"First \boxed{9}. No, I forgot one: \boxed{10}", "10", "boxed", RIGHT),
+    (r"First \boxed{9}. No, I forgot one: \boxed{10}", "9", "boxed", WRONG),
+    (r"#### 9 - wait: \boxed{8}", "8", "boxed", RIGHT),
+    (r"\boxed{72} is what she earns in 30 days.", "72", "boxed", RIGHT),
+    # units
+    (r"\boxed{72\text{ dollars}}", "72", "boxed", RIGHT),
+    (r"\boxed{72 \text{ km/h}}", "72", "boxed", RIGHT),
+    (r"\boxed{5 \text{ cm}^2}", "5", "boxed", RIGHT),
+    (r"\boxed{12\,\mathrm{m}}", "12", "boxed", RIGHT),
+    (r"\boxed{90^{\circ}}", "90", "boxed", RIGHT),
+    (r"\boxed{50\%}", "50", "boxed", RIGHT),
+    (r"\boxed{50\%}", "0.5", "boxed", RIGHT),
+    # commas
+    (r"\boxed{\$1,250.50}", "1250.5", "boxed", RIGHT),
+    (r"\boxed{1{,}000}", "1000", "boxed", RIGHT),
+    (r"\boxed{1\,000}", "1000", "boxed", RIGHT),
+    # equations, words
+    (r"\boxed{x = 5}", "5", "boxed", RIGHT),
+    (r"\boxed{2 + 3 = 5}", "5", "boxed", RIGHT),
+    (r"\boxed{2x}", "2", "boxed", WRONG),
+    (r"\boxed{72 and 73}", "73", "boxed", WRONG),
+    (r"\boxed{\text{Evelyn}}", "Evelyn", "boxed", RIGHT),
+    (r"\boxed{\text{Evelyn}}", "Evelyna", "boxed", WRONG),
+    (r"\boxed{\textbf{72}}", "72", "boxed", RIGHT),
+    # hashes
+    ("He has 3 + 4 = 7.\n#### 7", "7", "hashes", RIGHT),
+    ("#### 1,234", "1234", "hashes", RIGHT),
+    ("#### $72.00", "72", "hashes", RIGHT),
+    ("#### 72\u20ac", "72", "hashes", RIGHT),
+    ("#### **72**", "72", "hashes", RIGHT),
+    ("#### 72 eggs", "72", "hashes", RIGHT),
+    ("#### The answer is 72.", "72", "hashes", RIGHT),
+    ("#### 72. Check: 36 * 2 = 72.", "72", "hashes", RIGHT),
+    ("#### 5 (five)", "5", "hashes", RIGHT),
+    ("#### -5", "5", "hashes", WRONG),
+    ("#### \u22125", "-5", "hashes", RIGHT),
+    ("#### 3 / 4", "0.75", "hashes", RIGHT),
+    ("#### 20%", "20", "hashes", RIGHT),
+    ("#### 7:30", "7:30", "hashes", RIGHT),
+    ("#### 7 2", "72", "hashes", WRONG),
+    ("#### 72\n\nSo she earns $72 in 30 days.", "72", "hashes", RIGHT),
+    # the last number
+    ("####\nThe answer is 72.", "72", "number", RIGHT),
+    (r"The answer is \boxed{72", "72", "number", RIGHT),
+    ("She pays $1,234.50 in total.", "1234.5", "number", RIGHT),
+    ("The loss is -5.", "-5", "number", RIGHT),
+    ("So 3/4 of it", "0.75", "number", RIGHT),
+    (r"The answer is $\frac{3}{4}$.", "0.75", "number", RIGHT),
+    ("The answer is **72**.", "72", "number", RIGHT),
+    ("It is .5", "1/2", "number", RIGHT),
+    ("About 70, but exactly 71.", "72", "number", WRONG),
+    # no answer
+    ("I cannot solve this.", "72", "none", WRONG),
+    (r"\boxed{}", "72", "none", WRONG),
+    ("####", "72", "none", WRONG),
+    ("", "72", "none", WRONG),
+]
+
+
+@pytest.mark.parametrize(("text", "truth", "rule", "verdict"), JUDGED)
+def test_judged_as_a_person_would(text, truth, rule, verdict):
+    answer, found_by = extract(text)
+    assert (found_by, is_correct(answer, truth)) == (rule, verdict)
+
+
+PROBLEM = "Question: Bob has 3 apples and eats 1. How many are left?\nAnswer: Bob has 3 - 1 = 2 apples left.\n#### 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3 + 4 = 7.\n#### 7", False),
+        ("3 + 4 = 7.\n#### 7\n", False),
+        ("#### 7\n\nSo he pays $7.", False),
+        (r"So it is \boxed{7}. I hope this helps! Let me know if you have any other questions.", False),
+        ("\\[\n\\boxed{7}\n\\]\n\nTherefore Bob has 7 apples in total after he visited the shop.", False),
+        (r"First \boxed{9}. No: \boxed{10}", False),
+        (r"So $x = \boxed{3}$ and $y = \boxed{4}$.", False),
+        ("Step " * 60 + "\n#### 7", False),
+        ("word " * 60 + "7", False),  # no answer is set off, so none is gone beyond
+        ("#### \n" + "word " * 60, False),
+        (r"\boxed{}" + " word" * 60, False),
+        ("#### 7" + " word" * 30, False),
+        ("#### 7" + " word" * 31, True),
+        (r"\boxed{7}" + " word" * 31, True),
+        ("#### 7\n\n" + PROBLEM, True),
+        ("\\boxed{7}\n\n" + PROBLEM, True),
+        ("#### 7\n#### 7\n#### 7", True),
+        ("#### 7" * 40, True),
+        ("\\boxed{7}\n\\boxed{7}", True),
+        ("#### 7\nThat is \\boxed{7}.", True),
+    ],
+)
+def test_over_generated(text, expected):
+    assert over_generated(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -19,7 +132,7 @@ from step_jepa.evaluation.answers import extract, interval, is_correct
         ("#### 1,234", ("1234", "hashes")),
         ("#### 5\nsome more\n#### 6 eggs\nand 7", ("6 eggs", "hashes")),
         ("\\boxed{72\n#### 72", ("72", "hashes")),
-        (r"It is 72: \boxed{\frac{7}{2}", ("2", "number")),
+        (r"It is 72: \boxed{\frac{7}{2}", (r"\frac{7}{2}", "number")),
         ("72. \\boxed{}", ("72", "number")),
         ("#### 72\n\\boxed{}", ("72", "hashes")),
         ("####\nThe answer is 72.", ("72", "number")),

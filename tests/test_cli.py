@@ -105,7 +105,7 @@ def test_recipes_and_overrides(train_file, model_folder, tmp_path):
         types = [TrainArguments, StepJEPAConfig]
         args, config = parse("train", types, ["--config", str(recipe), *needed, "--lbd", "0.7"])
         assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, ["step_jepa"])
-        assert args.lora
+        assert args.lora != config.pretrain  # a pretrained model under an adapter, or random weights
     quick = tmp_path / "quick.yaml"
     quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\nsave_strategy: no\n")
     args, config = parse("train", [TrainArguments, StepJEPAConfig], ["--config", str(quick), *needed])

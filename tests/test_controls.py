@@ -416,7 +416,11 @@ CONFIG = [
     ({"redraw": True}, "--redraw .*: add --control, or leave it out"),
     ({"redraw": True, "control": "frozen_target"}, "--redraw .*: add --control, or leave it out"),
     ({"config_overrides": {"hidden_size": 8}}, "--config_overrides .*: add --pretrain"),
-    ({"negatives": "others"}, "--negatives .*: add --loss infonce, or leave it out"),
+    ({"negatives": "others"}, "--negatives is read by --loss infonce alone: add that, or leave it out"),
+    ({"temperature": 0.2}, "--temperature is read by --loss infonce alone"),
+    ({"regulariser_weight": 1.0}, "--regulariser_weight is read by --regulariser vicreg or sigreg alone"),
+    ({"ema_decay": 0.5}, "--ema_decay is read by --target_encoder ema alone"),
+    ({"lbd_ratio": 0.5}, "--lbd_ratio is read by --lbd auto alone"),
     ({"objective": ["jepa"]}, "objective = jepa: give some of step_jepa, llm_jepa, stp, stp_released, ssp, or none"),
     ({"objective": []}, "give some of step_jepa"),
     ({"objective": ["stp", "stp"]}, "objective = stp stp: give each once"),
@@ -564,7 +568,7 @@ def test_the_plain_configuration_refuses_too(tmp_path):
         RepresentationConfig(output_dir=str(tmp_path), control="no_loss", lbd=0.0, **QUIET)
 
 
-@pytest.mark.parametrize("option", [{"weights": [2.0]}, {"lbd_ratio": 0.5}], ids=["weights", "lbd_ratio"])
+@pytest.mark.parametrize("option", [{"weights": [2.0]}, {"jepa_ratio": 0.5}], ids=["weights", "jepa_ratio"])
 def test_standalone_refuses_what_weighs_objectives(tmp_path, option):
     ((name, value),) = option.items()
     with pytest.raises(UserError) as refused:

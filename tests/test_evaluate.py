@@ -1,9 +1,15 @@
 """Evaluation: from the training's own prompt to its own end of turn, every example counted, nothing lost or mixed."""
 
+import importlib.util
 import json
 import os
 import shutil
-from types import SimpleNamespace
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,18 +21,13 @@ from step_jepa.batches.collate import PlainCollator
 from step_jepa.data.dataset import to_example
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
-from step_jepa.evaluation import generation
-from step_jepa.evaluation.evaluate import (
-    EvaluateArguments,
-    heldout,
-    judge,
-    run,
-    run_options,
-    save_views,
-    summarise,
-    written,
-)
-from step_jepa.evaluation.generation import Generation, generate
+from step_jepa.evaluation import engines
+from step_jepa.evaluation.answers import extract, is_correct
+from step_jepa.evaluation.engines import GumbelNoise, transformers_engine
+from step_jepa.evaluation.evaluate import EvaluateArguments, heldout, run, save_views
+from step_jepa.evaluation.folder import run_options, written
+from step_jepa.evaluation.generation import Generation, Request, Rules, generate, requests
+from step_jepa.evaluation.judging import elect, judge, summarise
 from step_jepa.rows.branches import trunk
 from step_jepa.training.models import export, setup_model_and_tokenizer
 
@@ -78,13 +79,14 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
         "extracted": "3",
         "rule": "hashes",
         "correct": True,
+        "over_generated": False,
         "truncated": False,
         "new_tokens": len("So 3") + len([".\n\n"]) + len("Yes") + len([".\n\n"]) + len("#### 3") + len(["<|end|>"]),
     }
     assert [row["index"] for row in rows] == list(range(6))
-    counts = {name: summary[name] for name in ("n", "without_truth", "correct", "no_answer", "truncated", "left_out")}
-    assert counts == {"n": 6, "without_truth": 0, "correct": 6, "no_answer": 0, "truncated": 0, "left_out": 0}
-    assert summary["accuracy"] == 1.0
+    zeros = dict.fromkeys(("without_truth", "no_answer", "truncated", "over_generated", "left_out"), 0)
+    assert {name: summary[name] for name in zeros} == zeros
+    assert (summary["n"], summary["correct"], summary["accuracy"], summary["sample_accuracy"]) == (6, 6, 1.0, 1.0)
     assert summary["ci95"][1] == 1.0
     assert summary["lm_loss"] < 0.2
     assert summary["pairs"] == 6
@@ -120,35 +122,128 @@ def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     assert not (tmp_path / "views.safetensors").exists()  # those of other results
 
 
+def answers(model, tokenizer, records, *, samples=1, skip=(), batch_size=16, **rules) -> list[Generation]:
+    """By the model itself, in the order of records and samples."""
+    wanted, stops = requests(model, tokenizer, records, samples=samples)
+    kept = [request for request in wanted if (request.index, request.sample) not in skip]
+    rules = Rules(stops, **{"max_new_tokens": 20, **rules})
+    engine = transformers_engine(model, tokenizer, rules)
+    found = generate(engine, tokenizer, kept, rules, batch_size=batch_size)
+    return sorted(found, key=lambda generation: (generation.index, generation.sample))
+
+
 def test_batching_changes_nothing(solver):
     records = list(read_records(solver.test))
     model = tiny_model(seed=3)  # never trained: nothing hides a wrong position or a padded prompt that is read
-
-    def answers(**options):
-        return sorted(generate(model, solver.tokenizer, records, max_new_tokens=12, **options), key=lambda x: x.index)
-
-    alone = answers(batch_size=1)
+    alone = answers(model, solver.tokenizer, records, batch_size=1)
     assert len({generation.prediction for generation in alone}) > 1
-    assert answers(batch_size=4) == alone
-    assert answers(batch_size=4, skip={0, 5}) == alone[1:5]
+    assert answers(model, solver.tokenizer, records, batch_size=4) == alone
+    assert answers(model, solver.tokenizer, records, batch_size=4, skip={(0, 0), (5, 0)}) == alone[1:5]
 
 
-def test_the_model_reads_the_training_prefix_and_stops_at_the_training_end(solver, monkeypatch):
-    records, read = list(read_records(solver.test)), []
+@torch.no_grad()
+def gap(model, prompt, one, other) -> float:
+    """Difference of the two logits where two continuations of a prompt part, in one pass over what they share."""
+    shared = next(place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    logits = model(torch.tensor([prompt + one[:shared]])).logits[0, -1]
+    return float((logits[one[shared]] - logits[other[shared]]).abs())
 
-    def write_on(model, tokenizer, prompts, config):
-        read.append((prompts, config.eos_token_id))
-        return [tokenizer.encode("a" * 5)] * len(prompts)
 
-    monkeypatch.setattr(generation, "_write_on", write_on)
-    model = tiny_model(eos_token_id=7)
-    generations = list(generate(model, solver.tokenizer, records, batch_size=4))
+def written_at(batch_size, model, tokenizer, records, **rules) -> dict[int, list[int]]:
+    """The tokens of each record's answer, up to the one that ends it."""
+    wanted, stops = requests(model, tokenizer, records)
+    engine, found = transformers_engine(model, tokenizer, Rules(stops, **rules)), {}
+    for start in range(0, len(wanted), batch_size):
+        batch = wanted[start : start + batch_size]
+        for request, ids in zip(batch, engine(batch), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+            found[request.index] = ids[: end + 1]
+    return found
+
+
+def test_what_differs_between_batch_sizes_is_a_tie(solver):
+    records = list(read_records(solver.test)) * 4
+    model = tiny_model(seed=3, tie_word_embeddings=False)
+    head = model.lm_head.weight.data
+    head[1::2] = head[::2] * (1 + 1e-6 * torch.randn_like(head[::2]))  # every two tokens are all but tied
+    prompts = [request.prompt for request in requests(model, solver.tokenizer, records)[0]]
+    one, many = (written_at(size, model, solver.tokenizer, records, max_new_tokens=20) for size in (1, 16))
+    differing = [index for index in one if one[index] != many[index]]
+    assert all(gap(model, prompts[index], one[index], many[index]) < 1e-4 for index in differing)
+    even, odd = one[0][:3] + [20], one[0][:3] + [21]
+    assert gap(model, prompts[0], even, odd) < 1e-4 < gap(model, prompts[0], even, one[0][:3] + [30])
+
+
+@pytest.mark.slow
+def test_smollm2_solves_as_many_at_any_batch_size(tmp_path):
+    pytest.importorskip("gguf")
+    sums = [(a, b) for a in range(2, 6) for b in range(1, 7)]
+    turns = [
+        (
+            f"Ann has {a} apples and gets {b} more. How many apples does she have now?",
+            f"{a} + {b} = {a + b}\n#### {a + b}",
+        )
+        for a, b in sums
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in turns))
+    records = list(read_records(str(tmp_path / "sums.jsonl")))
+    model, tokenizer = setup_model_and_tokenizer("smollm2")
+    prompts = [request.prompt for request in requests(model, tokenizer, records)[0]]
+    one, many = (written_at(size, model, tokenizer, records, max_new_tokens=80) for size in (1, 16))
+    differing = [index for index in one if one[index] != many[index]]
+    assert all(gap(model, prompts[index], one[index], many[index]) < 1e-4 for index in differing)
+    right = [
+        sum(
+            is_correct(extract(tokenizer.decode(ids[index]))[0], record["answer"])
+            for index, record in enumerate(records)
+        )
+        for ids in (one, many)
+    ]
+    assert right[0] == right[1] > 0
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    logits, temperature, n = torch.tensor([2.0, 1.0, 0.0, -torch.inf]), 0.7, 20_000
+    noisy = GumbelNoise(range(n), temperature)(torch.zeros(n, 1), logits.expand(n, -1))
+    counts = torch.bincount(noisy.argmax(1), minlength=4)
+    expected = torch.softmax(logits / temperature, 0)
+    assert counts[3] == 0
+    assert (counts / n).tolist() == pytest.approx(expected.tolist(), abs=0.012)  # three standard deviations
+
+
+def test_what_is_drawn_depends_on_nothing_but_problem_sample_and_seed(solver):
+    records = list(read_records(solver.test))
+    model, options = tiny_model(seed=3), {"samples": 3, "temperature": 0.7}
+    alone = answers(model, solver.tokenizer, records, batch_size=1, **options)
+    assert len({generation.prediction for generation in alone[:3]}) == 3
+    assert answers(model, solver.tokenizer, records, batch_size=16, **options) == alone
+    assert answers(model, solver.tokenizer, records, batch_size=5, skip={(0, 0), (4, 2)}, **options) == [
+        each for each in alone if (each.index, each.sample) not in {(0, 0), (4, 2)}
+    ]
+    backwards = answers(model, solver.tokenizer, records[::-1], **options)
+    said = {(5 - each.index, each.sample): each.prediction for each in backwards}
+    assert said == {(each.index, each.sample): each.prediction for each in alone}
+    assert answers(model, solver.tokenizer, records, seed=43, **options) != alone
+
+
+def test_the_model_reads_the_training_prefix_and_stops_at_the_training_end(solver):
+    records = list(read_records(solver.test))
+    wanted, stops = requests(tiny_model(eos_token_id=7), solver.tokenizer, records, samples=2)
     texts = [f"<|start|>user\n{record['question']}<|end|>\n<|start|>assistant\n" for record in records]
-    expected = [solver.tokenizer.encode(texts[generation.index]) for generation in generations]
-    assert [ids for prompts, _ in read for ids in prompts] == expected
-    assert list(map(len, expected)) == sorted(map(len, solver.tokenizer(texts)["input_ids"]), reverse=True)
-    assert read[0][1] == [7, solver.tokenizer.convert_tokens_to_ids("<|end|>")]
-    assert generations[0] == Generation(generations[0].index, "aaaaa", True, 5)
+    ids = [solver.tokenizer.encode(text) for text in texts]
+    assert wanted == [Request(index, sample, ids[index]) for index in range(6) for sample in range(2)]
+    assert stops == [7, solver.tokenizer.convert_tokens_to_ids("<|end|>")]
+    read, written = [], solver.tokenizer.encode("aaaaa")
+
+    def engine(batch):
+        read.append([len(request.prompt) for request in batch])
+        return [[*written, 7, 9] if request.sample else written for request in batch]
+
+    found = list(generate(engine, solver.tokenizer, wanted, Rules(stops), batch_size=4))
+    lengths = sorted((len(ids[request.index]) for request in wanted), reverse=True)
+    assert read == [lengths[:4], lengths[4:8], lengths[8:]]
+    assert Generation(0, 0, "aaaaa", True, 5) in found
+    assert Generation(0, 1, "aaaaa", False, 6) in found
 
 
 def test_predictor_rows_are_never_written(solver):
@@ -157,59 +252,250 @@ def test_predictor_rows_are_never_written(solver):
     model, _ = setup_model_and_tokenizer(solver.model, predictors=2)
     head = model.get_output_embeddings().weight.data
     head[-2:] = 100 * head[solver.tokenizer.convert_tokens_to_ids("S")]  # louder than what every answer begins with
-    expected = list(generate(plain, solver.tokenizer, records, max_new_tokens=20))
-    assert list(generate(model, solver.tokenizer, records, max_new_tokens=20)) == expected
+    assert answers(model, solver.tokenizer, records) == answers(plain, solver.tokenizer, records)
+    wanted, stops = requests(model, solver.tokenizer, records)
+    drawn = transformers_engine(model, solver.tokenizer, Rules(stops, 20, temperature=5.0))(wanted)
+    assert max(token for ids in drawn for token in ids) < 264
 
 
 def test_only_the_plain_greedy_choice(solver):
     """A generation_config that comes with the model neither samples nor penalises here, and is left as it was."""
     records = list(read_records(solver.test))
     model, _ = setup_model_and_tokenizer(solver.model)
-    expected = list(generate(model, solver.tokenizer, records, max_new_tokens=20))
+    expected = answers(model, solver.tokenizer, records)
     model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
     own = model.generation_config.to_dict()
-    assert list(generate(model, solver.tokenizer, records, max_new_tokens=20)) == expected
+    assert answers(model, solver.tokenizer, records) == expected
     assert model.generation_config.to_dict() == own
 
 
-def test_every_example_counts():
-    def row(text, truth="5", truncated=False):
-        return judge({"question": "?", "answer": truth}, Generation(0, text, truncated, 3))
+def judged(*texts, truth="5", match="math", truncated=False) -> dict:
+    record = {"question": "?", "answer": truth, "messages": [{"role": "assistant", "content": " (dog).* "}]}
+    return judge(record, [Generation(0, k, text, truncated, 3) for k, text in enumerate(texts)], match)
 
-    rows = [row("#### 5"), row("#### 6"), row("no idea"), row("5 5 5 5", truncated=True), row("#### 5", truth=None)]
-    assert [r["correct"] for r in rows] == [True, False, False, True, None]
-    summary = summarise(rows)
-    assert {
-        name: summary[name] for name in ("n", "correct", "accuracy", "without_truth", "no_answer", "truncated")
-    } == {
-        "n": 4,
-        "correct": 2,
-        "accuracy": 0.5,
+
+def test_every_example_counts():
+    rows = [
+        *(judged("#### 5"), judged("#### 6"), judged("no idea"), judged("5 5 5 5", truncated=True)),
+        *(judged("#### 5", truth=None), judged("#### 5\n#### 5"), judged("#### 5\n#### 5", truncated=True)),
+        judged("\\boxed{5}\n\\boxed{5}"),
+    ]
+    assert [row["correct"] for row in rows] == [True, False, False, True, None, True, True, True]
+    assert {name: value for name, value in summarise(rows).items() if name != "ci95"} == {
+        "n": 7,
         "without_truth": 1,
+        "correct": 5,
+        "accuracy": 5 / 7,
+        "sample_accuracy": 5 / 7,
         "no_answer": 1,
-        "truncated": 1,
+        "truncated": 2,
+        "over_generated": 3,
     }
-    assert row(" (dog).* ", truth="(dog).*")["correct"]  # an answer that is the whole text, and has no number
+    assert judged(" (dog).* ", truth="(dog).*")["correct"]  # an answer that is the whole text, and has no number
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "starts_with", "over_generated"),
+    [
+        ("(dog).*", True, True, False),
+        (" (dog).*\n", True, True, False),
+        ("(dog).*(dog).*", False, True, True),
+        ("The answer is (dog).*", False, False, False),
+        ("(dog)", False, False, False),
+        ("", False, False, False),
+    ],
+)
+def test_text_against_text(text, exact, starts_with, over_generated):
+    for match, right in {"exact": exact, "starts_with": starts_with}.items():
+        for truth in (None, "(dog).*"):  # without an answer the truth is all that the assistant says
+            row = judged(text, truth=truth, match=match)
+            assert (row["correct"], row["over_generated"]) == (right, over_generated)
+            assert (row["answer"], row["rule"]) == ("(dog).*", "text" if text else "none")
+
+
+def test_the_majority():
+    for answers, expected in [
+        (["5", "6", "5.0"], [0, 2]),
+        (["6", "5", r"\frac{10}{2}", "6", "10/2"], [1, 2, 4]),
+        (["6", "5", "5", "6"], [0, 3]),  # a tie: the first that was drawn
+        ([None, None, "5"], [2]),
+        ([None, None], [0]),
+        (["Paris"], [0]),
+    ]:
+        assert elect(answers, is_correct) == expected
+    row = judged("#### 6", "no idea", "#### 5", "It is 5.0")
+    assert {name: row[name] for name in ("prediction", "extracted", "correct", "votes")} == {
+        "prediction": "#### 5",
+        "extracted": "5",
+        "correct": True,
+        "votes": 2,
+    }
+    assert [sample["correct"] for sample in row["samples"]] == [False, False, True, True]
+    summary = summarise([row, judged("#### 6", "#### 6", "#### 5", "#### 6")])
+    assert (summary["accuracy"], summary["sample_accuracy"]) == (0.5, 3 / 8)
+    assert judged("(a)", "3", "3.0", truth="3", match="exact")["votes"] == 1
+
+
+def test_samples_on_files(solver, tmp_path, capsys, monkeypatch):
+    options = {"samples": 3, "temperature": 1.5}
+    run(arguments(solver, tmp_path / "whole", **options))
+    assert "accuracy of single samples" in capsys.readouterr().out
+    rows, summary = results(tmp_path / "whole")
+    assert [len(row["samples"]) for row in rows] == [3] * 6
+    drawn = [sample for row in rows for sample in row["samples"]]
+    assert summary["sample_accuracy"] == pytest.approx(sum(sample["correct"] for sample in drawn) / 18)
+    assert 0 < summary["sample_accuracy"] < 1
+    assert all(row["prediction"] in [sample["prediction"] for sample in row["samples"]] for row in rows)
+    write_on, calls = engines._write_on, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return write_on(*given)
+
+    monkeypatch.setattr(engines, "_write_on", interrupted)
+    with pytest.raises(UserError, match="interrupted after 9 of 12"):
+        run(arguments(solver, tmp_path / "more", batch_size=3, samples=2, temperature=1.5))
+    run(arguments(solver, tmp_path / "more", batch_size=1, **options))  # more samples go on from fewer
+    assert len(calls) == 4 + 18 - 9
+    assert results(tmp_path / "more")[0] == rows
+
+
+def test_regular_expressions_on_files(solver, tmp_path):
+    turns = [("user", "lines with a dog"), ("assistant", "So")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "nl_rx.jsonl").write_text(json.dumps(record) + "\n")
+    file = {"test_file": str(tmp_path / "nl_rx.jsonl"), "max_new_tokens": 4}
+    with pytest.raises(UserError, match="no record has a known answer"):
+        run(arguments(solver, tmp_path / "none", **file))
+    for match, accuracy in {"starts_with": 1.0, "exact": 0.0}.items():
+        run(arguments(solver, tmp_path / match, match=match, **file))
+        rows, summary = results(tmp_path / match)
+        assert (rows[0]["answer"], rows[0]["prediction"][:3]) == ("So", "So ")
+        assert (summary["accuracy"], summary["over_generated"], summary["truncated"]) == (accuracy, 1, 1)
+
+
+class FakeModel:
+    """What of vLLM's LLM is used. It writes one token and the first stop; where the prompt is odd it is cut off."""
+
+    calls: list = []
+
+    def __init__(self, **options):
+        self.calls.append(options)
+
+    def generate(self, prompts, params, *, use_tqdm):
+        self.calls.append((prompts, params))
+        ids = [
+            [53] if len(prompt["prompt_token_ids"]) % 2 else [53, each.stop_token_ids[0]]
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(each))]) for each in ids]
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = FakeModel, SimpleNamespace
+    monkeypatch.setattr(FakeModel, "calls", [])
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return module
+
+
+def test_vllm_is_asked_for_the_same(solver, tmp_path, vllm):
+    home = tmp_path / "model"
+    shutil.copytree(solver.model, home)
+    (home / "generation_config.json").write_text('{"eos_token_id": [7, 258]}')
+    run(arguments(solver, tmp_path / "greedy", model_name=str(home), engine="vllm"))
+    made, *batches = FakeModel.calls
+    assert made == {"model": str(home), "dtype": "float32", "seed": 42}
+    records = list(read_records(solver.test))
+    model, _ = setup_model_and_tokenizer(str(home))
+    wanted, stops = requests(model, solver.tokenizer, records)
+    assert stops == [7, 258]
+    order = sorted(wanted, key=lambda request: -len(request.prompt))
+    assert [prompt for prompts, _ in batches for prompt in prompts] == [
+        {"prompt_token_ids": request.prompt} for request in order
+    ]
+    assert [len(prompts) for prompts, _ in batches] == [4, 2]
+    limits = {"max_tokens": 40, "stop_token_ids": stops}
+    assert [vars(each) for _, params in batches for each in params] == [{**limits, "temperature": 0.0}] * 6
+    rows, summary = results(tmp_path / "greedy")
+    decoded = solver.tokenizer.decode([53])
+    assert {(row["prediction"], row["truncated"], row["new_tokens"]) for row in rows} <= {
+        (decoded, False, 2),
+        (decoded, True, 1),
+    }
+    assert summary["pairs"] == 6  # the held-out figures are the model's own
+
+    FakeModel.calls.clear()
+    run(arguments(solver, tmp_path / "drawn", engine="vllm", samples=2))
+    params = [each for _, params in FakeModel.calls[1:] for each in params]
+    assert {each.temperature for each in params} == {0.7}
+    assert len({each.seed for each in params}) == 12
+    assert {request.seed(42) for request in requests(model, solver.tokenizer, records, samples=2)[0]} == {
+        each.seed for each in params
+    }
+
+
+def test_without_vllm(solver, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"--engine vllm needs the package vllm .*pip install vllm"):
+        run(arguments(solver, tmp_path / "out", engine="vllm"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_vllm_reads_no_adapter(solver, tmp_path, vllm):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is an adapter: .*--keep_adapter"):
+        run(arguments(solver, tmp_path / "out", model_name=str(tmp_path), engine="vllm"))
+
+
+def test_a_killed_run_goes_on(solver, tmp_path):
+    problems = [problem(a) for a in range(2, 8)] * 20
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems))
+    options = {"model_name": solver.model, "test_file": tmp_path / "test.jsonl", "max_new_tokens": 40, "batch_size": 1}
+    command = [sys.executable, "-m", "step_jepa", "evaluate", "--output_dir", str(tmp_path / "killed")]
+    command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    partial = tmp_path / "killed" / "predictions.partial.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = partial.read_text().count("\n") - 1
+    assert 3 <= done < 120
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"/{120 - done} " in again.stderr  # the bar counts those that were left
+    run(arguments(solver, tmp_path / "whole", test_file=str(tmp_path / "test.jsonl"), batch_size=16))
+    killed, whole = results(tmp_path / "killed"), results(tmp_path / "whole")
+    assert killed[0] == whole[0]
+    assert killed[1]["accuracy"] == whole[1]["accuracy"] == 1.0
 
 
 def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
     run(arguments(solver, tmp_path / "whole"))
-    write_on, calls = generation._write_on, []
-
-    def interrupted(model, tokenizer, prompts, config):
-        calls.append(len(prompts))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return write_on(model, tokenizer, prompts, config)
-
-    monkeypatch.setattr(generation, "_write_on", interrupted)
+    write_on, calls, kept = engines._write_on, [], []
     folder = tmp_path / "resumed"
+    partial = folder / "predictions.partial.jsonl"
+
+    def interrupted(model, padded, *others):
+        calls.append(len(padded["input_ids"]))
+        if len(calls) == 2:
+            kept.append(partial.read_text().count("\n"))
+            raise KeyboardInterrupt
+        return write_on(model, padded, *others)
+
+    monkeypatch.setattr(engines, "_write_on", interrupted)
     with pytest.raises(UserError, match="interrupted after 4 of 6"):
         run(arguments(solver, folder))
-    partial = folder / "predictions.partial.jsonl"
+    assert kept == [5]  # what it was begun with, and four answers, before anything was closed
     partial.write_text(partial.read_text()[:-9])  # the process died while it wrote the fourth
     with pytest.raises(UserError, match=r"another max_new_tokens: .*--overwrite"):
         run(arguments(solver, folder, max_new_tokens=41))
+    with pytest.raises(UserError, match=r"another sampling: .*--overwrite"):
+        run(arguments(solver, folder, samples=2))
     run(arguments(solver, folder, batch_size=2))
     assert calls == [4, 2, 2, 1]
     assert (folder / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
@@ -268,7 +554,29 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
         ({"model_name": str(tmp_path / "nothing")}, "nothing: no such folder"),
         ({"limit": 0}, "limit = 0: give 1 or more"),
         ({"predictors": -1}, "predictors = -1: give 0 or more"),
+        ({"samples": 0}, "samples = 0: give 1 or more"),
+        ({"temperature": 0.0, "samples": 3}, "temperature = 0.0: give more than 0"),
+        ({"temperature": 0.3}, "temperature = 0.3 is of drawn answers"),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments(solver, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def lm_eval_task():
+    path = Path(__file__).parents[1] / "recipes" / "lm_eval" / "step_jepa_task.py"
+    spec = importlib.util.spec_from_file_location("step_jepa_task", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_lm_eval_is_given_the_same_prompts_and_the_same_judge(solver, lm_eval_task):
+    docs = lm_eval_task.load(pretrained=solver.model, test_file=solver.test, dtype="float32")["test"]
+    model, _ = setup_model_and_tokenizer(solver.model)
+    wanted, _ = requests(model, solver.tokenizer, list(read_records(solver.test)))
+    assert [solver.tokenizer.encode(doc["prompt"]) for doc in docs] == [request.prompt for request in wanted]
+    assert [doc["answer"] for doc in docs] == ["2", "3", "4", "5", "6", "7"]
+    assert lm_eval_task.judged(docs[1], ["So.\n#### 3"]) == {"accuracy": 1.0}
+    assert lm_eval_task.judged(docs[1], ["So.\n#### 4"]) == {"accuracy": 0.0}

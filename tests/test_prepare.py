@@ -300,3 +300,14 @@ def test_all_of_gsm8k(tmp_path):
         assert record["steps"] == [line for line in lines if line]
         assert record["answer_step"] == record["total_steps"] - 1
         assert record["answer"] == raw["answer"].split("####")[1].strip().replace(",", "")
+
+
+def test_the_first_records_can_be_left_out(tmp_path, capsys):
+    source = tmp_path / "raw.jsonl"
+    source.write_text(
+        "".join(json.dumps({"question": f"q{n}", "answer": f"{n} + 1\n#### {n + 1}"}) + "\n" for n in range(5))
+    )
+    taken = [record["question"] for record in sources.read_records(str(source), skip=2, max_examples=2)]
+    assert taken == ["q2", "q3"]
+    with pytest.raises(UserError, match="holds no more than 5 records: give a smaller --skip"):
+        list(sources.read_records(str(source), skip=5))

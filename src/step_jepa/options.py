@@ -1,6 +1,7 @@
 """Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -54,10 +55,10 @@ def _number_or_word(text: str) -> float | str:
 
 def _table(text: str) -> dict[str, Any]:
     """A table of `--config`, as `_word` writes it; on the command line it is JSON."""
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise ArgumentTypeError(f"{text} is no table: write lines such as `name: value` under it") from None
 
 
 def _with_first(types: list[Any], argv: list[str]) -> list[str]:

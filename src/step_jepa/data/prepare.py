@@ -25,7 +25,9 @@ class PrepareArguments(ReadArguments):
     """Arguments of `step-jepa prepare`."""
 
     input_file: str = field(
-        metadata={"help": "A .jsonl or .json file, a hub data set or local folder, or gsm_symbolic (generated)."}
+        metadata={
+            "help": "A .jsonl or .json file, a hub data set or local folder, or gsm_symbolic or chains (generated)."
+        }
     )
     output_file: str = field(metadata={"help": "Where the JSON lines go; rejects go to its .rejected.jsonl."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing output_file."})

@@ -58,13 +58,14 @@ class ReadArguments:
     )
     max_examples: int | None = field(
         default=None,
-        metadata={"help": "Stop after this many usable examples (1000 of gsm_symbolic, which is endless)."},
+        metadata={"help": "Stop after this many usable examples (1000 of gsm_symbolic or chains, which are endless)."},
     )
+    skip: int = field(default=0, metadata={"help": "Leave out the first so many records."})
     seed: int = field(
-        default=42, metadata={"help": "Seed of gsm_symbolic. Seeds share a few problems: hold out templates."}
+        default=42, metadata={"help": "Seed of gsm_symbolic and chains. Seeds share some problems: hold out templates."}
     )
     templates: Literal["all", "train", "test"] = field(
-        default="all", metadata={"help": "Templates of gsm_symbolic; train and test have none in common."}
+        default="all", metadata={"help": "Templates of gsm_symbolic and chains; train and test have none in common."}
     )
     system_prompt: str = field(
         default=SYSTEM_PROMPT, metadata={"help": "System turn of formats that have none; empty: no such turn."}
@@ -75,8 +76,9 @@ class ReadArguments:
     def __post_init__(self) -> None:
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"--max_examples is {self.max_examples}; give 1 or more, or leave it out to take all")
-        if self.min_step_tokens < 0:
-            raise UserError(f"--min_step_tokens is {self.min_step_tokens}; give 0 or more")
+        for name in ("min_step_tokens", "skip"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} is {getattr(self, name)}; give 0 or more")
 
 
 def to_record(raw: Any, args: ReadArguments) -> Record:

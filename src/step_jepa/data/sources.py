@@ -12,10 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from step_jepa.data import chains
 from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
 from step_jepa.errors import UserError
 
 GSM_SYMBOLIC = "gsm_symbolic"
+CHAINS = "chains"
+GENERATED = (GSM_SYMBOLIC, CHAINS)  # endless
 
 
 def read_records(source: str, **options: Any) -> Iterator[Record]:
@@ -41,22 +44,26 @@ def read_records(source: str, **options: Any) -> Iterator[Record]:
 def raw_records(source: str, args: ReadArguments) -> Iterator[tuple[int, Any]]:
     """Raw records with the line of the file, else their number. Raises UserError, also where there are none."""
     empty = True
-    for numbered in _opened(source, args):
+    for numbered in islice(_opened(source, args), args.skip, None):
         empty = False
         yield numbered
+    if empty and args.skip:
+        raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
     if empty:
         raise UserError(f"{source} holds no records: give a file with one JSON object a line")
 
 
 def limit_of(source: str, args: ReadArguments) -> int | None:
-    return args.max_examples or (1000 if source == GSM_SYMBOLIC else None)
+    return args.max_examples or (1000 if source in GENERATED else None)
 
 
 def _opened(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
     if source == GSM_SYMBOLIC:
         return _gsm_symbolic(args)
+    if source == CHAINS:
+        return _chains(args)
     if args.templates != "all":
-        raise UserError(f"--templates {args.templates} is for {GSM_SYMBOLIC}; leave it out for {source}")
+        raise UserError(f"--templates {args.templates} is for {' and '.join(GENERATED)}; leave it out for {source}")
     path = Path(source)
     if path.is_file():
         return _array(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
@@ -108,11 +115,20 @@ def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
     problems = _gsm_symbolic_problems(args.seed, 20 * (limit_of(GSM_SYMBOLIC, args) or 0) + 1000)
     seen: set[str] = set()
     for index, template in enumerate(problems.task_indices):
-        if args.templates == "all" or (args.templates == "test") == (template % 5 == 0):
+        if _wanted(template, args):
             raw = _problem(problems, index, template)
             if raw["question"] not in seen:
                 seen.add(raw["question"])
                 yield index, raw
+
+
+def _chains(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((index, raw) for index, raw in enumerate(chains.problems(args.seed)) if _wanted(raw["template"], args))
+
+
+def _wanted(template: int, args: ReadArguments) -> bool:
+    """One template in five is for testing, by its number alone."""
+    return args.templates == "all" or (args.templates == "test") == (template % 5 == 0)
 
 
 def _problem(problems: Any, index: int, template: int) -> dict[str, Any]:

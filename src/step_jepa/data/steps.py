@@ -5,7 +5,7 @@ Every cut is an offset into the text, so nothing but the whitespace around a cut
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -184,12 +184,14 @@ def _answer_start(text: str) -> int:
 
 
 def _last_boxed(text: str) -> tuple[int, int] | None:
-    r"""Start and end of the last `\boxed{...}` whose braces balance; escaped braces are text."""
+    return next(iter([*boxes(text)][-1:]), None)
+
+
+def boxes(text: str) -> Iterator[tuple[int, int]]:
+    r"""Start and end of every `\boxed{...}` whose braces balance, as they close; escaped braces are text."""
     opened: list[re.Match[str]] = []
-    last = None
     for brace in _BRACE.finditer(text):
         if brace["boxed"] or brace[0] == "{":
             opened.append(brace)
         elif brace[0] == "}" and opened and (opener := opened.pop())["boxed"]:
-            last = opener.start(), brace.end()
-    return last
+            yield opener.start(), brace.end()

@@ -3,25 +3,31 @@
 import re
 import threading
 import unicodedata
+from itertools import islice
 from math import sqrt
 from statistics import NormalDist
 from typing import Literal
 
 import math_verify
 
-from step_jepa.data.steps import final_answer
+from step_jepa.data.steps import boxes, final_answer
 
-Rule = Literal["boxed", "hashes", "number", "none"]
+Rule = Literal["boxed", "hashes", "number", "text", "none"]
 
 _SIZE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_FRACTION = rf"(?:{_SIZE})(?:/\d+)?"
+_FRACTION = rf"\\[dt]?frac\{{\d+\}}\{{\d+\}}|(?:{_SIZE})(?:(?:/| / )\d+)?"
 _NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:\\?\$)?(?:{_FRACTION})(?:\\?%)?")
 _WORDED = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
     rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?",
     re.I,
 )
 _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z\s.]*\})?")
+_WRAPPED = re.compile(r"\\(?:text|math)[a-z]*\{([^{}]*)\}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
+_ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$|(?<=[\w)%}])[.;!]\s.*", re.DOTALL)  # " (five)", ". Check: 2 + 3 = 5"
+_GIVEN = re.compile(r"####[^\S\n]*[^\s#]\S*")
+_WORDS = re.compile(r"\S*\w\S*")
+REMARK = 30  # words that may follow an answer
 
 
 def extract(text: str) -> tuple[str | None, Rule]:
@@ -47,17 +53,36 @@ def is_correct(answer: str | None, truth: str) -> bool:
     regular expression, must be met letter by letter. Never raises: what cannot be judged is wrong."""
     if answer is None:
         return False
-    if answer.strip() == truth.strip():
+    if _unwrapped(answer) == _unwrapped(truth):
         return True
     given, wanted = _mathematics(answer), _mathematics(truth)
     return given is not None and wanted is not None and _same(given, wanted)
 
 
+def over_generated(text: str) -> bool:
+    r"""Whether a text goes on after its first answer, a "####" line or a closed `\boxed{}`: a later line gives one,
+    or more than 30 words follow.
+
+    A closing remark, such as "So he pays $5.", belongs to an answer. Another problem does not, nor the answer over and
+    over."""
+    closed = (end for start, end in boxes(text) if final_answer(text[start:end]))
+    given = [*islice(closed, 1), *(found.end() for found in islice(_GIVEN.finditer(text), 1))]
+    if not given:
+        return False
+    rest = text[min(given) :]
+    return final_answer(rest.partition("\n")[2]) is not None or len(_WORDS.findall(rest)) > REMARK
+
+
+def _unwrapped(text: str) -> str:
+    r"""An answer without `\text{}` and emphasis."""
+    return _WRAPPED.sub(r"\1", text).strip().removeprefix("**").removesuffix("**")
+
+
 def _mathematics(text: str) -> str | None:
     """The formula in a short answer, without currency signs; None where there are words that it cannot be told from."""
-    text = text.replace(r"\$", "$").strip().rstrip(".")
-    text = "".join(letter for letter in text if unicodedata.category(letter) != "Sc")
-    if worded := _WORDED.fullmatch(text):
+    text = text.replace(r"\$", "$").replace(r"\,", "").replace("\u2212", "-").strip().rstrip(".")
+    text = _ASIDE.sub("", "".join(letter for letter in text if unicodedata.category(letter) != "Sc"))
+    if worded := _WORDED.fullmatch(_unwrapped(text)):
         return worded["number"]
     # Read as a formula, a word is the product of its letters, and equal to its anagrams.
     return None if not text or _WORD.search(_COMMAND.sub(" ", text)) else text

@@ -1,13 +1,13 @@
 """`step-jepa evaluate`: how many problems a model solves, and its language-model and JEPA loss on held-out examples."""
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
@@ -18,19 +18,34 @@ from transformers import PrinterCallback
 from step_jepa.adapted import untrained
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.records import Record
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
-from step_jepa.evaluation.answers import extract, interval, is_correct
-from step_jepa.evaluation.generation import Generation, generate
+from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
+from step_jepa.evaluation.folder import (
+    PARTIAL,
+    PREDICTIONS,
+    SUMMARY,
+    VIEWS,
+    Answers,
+    begin,
+    digest,
+    keep,
+    lines,
+    resume,
+    run_options,
+    write_whole,
+    written,
+)
+from step_jepa.evaluation.generation import Rules, generate, requests
+from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.objectives.losses import Loss
 from step_jepa.objectives.step_jepa import Pairs
-from step_jepa.training.config import OPTIONS_FILE, view_options
+from step_jepa.training.config import view_options
 from step_jepa.training.models import resolve, saved_predictors, setup_model_and_tokenizer
 from step_jepa.training.state import STATE_FILE
 
-PREDICTIONS, PARTIAL, SUMMARY = "predictions.jsonl", "predictions.partial.jsonl", "summary.json"
-VIEWS, MOST_VIEWS = "views.safetensors", 2000
-REMEDY = "give another --output_dir, or --overwrite"
+MOST_VIEWS = 2000
 HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -46,6 +61,17 @@ class EvaluateArguments:
     limit: int | None = field(default=None, metadata={"help": "Take the first so many examples only."})
     batch_size: int = field(default=16, metadata={"help": "Examples that are read or answered at once."})
     max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
+    match: Match = field(
+        default="math",
+        metadata={"help": "What is right: the same mathematics as the truth; exactly its text; a text that begins so."},
+    )
+    samples: int = field(
+        default=1, metadata={"help": "Answers to each problem: 1 is greedy; of more, drawn, the majority's counts."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Of the drawn answers, with --samples above 1."})
+    engine: Literal["hf", "vllm"] = field(
+        default="hf", metadata={"help": "Who writes the answers: transformers, or vLLM (installed beside this)."}
+    )
     predictors: int = field(
         default=1, metadata={"help": "Predictor tokens of the JEPA loss, unless the model's folder holds trained ones."}
     )
@@ -58,32 +84,34 @@ class EvaluateArguments:
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
     seed: int = field(
-        default=42, metadata={"help": "Seed of predictor rows that were never trained, and of pairs = random."}
+        default=42,
+        metadata={"help": "Seed of drawn answers, of predictor rows that were never trained, of pairs = random."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the results that output_dir holds."})
 
     def __post_init__(self) -> None:
-        for name, least in {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "predictors": 0}.items():
+        for name, least in {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 1, "predictors": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} = {value}: give {least} or more")
+        if not 0 < self.temperature < inf:
+            raise UserError(
+                f"temperature = {self.temperature}: give more than 0; leave out --samples for greedy answers"
+            )
+        if self.samples == 1 and self.temperature != EvaluateArguments.temperature:
+            raise UserError(
+                f"temperature = {self.temperature} is of drawn answers, and one is greedy: give --samples too"
+            )
 
 
 def run(args: EvaluateArguments) -> None:
-    """Write predictions.jsonl, one row per record, summary.json (see `summarise`) and views.safetensors (see
-    `save_views`), and print a table.
+    """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`) and views.safetensors
+    (see `save_views`), and print a table.
 
     Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
     answer, and rather than mix or replace results."""
-    if args.loss.startswith("centred") and not Path(resolve(args.model_name), STATE_FILE).exists():
-        raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
-    records = list(read_records(args.test_file, max_examples=args.limit))
-    if not any(record["answer"] for record in records):
-        raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`")
-    folder = Path(args.output_dir)
-    identity = _identity(args, records)
-    done = _resume(folder, identity, overwrite=args.overwrite)
-    trained = saved_predictors(args.model_name)
+    records, done = _begun(args)
+    folder, trained = Path(args.output_dir), saved_predictors(args.model_name)
     predictors = args.predictors if trained is None else trained
     views = view_options(resolve(args.model_name))
     model, tokenizer = setup_model_and_tokenizer(
@@ -106,28 +134,66 @@ def run(args: EvaluateArguments) -> None:
         seed=args.seed,
         **views,
     )
-    _begin(folder, identity, done)
-    answers = generate(
-        model, tokenizer, records, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, skip=done.keys()
-    )
-    try:
-        with (folder / PARTIAL).open("a", encoding="utf-8") as partial:
-            for generation in answers:
-                done[generation.index] = generation
-                print(_json(asdict(generation)), file=partial, flush=True)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted after {len(done)} of {len(records)} answers: the same command goes on from there"
-        ) from None
-    rows = [judge(record, done[index]) for index, record in enumerate(records)]
+    begin(folder, _identity(args, records), done)
+    _answer(args, model, tokenizer, records, done)
+    rows = [
+        judge(record, [done[index, k] for k in range(args.samples)], args.match) for index, record in enumerate(records)
+    ]
     settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
     summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out, "settings": settings}
-    write_whole(folder / PREDICTIONS, "".join(_json(row) + "\n" for row in rows))
+    write_whole(folder / PREDICTIONS, lines(rows))
     save_views(folder, held_out)
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     (folder / PARTIAL).unlink()
     console.print(_table(summary, run_options(args.model_name).get("horizon", 1)))
     console.print(f"{PREDICTIONS} and {SUMMARY} lie in {folder}")
+
+
+def _begun(args: EvaluateArguments) -> tuple[list[Record], Answers]:
+    """The records, and the answers that there are already, once nothing speaks against going on. Raises UserError."""
+    if args.loss.startswith("centred") and not Path(resolve(args.model_name), STATE_FILE).exists():
+        raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
+    if args.engine == "vllm":
+        require_vllm(args.model_name)
+    records = list(read_records(args.test_file, max_examples=args.limit))
+    if not any(truth_of(record, args.match) for record in records):
+        raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
+    return records, resume(Path(args.output_dir), _identity(args, records), overwrite=args.overwrite)
+
+
+def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What two calls must have in common for the answers of one to serve the other. Answers are judged afterwards, and
+    more samples go on from fewer."""
+    return {
+        "model_name": args.model_name,
+        "model_written": written(args.model_name),
+        "records": digest(records),
+        "max_new_tokens": args.max_new_tokens,
+        "dtype": args.dtype,
+        "engine": args.engine,
+        "sampling": [args.temperature, args.seed] if args.samples > 1 else None,
+    }
+
+
+def _answer(
+    args: EvaluateArguments, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], done: Answers
+) -> None:
+    """Have the answers written that are not in `done`. Raises Interrupted."""
+    wanted, stops = requests(model, tokenizer, records, samples=args.samples)
+    rules = Rules(stops, args.max_new_tokens, args.temperature if args.samples > 1 else None, args.seed)
+    if args.engine == "hf":
+        engine = transformers_engine(model, tokenizer, rules)
+    else:
+        model.cpu()  # vLLM loads its own
+        torch.cuda.empty_cache()
+        engine = vllm_engine(args.model_name, args.dtype, rules)
+    left = [request for request in wanted if (request.index, request.sample) not in done]
+    try:
+        keep(Path(args.output_dir), generate(engine, tokenizer, left, rules, batch_size=args.batch_size), done)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted after {len(done)} of {len(wanted)} answers: the same command goes on from there"
+        ) from None
 
 
 def heldout(
@@ -166,46 +232,15 @@ def save_views(folder: Path, views: Views) -> None:
         save_file({**sides, "problem": some.problem.contiguous(), "step": some.step.contiguous()}, path)
 
 
-def judge(record: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
-    """The row of predictions.jsonl; `correct` is None where the record has no answer to compare with."""
-    text, truth = generation.prediction, record["answer"]
-    answer, rule = extract(text)
-    correct = (text.strip() == truth.strip() or is_correct(answer, truth)) if truth else None
-    return {
-        "index": generation.index,
-        "question": record["question"],
-        "answer": truth,
-        "prediction": text,
-        "extracted": answer,
-        "rule": rule,
-        "correct": correct,
-        "truncated": generation.truncated,
-        "new_tokens": generation.new_tokens,
-    }
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts over judged rows: n and accuracy are of the rows with a known answer, each of which counts; no_answer (no
-    rule found one) and truncated are of all rows."""
-    known = [row["correct"] for row in rows if row["correct"] is not None]
-    return {
-        "n": len(known),
-        "without_truth": len(rows) - len(known),
-        "correct": sum(known),
-        "accuracy": sum(known) / len(known) if known else None,
-        "ci95": list(interval(sum(known), len(known))),
-        "no_answer": sum(row["rule"] == "none" for row in rows),
-        "truncated": sum(row["truncated"] for row in rows),
-    }
-
-
 def _table(summary: Mapping[str, Any], horizon: int) -> Table:
     low, high = summary["ci95"]
     settings = summary["settings"]
     table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
     table.add_row("correct", f"{summary['correct']} of {summary['n']}")
     table.add_row("accuracy", f"{summary['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})")
-    for name in ("without_truth", "no_answer", "truncated"):
+    if settings["samples"] > 1:
+        table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
+    for name in ("without_truth", "no_answer", "truncated", "over_generated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
     rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictor rows"
     rows += "" if horizon == 1 else "; of the next step"  # where the run predicted another
@@ -214,76 +249,3 @@ def _table(summary: Mapping[str, Any], horizon: int) -> Table:
         shown = "-" if value is None else str(value) if name == "pairs" else f"{value:.4f}"
         table.add_row(name.replace("_", " "), f"{shown} ({rows})" if name == "jepa_loss" else shown)
     return table
-
-
-# The output folder: predictions.partial.jsonl holds what was answered so far, under a line that says to what.
-
-
-def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What two calls must have in common for the answers of one to serve the other."""
-    return {
-        "model_name": args.model_name,
-        "model_written": written(args.model_name),
-        "records": digest(records),
-        "max_new_tokens": args.max_new_tokens,
-    }
-
-
-def written(model_name: str, *, besides: str | None = None) -> float | None:
-    """When the newest file of a model's folder was written, in seconds since the epoch; None for one on the hub.
-
-    besides   the name of a file that is not the model's, should it lie there"""
-    home = Path(resolve(model_name))
-    files = [path for path in home.iterdir() if path.is_file() and path.name != besides] if home.is_dir() else []
-    return max((path.stat().st_mtime for path in files), default=None)
-
-
-def digest(records: Sequence[Mapping[str, Any]]) -> str:
-    """Equal for equal records in the same order."""
-    return hashlib.sha256(_json(records).encode()).hexdigest()
-
-
-def run_options(model_name: str) -> dict[str, Any]:
-    """All options of the run that a model comes from; nothing where no run left them. Raises UserError."""
-    path = Path(resolve(model_name), OPTIONS_FILE)
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is not the JSON that a run writes: move it away") from None
-
-
-def _resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[int, Generation]:
-    """The answers, by index, that an interrupted call left in the folder. Changes nothing there."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give another --output_dir")
-    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
-        return {}
-    if (folder / SUMMARY).exists() or not (folder / PARTIAL).exists():
-        state = "holds finished results" if (folder / SUMMARY).exists() else "is not empty"
-        raise UserError(f"{folder} {state}: {REMEDY}")
-    # What follows the last line break was being written when the process died.
-    begun, *done = map(json.loads, (folder / PARTIAL).read_text(encoding="utf-8").split("\n")[:-1])
-    if differing := [name for name in identity if begun.get(name) != identity[name]]:
-        raise UserError(f"{folder} holds answers begun with another {', '.join(differing)}: {REMEDY}")
-    return {row["index"]: Generation(**row) for row in done}
-
-
-def _begin(folder: Path, identity: dict[str, Any], done: dict[int, Generation]) -> None:
-    """The folder with the answers so far, and without results that are being replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / PARTIAL, "".join(_json(row) + "\n" for row in [identity, *map(asdict, done.values())]))
-    for name in (SUMMARY, PREDICTIONS, VIEWS):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all. Its folder must exist."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

@@ -18,7 +18,7 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.evaluate import digest, run_options, write_whole, written
+from step_jepa.evaluation.folder import digest, run_options, write_whole, written
 from step_jepa.evaluation.pairing import HeldOut, measure, show
 from step_jepa.training.config import OPTIONS_FILE, view_options
 from step_jepa.training.models import load_tokenizer, resolve, saved_predictors

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.evaluate import write_whole
+from step_jepa.evaluation.folder import write_whole
 from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.plan import ExperimentArguments, planned
@@ -22,11 +22,12 @@ from step_jepa.options import parse
 
 CONFIG = "experiment.yaml"
 SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"
-ARMS = {SFT: {"objective": "none"}, STEP_JEPA: {"objective": "step_jepa", "controls": ["shuffled_pairs"]}}
+ARMS = {
+    SFT: {"objective": "none"},
+    STEP_JEPA: {"objective": "step_jepa", "pairs": "all", "lbd": 0.1, "controls": ["shuffled_pairs"]},
+}
 RECIPE = {
     "lora": True,
-    "pairs": "all",
-    "lbd": 0.1,
     "learning_rate": 2e-4,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.05,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from step_jepa import train
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate, heldout
+from step_jepa.evaluation.folder import PREDICTIONS, SUMMARY, write_whole
 from step_jepa.experiments.design import Cell
 
 IDENTITY, TRAINED, RESULT, LOG = "identity.json", "trained", "cell.json", "log.txt"
+SUFFIXES = {"views": "", "views_to_base": "_to_base"}
 WEIGHTS = ("*.safetensors", "*.bin")
-FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated")
+FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated", "over_generated")
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
@@ -39,27 +42,30 @@ def run(cell: Cell) -> None:
     arm, seed             what was run
     measures              name -> a score for each problem, in the order of the test file: accuracy; of `pairing` each
                           measure of the views, and those against the base model's with _to_base
+    free                  measure -> the best free baseline and its score, of those measures of the views that have one
     figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
     steps, flops, tokens  of training; tokens are those read, branches too
     seconds               of training, since the last resumption, and of evaluation
     threads               of the processor, which the last digits depend on
     Raises UserError."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    evaluate.write_whole(cell.folder / IDENTITY, json.dumps(cell.identity()) + "\n")
+    write_whole(cell.folder / IDENTITY, json.dumps(cell.identity()) + "\n")
     if not (cell.folder / TRAINED).exists():
         _train(cell)
         (cell.folder / TRAINED).touch()
     began = time.perf_counter()
-    evaluate.run(cell.evaluation(overwrite=(cell.folder / "scores" / evaluate.SUMMARY).exists()))
+    evaluate.run(cell.evaluation(overwrite=(cell.folder / "scores" / SUMMARY).exists()))
     views = cell.pairing_measures()
-    if views is not None:
+    if views:
         heldout.run(views)
     state = _json(cell.model / TRAINER_STATE_NAME)
-    summary = _json(cell.folder / "scores" / evaluate.SUMMARY)
+    summary = _json(cell.folder / "scores" / SUMMARY)
+    pairing = _json(cell.folder / "pairing" / heldout.RESULT)["models"][str(cell.model)] if views else {}
     result = {
         "arm": cell.arm,
         "seed": cell.seed,
-        "measures": {"accuracy": _correct(cell.folder / "scores" / evaluate.PREDICTIONS), **_of_views(cell)},
+        "measures": {"accuracy": _correct(cell.folder / "scores" / PREDICTIONS), **_of_views(pairing)},
+        "free": _free(pairing),
         "figures": {name: summary[name] for name in FIGURES},
         "steps": state["global_step"],
         "flops": state["total_flos"],
@@ -67,7 +73,7 @@ def run(cell: Cell) -> None:
         "seconds": {"train": state["log_history"][-1]["train_runtime"], "evaluate": time.perf_counter() - began},
         "threads": torch.get_num_threads(),
     }
-    evaluate.write_whole(cell.folder / RESULT, json.dumps(result) + "\n")
+    write_whole(cell.folder / RESULT, json.dumps(result) + "\n")
     if not cell.keep_model:
         _forget_weights(cell.model)
 
@@ -93,14 +99,19 @@ def _correct(predictions: Path) -> list[float]:
     return [float(row["correct"]) for row in rows if row["correct"] is not None]
 
 
-def _of_views(cell: Cell) -> dict[str, list[float]]:
-    if cell.pairing is None:
-        return {}
-    found = _json(cell.folder / "pairing" / heldout.RESULT)["models"][str(cell.model)]["by_problem"]
+def _of_views(pairing: Mapping[str, Any]) -> dict[str, list[float]]:
     return {
-        name + ("" if scorer == "views" else "_to_base"): scores
-        for name, scorers in found.items()
+        name + SUFFIXES[scorer]: scores
+        for name, scorers in pairing.get("by_problem", {}).items()
         for scorer, scores in scorers.items()
+    }
+
+
+def _free(pairing: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    return {
+        name + SUFFIXES[scorer]: (found["against"], pairing["measures"][name][found["against"]]["value"])
+        for name, scorers in pairing.get("differences", {}).items()
+        for scorer, found in scorers.items()
     }
 
 

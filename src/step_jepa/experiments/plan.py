@@ -1,5 +1,6 @@
 """The plan of an experiment, from its options: which cells, and which of them are compared."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ class ExperimentArguments:
     baseline: str = field(default="sft", metadata={"help": "The arm that the others are compared with."})
     primary: str = field(
         default="", metadata={"help": "The arm whose comparison with the baseline decides; named beforehand."}
+    )
+    comparisons: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More of them, as `arm - arm`; made are all with the baseline and of an arm with its controls."
+        },
     )
     grid: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Option -> values: every arm with a JEPA term at each."}
@@ -58,12 +65,20 @@ class ExperimentArguments:
     dry_run: bool = field(
         default=False, metadata={"help": "Print the cells and what they will cost, by a timed probe."}
     )
+    model_name: str | None = field(default=None, metadata={"help": "The model of all arms, instead of the recipe's."})
+    train_file: str | None = field(default=None, metadata={"help": "What is trained on, instead of data's input_file."})
+    test_file: str | None = field(default=None, metadata={"help": "What is tested on, instead of data's input_file."})
     name: str = field(default="experiment", metadata={"help": "Title of the results."})
 
     def __post_init__(self) -> None:
         for name in ("quick", "smoke"):
             if getattr(self, name):
                 self._change(name, getattr(self, f"{name}_changes"))
+        if self.model_name:
+            self.recipe = {**self.recipe, "model_name": self.model_name}
+        for name, file in (("train", self.train_file), ("test", self.test_file)):
+            if file:
+                self.data = _merged(self.data, {name: {"input_file": file}})
         if not self.arms or not self.data:
             raise UserError("an experiment needs arms and data: give --config experiments/lab.yaml, or one like it")
         if self.workers < 1:
@@ -86,7 +101,7 @@ def _merged(old: Any, new: Any) -> Any:
     """Tables key by key; anything else is replaced."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
-    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return old | {key: _merged(old.get(key, {}), value) for key, value in new.items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,15 @@ def planned(args: ExperimentArguments, folder: Path) -> Plan:
             cell.training(), cell.evaluation(), cell.pairing_measures()
         except UserError as error:
             raise UserError(f"arm {cell.arm}: {error}") from None
-    return Plan(cells, comparisons_of(list(arms), args.baseline), Comparison(args.primary, args.baseline))
+    made = comparisons_of(list(arms), args.baseline) + [_comparison(text, arms) for text in args.comparisons]
+    return Plan(cells, list(dict.fromkeys(made)), Comparison(args.primary, args.baseline))
+
+
+def _comparison(text: str, arms: Mapping[str, Options]) -> Comparison:
+    arm, _, other = text.partition(" - ")
+    if arm not in arms or other not in arms:
+        raise UserError(f"comparisons: {text!r} is no `arm - arm`: choose among {', '.join(arms)}")
+    return Comparison(arm, other)
 
 
 def _file_name(arm: str) -> str:

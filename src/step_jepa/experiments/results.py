@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from step_jepa.evaluation import statistics
-from step_jepa.evaluation.evaluate import write_whole
+from step_jepa.evaluation.folder import write_whole
 from step_jepa.evaluation.statistics import Components, Difference, Interval
 from step_jepa.experiments.design import Comparison
 
@@ -78,10 +78,16 @@ def _arm(arm: str, cells: Sequence[Mapping[str, Any]], by_measure: Mapping[str, 
     figures = {name: [cell["figures"][name] for cell in cells] for name in cells[0]["figures"]}
     return {
         "measures": {measure: asdict(statistics.summary(table, arm)) for measure, table in by_measure.items()},
+        "free": {measure: _free([cell["free"][measure] for cell in cells]) for measure in cells[0]["free"]},
         "figures": {name: None if None in values else mean(values) for name, values in figures.items()},
         **{name: mean(cell[name] for cell in cells) for name in COSTS},
         "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in ("train", "evaluate")},
     }
+
+
+def _free(baselines: Sequence[tuple[str, float]]) -> str:
+    """The best free baselines and their mean score; which one is best can differ between seeds."""
+    return f"{mean(score for _, score in baselines):.4f} ({', '.join(sorted({name for name, _ in baselines}))})"
 
 
 def _compared(measure: str, primary: bool, found: Difference, holm: float | None, comparisons: int) -> Compared:
@@ -104,12 +110,17 @@ def _compared(measure: str, primary: bool, found: Difference, holm: float | None
 def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
     """Means over seeds and problems with their intervals, and what a run costs; the heads first."""
     rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, these problems", "95 %, new problems"]]
-    rows[0] += ["LM loss", "answers cut off", "tokens", "FLOPs", "s of training"]
+    rows[0] += ["best free baseline", "LM loss", "answers cut off", "tokens", "FLOPs", "s of training"]
     for arm, found in results["arms"].items():
         summary, figures = found["measures"][measure], found["figures"]
         row = [arm, str(summary["seeds"]), f"{summary['mean']:.4f}", _number(summary["sd"])]
         row += [_interval(summary[name]) for name in ("same_problems", "new_problems")]
-        row += [_number(figures["lm_loss"]), f"{figures['truncated']:.1f}", f"{found['tokens']:.3g}"]
+        row += [
+            found["free"].get(measure, "-"),
+            _number(figures["lm_loss"]),
+            f"{figures['truncated']:.1f}",
+            f"{found['tokens']:.3g}",
+        ]
         rows.append([*row, f"{found['flops']:.3g}", f"{found['seconds']['train']:.0f}"])
     return rows
 

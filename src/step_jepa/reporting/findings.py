@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.evaluate import PREDICTIONS, SUMMARY, VIEWS
+from step_jepa.evaluation.folder import PREDICTIONS, SUMMARY, VIEWS
 from step_jepa.evaluation.heldout import RESULT
 from step_jepa.experiments.results import RESULTS
 from step_jepa.training.config import OPTIONS_FILE

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from step_jepa import plots
 from step_jepa.errors import UserError
-from step_jepa.evaluation.evaluate import write_whole
+from step_jepa.evaluation.folder import write_whole
 from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, words
 from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find

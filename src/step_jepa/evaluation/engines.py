@@ -1,0 +1,104 @@
+"""Who writes the answers: transformers or vLLM. Both read the same tokens and stop at the same ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
+
+from step_jepa.errors import UserError
+from step_jepa.evaluation.generation import Engine, Request, Rules
+from step_jepa.training.models import predictor_ids, resolve
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns the likeliest token into a sampled one, the same in every batch.
+
+    The argmax of logits / temperature + noise is a sample of softmax(logits / temperature), if the noise is drawn from
+    the standard Gumbel distribution (Gumbel 1954; Maddison, Tarlow and Minka 2014, arXiv 1411.0030, section 2), which
+    -log(E) has, E being a standard exponential. Each row draws from a generator of its own, on the CPU, so that a
+    device changes nothing.
+
+    seeds         one for each row of the batch
+    temperature   positive
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (B, T) int64 is not looked at; scores (B, V) are logits, in any float type."""
+        drawn = torch.empty(scores.shape, dtype=torch.float64)  # in float32 a draw can be 0
+        for row, generator in zip(drawn, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores / self.temperature - drawn.log().float().to(scores.device)
+
+
+def transformers_engine(model: Any, tokenizer: Any, rules: Rules) -> Engine:
+    """The model itself, in evaluation mode, on the device of the process; it never writes predictor tokens."""
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=rules.max_new_tokens,
+        eos_token_id=rules.stops,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=predictor_ids(model) or None,
+    )
+    model = model.to(PartialState().device).eval()
+
+    def write(batch: Sequence[Request]) -> list[list[int]]:
+        prompts = [request.prompt for request in batch]
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+        seeds = [request.seed(rules.seed) for request in batch]
+        noise = [] if rules.temperature is None else [GumbelNoise(seeds, rules.temperature)]
+        return _write_on(model, padded, config, noise)
+
+    return write
+
+
+def _write_on(model: Any, padded: Any, config: GenerationConfig, noise: list[GumbelNoise]) -> list[list[int]]:
+    """The new tokens after each prompt, padding included; prompts are padded on the left."""
+    # What the config leaves open would be taken from the model's own, so that one steps aside.
+    own, model.generation_config = model.generation_config, config
+    try:
+        with torch.inference_mode():
+            written = model.generate(**padded, logits_processor=noise)
+    finally:
+        model.generation_config = own
+    return written[:, padded["input_ids"].shape[1] :].tolist()
+
+
+def vllm_engine(model_name: str, dtype: str, rules: Rules) -> Engine:
+    """vLLM, on the model's folder or hub id. Raises UserError."""
+    vllm = require_vllm(model_name)
+    model = vllm.LLM(model=resolve(model_name), dtype=dtype, seed=rules.seed)
+
+    def write(batch: Sequence[Request]) -> list[list[int]]:
+        outputs = model.generate(
+            [{"prompt_token_ids": request.prompt} for request in batch],
+            [vllm.SamplingParams(**_sampling(request, rules)) for request in batch],
+            use_tqdm=False,
+        )
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    return write
+
+
+def _sampling(request: Request, rules: Rules) -> dict[str, Any]:
+    drawn = {"temperature": rules.temperature, "seed": request.seed(rules.seed)}
+    limits = {"max_tokens": rules.max_new_tokens, "stop_token_ids": rules.stops}
+    return {**limits, **({"temperature": 0.0} if rules.temperature is None else drawn)}
+
+
+def require_vllm(model_name: str) -> Any:
+    """The package. Raises UserError where it is not installed, or cannot load such a model."""
+    try:
+        import vllm
+    except ImportError as error:
+        raise UserError(f"--engine vllm needs the package vllm ({error}): pip install vllm, or --engine hf") from None
+    if Path(resolve(model_name), "adapter_config.json").exists():
+        raise UserError(f"{model_name} is an adapter: train without --keep_adapter, or evaluate with --engine hf")
+    return vllm

@@ -1,0 +1,88 @@
+"""Is an answer right, does it go on too long, and what do several answers to one problem say. No model is known."""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import eq
+from typing import Any, Literal
+
+from step_jepa.evaluation.answers import extract, interval, is_correct, over_generated
+from step_jepa.evaluation.generation import Generation
+
+Match = Literal["math", "exact", "starts_with"]
+
+
+def truth_of(record: Mapping[str, Any], match: Match = "math") -> str | None:
+    """What an answer is held against: the record's `answer`. Without one, `exact` and `starts_with` take all that the
+    assistant says (a regular expression in NL-RX); `math` then knows no truth."""
+    return record["answer"] or (None if match == "math" else record["messages"][-1]["content"].strip())
+
+
+def judge(record: Mapping[str, Any], generations: Sequence[Generation], match: Match = "math") -> dict[str, Any]:
+    """The row of predictions.jsonl: index, question, answer, and of the elected generation what `_judged` says.
+
+    With several generations also `votes`, how many agree with the elected one, and `samples`, all of them in order."""
+    truth = truth_of(record, match)
+    samples = [_judged(generation, truth, match) for generation in generations]
+    row = {"index": generations[0].index, "question": record["question"], "answer": truth}
+    if len(samples) == 1:
+        return {**row, **samples[0]}
+    winners = elect([each["extracted"] for each in samples], is_correct if match == "math" else eq)
+    return {**row, **samples[winners[0]], "votes": len(winners), "samples": samples}
+
+
+def _judged(generation: Generation, truth: str | None, match: Match) -> dict[str, Any]:
+    """`correct` is None without a truth; `rule` is "text" where the whole text is the answer."""
+    text = generation.prediction.strip()
+    if match == "math":
+        (answer, rule), goes_on = extract(text), over_generated(text)
+        correct = None if truth is None else text == truth or is_correct(answer, truth)
+    else:
+        assert truth is not None
+        answer, rule = text or None, "text" if text else "none"
+        goes_on = text.startswith(truth) and text != truth
+        correct = text == truth or (goes_on and match == "starts_with")
+    return {
+        "prediction": generation.prediction,
+        "extracted": answer,
+        "rule": rule,
+        "correct": correct,
+        "over_generated": goes_on,
+        "truncated": generation.truncated,
+        "new_tokens": generation.new_tokens,
+    }
+
+
+def elect(answers: Sequence[str | None], agree: Callable[[str, str], bool]) -> list[int]:
+    """Places of the answers that most agree on, in order; of equally many, those begun first.
+
+    Who gives no answer has no vote; where nobody has one it is the first place."""
+    groups: list[list[int]] = []
+    for place, answer in enumerate(answers):
+        if answer is None:
+            continue
+        own = next((group for group in groups if agree(answer, str(answers[group[0]]))), None)
+        if own is None:
+            groups.append([place])
+        else:
+            own.append(place)
+    return max(groups, key=len, default=[0])
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts over judged rows: n and accuracy are of the rows with a known answer, each of which counts; no_answer (no
+    rule found one), truncated and over_generated are of all rows, and a row can be in more than one of them.
+
+    sample_accuracy is the mean over single answers: it is the accuracy, unless rows were elected from samples."""
+    known = [row for row in rows if row["correct"] is not None]
+    correct = sum(row["correct"] for row in known)
+    single = [sample["correct"] for row in known for sample in row.get("samples", [row])]
+    return {
+        "n": len(known),
+        "without_truth": len(rows) - len(known),
+        "correct": correct,
+        "accuracy": correct / len(known) if known else None,
+        "ci95": list(interval(correct, len(known))),
+        "sample_accuracy": sum(single) / len(single) if single else None,
+        "no_answer": sum(row["rule"] == "none" for row in rows),
+        "truncated": sum(row["truncated"] for row in rows),
+        "over_generated": sum(row["over_generated"] for row in rows),
+    }

@@ -1,0 +1,406 @@
+"""Experiments: the plan by hand, cells in processes that die, what their differences say, and what they cost."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from step_jepa.cli import main
+from step_jepa.errors import UserError
+from step_jepa.evaluation import statistics
+from step_jepa.evaluation.statistics import Components
+from step_jepa.experiments import ab, cost, results
+from step_jepa.experiments.cell import IDENTITY, LOG, RESULT, finished
+from step_jepa.experiments.design import Cell, Comparison, arms_of, comparisons_of
+from step_jepa.experiments.plan import ExperimentArguments, planned
+from step_jepa.experiments.pool import run_all
+from step_jepa.options import parse
+
+TINY = {
+    "model_name": "chains",
+    "pretrain": True,
+    "config_overrides": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
+    "learning_rate": 0.01,
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 2,
+    "save_strategy": "no",
+}
+EXPERIMENT = {
+    "name": "tiny",
+    "data": {
+        "train": {"input_file": "chains", "max_examples": 24, "templates": "train"},
+        "test": {"input_file": "chains", "max_examples": 6, "templates": "test"},
+    },
+    "recipe": TINY,
+    "arms": {
+        "sft": {"objective": "none"},
+        "cosine": {"objective": "step_jepa", "pairs": "all", "controls": ["shuffled_pairs"]},
+        "nothing": {"objective": "step_jepa", "lbd": 0},
+    },
+    "seeds": [3, 5],
+    "primary": "cosine",
+    "evaluate": {"batch_size": 6, "max_new_tokens": 8},
+}
+
+
+def code(*argv) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in argv])
+    return stopped.value.code
+
+
+def config(folder: Path, **changes) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**EXPERIMENT, **changes}, sort_keys=False))
+    return path
+
+
+def cell(folder: Path, **changes) -> Cell:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for name in ("train.jsonl", "test.jsonl"):
+        (folder / "data" / name).write_text("{}\n")
+    blank = Cell("sft", 0, folder / "cell", folder / "data", {"objective": "none", "model_name": "m"}, {}, None)
+    return replace(blank, **changes)
+
+
+def cells_of(folder: Path) -> dict[str, dict]:
+    """What the cells of an experiment hold, without what the clock says."""
+    found = {str(path.parent.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob(RESULT)}
+    return {name: {key: value for key, value in each.items() if key != "seconds"} for name, each in found.items()}
+
+
+# The plan.
+
+
+def test_arms_bring_their_controls_and_the_grid_multiplies_those_with_a_jepa_term():
+    arms = {"sft": {"objective": "none"}, "cos": {"loss": "cosine", "controls": ["no_loss", "shuffled_pairs"]}}
+    assert arms_of(arms, {"lbd": [0.1, 1], "predictors": [2]}) == {
+        "sft": {"objective": "none"},
+        "cos lbd=0.1 predictors=2": {"loss": "cosine", "lbd": 0.1, "predictors": 2},
+        "cos lbd=0.1 predictors=2.no_loss": {"loss": "cosine", "lbd": 0.1, "predictors": 2, "control": "no_loss"},
+        "cos lbd=0.1 predictors=2.shuffled_pairs": {
+            **{"loss": "cosine", "lbd": 0.1, "predictors": 2},
+            "control": "shuffled_pairs",
+        },
+        "cos lbd=1 predictors=2": {"loss": "cosine", "lbd": 1, "predictors": 2},
+        "cos lbd=1 predictors=2.no_loss": {"loss": "cosine", "lbd": 1, "predictors": 2, "control": "no_loss"},
+        "cos lbd=1 predictors=2.shuffled_pairs": {
+            **{"loss": "cosine", "lbd": 1, "predictors": 2},
+            "control": "shuffled_pairs",
+        },
+    }
+
+
+def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
+    arms = ["sft", "cos lbd=0.1", "cos lbd=0.1.shuffled_pairs", "ssp"]
+    assert comparisons_of(arms, "sft") == [
+        Comparison("cos lbd=0.1", "sft"),
+        Comparison("cos lbd=0.1.shuffled_pairs", "sft"),
+        Comparison("ssp", "sft"),
+        Comparison("cos lbd=0.1", "cos lbd=0.1.shuffled_pairs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"primary": "coisne"}, "primary is 'coisne', which is no arm: choose among sft, cosine"),
+        ({"baseline": "plain"}, "baseline is 'plain', which is no arm"),
+        ({"primary": "sft"}, "primary and baseline are both sft"),
+        ({"arms": {}}, "an experiment needs arms and data"),
+        ({"arms": {"sft": "none"}, "primary": "sft"}, "arms: sft is no table of options"),
+        ({"arms": {**EXPERIMENT["arms"], "cosine": {"loss": "cosinus"}}}, "arm cosine: "),
+        ({"evaluate": {"batch_size": 0}}, "arm sft: batch_size = 0"),
+        ({"data": {"train": {"input_file": "chains"}}}, "data names train: give options of `prepare` for train and"),
+        ({"seeds": [1, 1]}, "name one twice"),
+        ({"shard": "2/2"}, "--shard 2/2: give i/n"),
+        ({"workers": 0}, "workers = 0"),
+        ({"quick": True}, "--quick: this experiment has no quick_changes"),
+        ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),
+        ({"assumed": {"seeds": 1}}, "assumed has seeds: give seed, problem, residual"),
+        ({"recipe": "recipes/lab.yaml"}, "argument --recipe: recipes/lab.yaml is no table"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line_before_anything_is_written(tmp_path, capsys, changes, said):
+    assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+# Cells.
+
+
+def test_a_finished_cell_stands_for_itself_alone(tmp_path):
+    mine = cell(tmp_path)
+    assert finished(mine) is None
+    mine.folder.mkdir()
+    (mine.folder / IDENTITY).write_text(json.dumps(mine.identity()))
+    assert finished(mine) is None
+    (mine.folder / RESULT).write_text('{"arm": "sft"}')
+    assert finished(mine) == {"arm": "sft"}
+    with pytest.raises(UserError, match="was begun with another train: give another --output_dir"):
+        finished(replace(mine, options={"objective": "none", "model_name": "other"}))
+    (tmp_path / "data" / "test.jsonl").write_text("{} \n")
+    with pytest.raises(UserError, match="another data"):
+        finished(mine)
+
+
+def test_a_cell_that_fails_says_why_and_takes_no_other_with_it(tmp_path):
+    refused = cell(
+        tmp_path / "a", arm="refused", options={"model_name": str(tmp_path / "nowhere"), "objective": "none"}
+    )
+    broken = cell(tmp_path / "b", arm="broken", options={**TINY, "objective": "none"})
+    for name in ("train.jsonl", "test.jsonl"):
+        (refused.data / name).unlink()  # the identity of a cell is of its data: a mistake of ours
+    began = []
+    ended = {each.arm: why for each, why in run_all([refused, broken], 1, 1, lambda each: began.append(each.arm))}
+    assert began == ["refused", "broken"]
+    assert ended["refused"] == f"it failed; the last lines of {refused.folder / LOG} say why"
+    assert "FileNotFoundError" in (refused.folder / LOG).read_text()
+    assert ended["broken"].startswith(f"{broken.data / 'train.jsonl'}:1: ")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experiment")
+    assert code("experiment", "--config", config(folder), "--output_dir", folder / "out") == 0
+    return folder / "out"
+
+
+def test_every_cell_is_there_and_the_tables_are_of_them(undisturbed):
+    cells = cells_of(undisturbed)
+    assert sorted(cells) == sorted(
+        f"cells/{arm}/seed-{seed}" for arm in ("sft", "cosine", "cosine.shuffled_pairs", "nothing") for seed in (3, 5)
+    )
+    found = json.loads((undisturbed / results.RESULTS).read_text())
+    scores = {
+        arm: {seed: cells[f"cells/{arm}/seed-{seed}"]["measures"]["accuracy"] for seed in (3, 5)}
+        for arm in ("sft", "cosine", "cosine.shuffled_pairs", "nothing")
+    }
+    assert all(len(values) == 6 for seeds in scores.values() for values in seeds.values())
+    assert [(each["found"]["arm"], each["found"]["baseline"], each["primary"]) for each in found["comparisons"]] == [
+        ("cosine", "sft", True),
+        ("cosine.shuffled_pairs", "sft", False),
+        ("nothing", "sft", False),
+        ("cosine", "cosine.shuffled_pairs", False),
+    ]
+    by_hand = statistics.difference(scores, "cosine", "sft")
+    assert found["comparisons"][0]["found"]["difference"] == by_hand.difference
+    rows = list(csv.DictReader((undisturbed / "results.csv").open()))
+    assert len(rows) == 8
+    assert {row["steps"] for row in rows} == {"4"}
+    text = (undisturbed / "results.md").read_text()
+    assert "| cosine - sft (primary) |" in text
+    assert "Sign flips over 2 seeds cannot reject at 5 %: p is at least 0.5." in text
+    assert "Stated before the runs: 2 seeds and 6 problems show a difference of" in text
+
+
+def test_arms_of_one_seed_begin_alike_and_seeds_do_not(undisturbed):
+    """A JEPA term of weight 0 is SFT to the last bit: the same weights at the start, the same order of rows."""
+    cells = cells_of(undisturbed)
+    sft, nothing, other = (cells[f"cells/{name}"] for name in ("sft/seed-3", "nothing/seed-3", "sft/seed-5"))
+    assert nothing["figures"]["lm_loss"] == sft["figures"]["lm_loss"] != other["figures"]["lm_loss"]
+    for name in ("tokens", "flops"):
+        assert cells["cells/cosine/seed-3"][name] > sft[name] == nothing[name] > 0
+
+
+def test_weights_go_and_curves_stay(undisturbed):
+    assert not list(undisturbed.rglob("model.safetensors"))
+    state = json.loads((undisturbed / "cells" / "sft" / "seed-3" / "model" / "trainer_state.json").read_text())
+    assert sum("lm_loss" in entry for entry in state["log_history"]) == 2
+
+
+def test_a_second_call_runs_nothing_and_other_options_are_refused(undisturbed, tmp_path, capsys):
+    before = {path: path.stat().st_mtime for path in undisturbed.rglob(RESULT)}
+    assert code("experiment", "--config", config(tmp_path), "--output_dir", undisturbed) == 0
+    assert {path: path.stat().st_mtime for path in undisturbed.rglob(RESULT)} == before
+    other = config(tmp_path, recipe={**TINY, "learning_rate": 0.02})
+    assert code("experiment", "--config", other, "--output_dir", undisturbed) == 2
+    assert "was begun with another train" in capsys.readouterr().err
+
+
+def test_shards_make_the_whole_between_them(undisturbed, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert code("experiment", "--config", config(tmp_path), "--output_dir", out, "--shard", "1/2") == 0
+    assert "4 of 8 cells are not finished" in capsys.readouterr().out
+    assert code("experiment", "--config", config(tmp_path), "--output_dir", out, "--shard", "0/2", "--workers", 2) == 0
+    assert cells_of(out) == cells_of(undisturbed)
+
+
+def test_killed_twice_and_started_again_it_comes_to_the_same(undisturbed, tmp_path):
+    """SIGKILL while the first cell trains, and in the middle of the others."""
+    command = [sys.executable, "-m", "step_jepa", "experiment", "--config", str(config(tmp_path))]
+    command += ["--output_dir", str(tmp_path / "out")]
+    for awaited in ("cells/sft/seed-3/identity.json", "cells/nothing/seed-3/identity.json"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        _wait(tmp_path / "out" / awaited)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(cells_of(tmp_path / "out")) < 8
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert cells_of(tmp_path / "out") == cells_of(undisturbed)
+
+
+def _wait(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_views_are_measured_where_pairing_is_asked_for(tmp_path):
+    changes = {
+        "pairing": {"pool": 2, "pool_within": 2},
+        "measures": ["centred_margin", "retrieval_across"],
+        "arms": {name: EXPERIMENT["arms"][name] for name in ("sft", "nothing")},
+        "primary": "nothing",
+        "seeds": [3],
+    }
+    assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path / "out") == 0
+    scores = cells_of(tmp_path / "out")["cells/sft/seed-3"]["measures"]
+    measured = json.loads((tmp_path / "out/cells/sft/seed-3/pairing/pairing.json").read_text())["models"]
+    (figures,) = (each["measures"] for each in measured.values())
+    for name in ("centred_margin", "retrieval_across"):
+        assert sum(scores[name]) / 6 == pytest.approx(figures[name]["views"]["value"], rel=1e-9)
+    assert "one seed does not tell what is due to the seed" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
+    assert code("experiment", "--config", config(tmp_path), "--output_dir", tmp_path / "out", "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert "8 cells, about 0:00:" in said
+    assert "Stated before the runs" in said
+    assert not list((tmp_path / "out").rglob(RESULT))
+
+
+# What it costs, and what it says.
+
+
+def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, capsys):
+    changes = {"assumed": {"seed": 0.01, "problem": 0.02, "residual": 0.3}}
+    assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path, "--dry_run") == 0
+    alone, first = (statistics.detectable(Components(0.01, 0.02, 0.3), 2, 6, comparisons=number) for number in (1, 4))
+    said = capsys.readouterr().out
+    assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 4 comparisons by Holm" in said
+    assert f"one of {first:.3g}, if" in said
+
+
+def test_a_budget_is_spent_on_seeds_and_where_it_is_short_on_fewer_answers_and_steps():
+    costs = [
+        cost.Cost(step=1, steps=100, answer=0.5, answers=200),
+        cost.Cost(step=2, steps=100, answer=0.5, answers=200),
+    ]
+    assert ab.fit(costs, 500 * 7.5) == (100, 200, 7)
+    assert ab.fit(costs, 500 * 99) == (100, 200, 20)
+    # 900 s for 3 seeds: 300 s a seed, a third of them for answers of 1 s in all, the rest for steps of 3 s
+    assert ab.fit(costs, 900) == (66, 100, 3)
+    with pytest.raises(UserError, match=r"20 steps and 50 answers of 2 arms take 7m: raise --budget"):
+        ab.fit(costs, 300)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("90m", 5400), ("2h", 7200), ("1.5 h", 5400), ("30s", 30), ("1d", 86400)])
+def test_times(text, wanted):
+    assert ab.seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "two hours", "-2h"])
+def test_what_is_no_time(text):
+    with pytest.raises(UserError, match="give a time such as 90m or 2h"):
+        ab.seconds(text)
+
+
+def _comparison(baseline: str, difference: float, interval, holm, detectable=0.05, needed=40) -> dict:
+    found = {"arm": "step_jepa", "baseline": baseline, "difference": difference, "new_problems": interval}
+    found |= {"seeds": [0, 1, 2], "problems": 200}
+    return {"found": found, "holm": holm, "detectable": detectable, "seeds_needed": needed}
+
+
+@pytest.mark.parametrize(
+    ("to_sft", "to_shuffled", "said"),
+    [
+        (
+            (0.02, (-0.01, 0.05), 0.4),
+            (0.01, (-0.02, 0.04), 0.6),
+            "That Step-JEPA changes the accuracy is not shown: +0.020 [-0.010, +0.050] against SFT, +0.010 "
+            "[-0.020, +0.040] against shuffled pairs; with 3 seeds and 200 problems 0.050 could be seen, and a "
+            "difference of +0.020 would take 40 seeds.",
+        ),
+        (
+            (0.08, (0.05, 0.11), 0.01),
+            (0.01, (-0.02, 0.04), 0.6),
+            "Step-JEPA changes the accuracy, but that it is the pairing of steps is not shown: +0.080 [+0.050, +0.110] "
+            "against SFT, +0.010 [-0.020, +0.040] against shuffled pairs.",
+        ),
+        (
+            (-0.08, (-0.11, -0.05), 0.01),
+            (-0.08, (-0.11, -0.05), 0.01),
+            "Step-JEPA changes the accuracy, and the pairing of steps has a part in it: -0.080 [-0.110, -0.050] "
+            "against SFT, -0.080 [-0.110, -0.050] against shuffled pairs.",
+        ),
+        (
+            (0.0, None, None, None, None),
+            (0.0, None, None, None, None),
+            "That Step-JEPA changes the accuracy is not shown: +0.000 (no interval can be made) against SFT, +0.000 "
+            "(no interval can be made) against shuffled pairs.",
+        ),
+    ],
+)
+def test_the_verdict(to_sft, to_shuffled, said):
+    comparisons = [_comparison("sft", *to_sft), _comparison("step_jepa.shuffled_pairs", *to_shuffled)]
+    assert ab.verdict({"comparisons": comparisons}) == said
+
+
+def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ab, "MOST_SEEDS", 3)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        yaml.safe_dump({key: value for key, value in TINY.items() if key not in ("model_name", "max_steps")})
+    )
+    options = ["--model_name", "chains", "--recipe", recipe, "--output_dir", tmp_path / "out", "--max_new_tokens", 8]
+    for name, count in (("train", 20), ("test", 6)):
+        output = tmp_path / f"{name}.jsonl"
+        assert code("prepare", "--input_file", "chains", "--output_file", output, "--max_examples", count) == 0
+        options += [f"--{name}_file", output]
+    assert code("ab", *options, "--budget", "100s") == 0
+    said = capsys.readouterr().out
+    assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]
+    chosen = yaml.safe_load((tmp_path / "out" / ab.CONFIG).read_text())
+    assert chosen["seeds"] == [0, 1, 2]
+    assert chosen["evaluate"]["limit"] == 6
+    assert code("ab", *options, "--budget", "40s") == 2
+    assert "give another --output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "shipped", sorted(Path(__file__).parents[1].glob("experiments/*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path, monkeypatch):
+    """Their smallest version; the whole one is refused by no command."""
+    monkeypatch.chdir(shipped.parents[1])  # recipes are named from the project's folder
+    (whole,) = parse("experiment", [ExperimentArguments], ["--config", str(shipped), "--output_dir", str(tmp_path)])
+    whole.recipe |= {"bf16": False}  # a GPU's, which this machine may lack
+    plan = planned(whole, tmp_path)
+    assert len(whole.seeds) >= 5
+    assert plan.primary in plan.comparisons
+    assert code("experiment", "--config", shipped, "--output_dir", tmp_path / "out", "--smoke") == 0
+    found = json.loads((tmp_path / "out" / results.RESULTS).read_text())
+    assert not found["missing"]
+    assert len(cells_of(tmp_path / "out")) == 2 * len(plan.cells) / len(whole.seeds)
