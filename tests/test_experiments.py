@@ -398,7 +398,7 @@ def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path, monkeypatch)
     (whole,) = parse("experiment", [ExperimentArguments], ["--config", str(shipped), "--output_dir", str(tmp_path)])
     whole.recipe |= {"bf16": False}  # a GPU's, which this machine may lack
     plan = planned(whole, tmp_path)
-    assert len(whole.seeds) >= 5
+    assert len(whole.seeds) >= (2 if "tuning" in shipped.stem else 5)
     assert plan.primary in plan.comparisons
     assert code("experiment", "--config", shipped, "--output_dir", tmp_path / "out", "--smoke") == 0
     found = json.loads((tmp_path / "out" / results.RESULTS).read_text())
