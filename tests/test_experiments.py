@@ -11,18 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from filelock import FileLock
+from peft import LoraConfig
+from transformers import set_seed
 
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.evaluation import statistics
 from step_jepa.evaluation.statistics import Components
 from step_jepa.experiments import ab, cost, results
-from step_jepa.experiments.cell import IDENTITY, LOG, RESULT, finished
+from step_jepa.experiments.cell import IDENTITY, LOCK, LOG, RESULT, _correct, finished
+from step_jepa.experiments.cell import run as run_cell
+from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import Cell, Comparison, arms_of, comparisons_of
 from step_jepa.experiments.plan import ExperimentArguments, planned
 from step_jepa.experiments.pool import run_all
 from step_jepa.options import parse
+from step_jepa.training.models import setup_model_and_tokenizer
 
 TINY = {
     "model_name": "chains",
@@ -108,12 +115,11 @@ def test_arms_bring_their_controls_and_the_grid_multiplies_those_with_a_jepa_ter
 
 
 def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
-    arms = ["sft", "cos lbd=0.1", "cos lbd=0.1.shuffled_pairs", "ssp"]
+    shuffled = {"control": "shuffled_pairs"}
+    arms = {"sft": {}, "cos lbd=1": {}, "cos lbd=1.shuffled_pairs": shuffled, "cos lbd=1.5": {}, "own": shuffled}
     assert comparisons_of(arms, "sft") == [
-        Comparison("cos lbd=0.1", "sft"),
-        Comparison("cos lbd=0.1.shuffled_pairs", "sft"),
-        Comparison("ssp", "sft"),
-        Comparison("cos lbd=0.1", "cos lbd=0.1.shuffled_pairs"),
+        *(Comparison(arm, "sft") for arm in ("cos lbd=1", "cos lbd=1.shuffled_pairs", "cos lbd=1.5", "own")),
+        Comparison("cos lbd=1", "cos lbd=1.shuffled_pairs"),
     ]
 
 
@@ -128,12 +134,25 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"arms": {**EXPERIMENT["arms"], "cosine": {"loss": "cosinus"}}}, "arm cosine: "),
         ({"evaluate": {"batch_size": 0}}, "arm sft: batch_size = 0"),
         ({"data": {"train": {"input_file": "chains"}}}, "data names train: give options of `prepare` for train and"),
-        ({"seeds": [1, 1]}, "name one twice"),
+        ({"seeds": [1, 1]}, "seeds = [1, 1]: give at least one, and each once"),
+        ({"measures": ["acuracy"]}, "measures: there is no acuracy: choose among accuracy"),
+        ({"grid": {"lbd": 0.1}}, "grid: lbd is no list of values: write `lbd: [0.1]`"),
+        ({"arms": {**EXPERIMENT["arms"], "b": {"controls": "no_loss"}}}, "the controls of b are no list"),
+        ({"arms": {**EXPERIMENT["arms"], "b": {"train_file": "f"}}}, "train_file follows from the experiment"),
+        ({"evaluate": {"model_name": "m"}}, "model_name follows from the experiment"),
+        (
+            {"arms": {**EXPERIMENT["arms"], "a b": {"pairs": "all"}, "A_B": {"pairs": "all"}}},
+            "arms: a b and another one would share",
+        ),
+        ({"data": {"train": "chains", "test": "chains"}}, "data: train needs options of `prepare` such as input_file"),
+        ({"data": {name: {"input_file": "chains"} for name in ("train", "test")}}, "test problems are trained on too"),
+        ({"comparisons": ["cosine - ssp"]}, "comparisons: 'cosine - ssp' is no `arm - arm`"),
+        ({"smoke": True, "smoke_changes": {"seeds": 3}}, "seeds = 3: give a list"),
         ({"shard": "2/2"}, "--shard 2/2: give i/n"),
         ({"workers": 0}, "workers = 0"),
         ({"quick": True}, "--quick: this experiment has no quick_changes"),
         ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),
-        ({"assumed": {"seeds": 1}}, "assumed has seeds: give seed, problem, residual"),
+        ({"assumed": {"seeds": 1}}, "give numbers for seed, problem, residual"),
         ({"recipe": "recipes/lab.yaml"}, "argument --recipe: recipes/lab.yaml is no table"),
     ],
 )
@@ -157,17 +176,53 @@ def test_a_finished_cell_stands_for_itself_alone(tmp_path):
     (mine.folder / RESULT).write_text('{"arm": "sft"}')
     assert finished(mine) == {"arm": "sft"}
     with pytest.raises(UserError, match="was begun with another train: give another --output_dir"):
-        finished(replace(mine, options={"objective": "none", "model_name": "other"}))
+        finished(replace(mine, train={"objective": "none", "model_name": "other"}))
     (tmp_path / "data" / "test.jsonl").write_text("{} \n")
     with pytest.raises(UserError, match="another data"):
         finished(mine)
 
 
+def test_a_recipe_is_what_it_says_and_not_where_it_lies(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name: chains\npretrain: true\nlearning_rate: 0.1\nseed: 7\n")
+    options = {**EXPERIMENT, "recipe": {"config": str(recipe), "learning_rate": 0.2}}
+    cells = planned(ExperimentArguments(output_dir=str(tmp_path), **options), tmp_path).cells
+    assert cells[0].train == {"model_name": "chains", "pretrain": True, "learning_rate": 0.2, "objective": "none"}
+    assert [each.seed for each in cells[:5]] == [3, 3, 3, 3, 5]
+
+
+def test_data_that_lie_there_are_those_asked_for(tmp_path):
+    source = tmp_path / "raw.jsonl"
+    source.write_text(json.dumps({"question": "q", "answer": "1 + 1 = 2\n#### 2"}) + "\n")
+    data = {"train": {"input_file": str(source)}, "test": {"input_file": "chains", "max_examples": 2}}
+    prepare_data(data, tmp_path / "data")
+    made = (tmp_path / "data" / "train.jsonl").read_text()
+    prepare_data(data, tmp_path / "data")
+    with pytest.raises(UserError, match="holds other data for test: give another --output_dir"):
+        prepare_data({**data, "test": {"input_file": "chains", "max_examples": 3}}, tmp_path / "data")
+    source.write_text(json.dumps({"question": "other", "answer": "1 + 1 = 2\n#### 2"}) + "\n")
+    with pytest.raises(UserError, match="holds other data for train"):
+        prepare_data(data, tmp_path / "data")
+    assert (tmp_path / "data" / "train.jsonl").read_text() == made
+
+
+def test_a_cell_is_run_by_one_process(tmp_path):
+    mine = cell(tmp_path, train={**TINY, "objective": "none"})
+    mine.folder.mkdir()
+    with FileLock(mine.folder / LOCK), pytest.raises(UserError, match=r"another process runs .*: wait for it"):
+        run_cell(mine)
+    assert not (mine.folder / IDENTITY).exists()
+
+
+def test_an_answer_with_any_line_break_of_unicode_is_one_row(tmp_path):
+    rows = [{"correct": True, "prediction": "a\u2028b\u0085c"}, {"correct": None}, {"correct": False}]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert _correct(tmp_path / "predictions.jsonl") == [1.0, 0.0]
+
+
 def test_a_cell_that_fails_says_why_and_takes_no_other_with_it(tmp_path):
-    refused = cell(
-        tmp_path / "a", arm="refused", options={"model_name": str(tmp_path / "nowhere"), "objective": "none"}
-    )
-    broken = cell(tmp_path / "b", arm="broken", options={**TINY, "objective": "none"})
+    refused = cell(tmp_path / "a", arm="refused", train={"model_name": str(tmp_path / "nowhere"), "objective": "none"})
+    broken = cell(tmp_path / "b", arm="broken", train={**TINY, "objective": "none"})
     for name in ("train.jsonl", "test.jsonl"):
         (refused.data / name).unlink()  # the identity of a cell is of its data: a mistake of ours
     began = []
@@ -220,6 +275,18 @@ def test_arms_of_one_seed_begin_alike_and_seeds_do_not(undisturbed):
     assert nothing["figures"]["lm_loss"] == sft["figures"]["lm_loss"] != other["figures"]["lm_loss"]
     for name in ("tokens", "flops"):
         assert cells["cells/cosine/seed-3"][name] > sft[name] == nothing[name] > 0
+
+
+def test_an_adapter_begins_the_same_with_predictors_as_without(model_folder):
+    adapters = []
+    for predictors in (None, 0, 2):
+        set_seed(4)
+        lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        model, _ = setup_model_and_tokenizer(model_folder, predictors=predictors, peft_config=lora, seed=4)
+        adapters.append([value for name, value in model.named_parameters() if "lora_A" in name])
+    assert adapters[0]
+    for other in adapters[1:]:
+        assert all(map(torch.equal, adapters[0], other))
 
 
 def test_weights_go_and_curves_stay(undisturbed):
@@ -304,14 +371,11 @@ def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, 
 
 
 def test_a_budget_is_spent_on_seeds_and_where_it_is_short_on_fewer_answers_and_steps():
-    costs = [
-        cost.Cost(step=1, steps=100, answer=0.5, answers=200),
-        cost.Cost(step=2, steps=100, answer=0.5, answers=200),
-    ]
-    assert ab.fit(costs, 500 * 7.5) == (100, 200, 7)
-    assert ab.fit(costs, 500 * 99) == (100, 200, 20)
-    # 900 s for 3 seeds: 300 s a seed, a third of them for answers of 1 s in all, the rest for steps of 3 s
-    assert ab.fit(costs, 900) == (66, 100, 3)
+    costs = [cost.Cost(start=5, step=step, steps=100, answer=0.5, answers=200) for step in (1, 2)]
+    assert ab.fit(costs, 510 * 7.5) == (100, 200, 7)
+    assert ab.fit(costs, 510 * 99) == (100, 200, 20)
+    # 930 s for 3 seeds: 300 s each without the start, a third of it for answers of 1 s, the rest for steps of 3 s
+    assert ab.fit(costs, 930) == (66, 100, 3)
     with pytest.raises(UserError, match=r"20 steps and 50 answers of 2 arms take 7m: raise --budget"):
         ab.fit(costs, 300)
 
@@ -328,7 +392,7 @@ def test_what_is_no_time(text):
 
 
 def _comparison(baseline: str, difference: float, interval, holm, detectable=0.05, needed=40) -> dict:
-    found = {"arm": "step_jepa", "baseline": baseline, "difference": difference, "new_problems": interval}
+    found: dict = {"arm": "step_jepa", "baseline": baseline, "difference": difference, "new_problems": interval}
     found |= {"seeds": [0, 1, 2], "problems": 200}
     return {"found": found, "holm": holm, "detectable": detectable, "seeds_needed": needed}
 
@@ -356,6 +420,12 @@ def _comparison(baseline: str, difference: float, interval, holm, detectable=0.0
             "against SFT, -0.080 [-0.110, -0.050] against shuffled pairs.",
         ),
         (
+            (0.0, (-0.05, 0.05), 1.0, 0.07, None),
+            (0.0, None, None, None, None),
+            "That Step-JEPA changes the accuracy is not shown: +0.000 [-0.050, +0.050] against SFT, +0.000 (no "
+            "interval can be made) against shuffled pairs; with 3 seeds and 200 problems 0.070 could be seen.",
+        ),
+        (
             (0.0, None, None, None, None),
             (0.0, None, None, None, None),
             "That Step-JEPA changes the accuracy is not shown: +0.000 (no interval can be made) against SFT, +0.000 "
@@ -377,7 +447,8 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
     options = ["--model_name", "chains", "--recipe", recipe, "--output_dir", tmp_path / "out", "--max_new_tokens", 8]
     for name, count in (("train", 20), ("test", 6)):
         output = tmp_path / f"{name}.jsonl"
-        assert code("prepare", "--input_file", "chains", "--output_file", output, "--max_examples", count) == 0
+        of = ["--templates", name, "--max_examples", count]
+        assert code("prepare", "--input_file", "chains", "--output_file", output, *of) == 0
         options += [f"--{name}_file", output]
     assert code("ab", *options, "--budget", "100s") == 0
     said = capsys.readouterr().out

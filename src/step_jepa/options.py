@@ -71,25 +71,30 @@ def _with_first(types: list[Any], argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """argv with the options of its `--config` file put before the others."""
     rest, path = [], None
-    words = iter(argv)
-    for word in words:
+    left = iter(argv)
+    for word in left:
         if word.split("=")[0] == "--config":
-            path = word.partition("=")[2] or next(words, None)
+            if path:
+                raise UserError("--config is given twice: give one file, and other options on the command line")
+            path = word.partition("=")[2] or next(left, None)
             if not path:
                 raise UserError("--config needs a file")
         else:
             rest.append(word)
-    return [*_options(path), *rest] if path else rest
+    return [*words(from_file(path)), *rest] if path else rest
 
 
-def _options(path: str) -> list[str]:
+def from_file(path: str) -> dict[str, Any]:
+    """The options that a YAML file holds. Raises UserError."""
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): give a YAML file of options") from None
     if not isinstance(options, dict):
         raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
-    return words(options)
+    if "config" in options:
+        raise UserError(f"{path} names another file of options: write them into one")
+    return options
 
 
 def words(options: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,18 +107,23 @@ def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
     if wanted.lower() in ("false", "no"):
         return None
     given = wanted.lower() not in ("true", "yes")
-    folders = [Path(wanted)] if given else Path(str(config.output_dir)).glob("checkpoint-*")
-    complete = [folder for folder in folders if (folder / TRAINER_STATE_NAME).exists()]  # what is written last
-    if not complete:
+    last = last_checkpoint([Path(wanted)] if given else Path(str(config.output_dir)).glob("checkpoint-*"))
+    if last is None:
         where = wanted if given else config.output_dir
         raise UserError(f"{where} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint")
-    last = str(max(complete, key=_steps_of))
-    if 0 < config.max_steps <= _steps_of(last):
+    if 0 < config.max_steps <= steps_of(last):
         raise UserError(f"{last} has all of the {config.max_steps} steps: raise --max_steps to train on")
     return last
 
 
-def _steps_of(checkpoint: str | Path) -> int:
+def last_checkpoint(folders: Iterable[Path]) -> str | None:
+    """The complete one that has most steps."""
+    complete = [str(folder) for folder in folders if (folder / TRAINER_STATE_NAME).exists()]  # what is written last
+    return max(complete, key=steps_of, default=None)
+
+
+def steps_of(checkpoint: str) -> int:
+    """Optimisation steps of a complete checkpoint."""
     return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
 
 
@@ -161,7 +167,7 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         advice = again if get_last_checkpoint(config.output_dir) else "there is no checkpoint to go on from"
         raise Interrupted(f"interrupted at step {trainer.state.global_step}: {advice}") from None
     except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
-        if not resume or trainer.state.global_step > _steps_of(resume):
+        if not resume or trainer.state.global_step > steps_of(resume):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot resume from {resume}: are these the options of that run? ({reason})") from None

@@ -53,7 +53,7 @@ def _usable(examples: Sequence[Example]) -> list[Example]:
 
 def _unscored(way: str, ways: Mapping[str, Sequence[Example]]) -> str | None:
     rows, usable = len(ways[way]), len(_usable(ways[way]))
-    if way != "record" and usable <= FEW * rows:
+    if way != "record" and (usable < 2 or usable <= FEW * rows):
         return f"two steps in {usable} of {rows} rows"
     places = {name: [each.steps for each in examples] for name, examples in ways.items()}
     first = next(name for name in WAYS if places[name] == places[way])

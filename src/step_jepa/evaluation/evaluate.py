@@ -1,6 +1,7 @@
 """`step-jepa evaluate`: how many problems a model solves, and its language-model and JEPA loss on held-out examples."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
@@ -105,8 +106,8 @@ class EvaluateArguments:
 
 
 def run(args: EvaluateArguments) -> None:
-    """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`) and views.safetensors
-    (see `save_views`), and print a table.
+    """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`; `seconds` are those of
+    this call, once the model is loaded) and views.safetensors (see `save_views`), and print a table.
 
     Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
     answer, and rather than mix or replace results."""
@@ -123,6 +124,7 @@ def run(args: EvaluateArguments) -> None:
         seed=args.seed,
     )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
+    ready = time.perf_counter()
     losses, held_out = heldout(
         model,
         data,
@@ -140,7 +142,8 @@ def run(args: EvaluateArguments) -> None:
         judge(record, [done[index, k] for k in range(args.samples)], args.match) for index, record in enumerate(records)
     ]
     settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
-    summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out, "settings": settings}
+    summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out}
+    summary |= {"seconds": time.perf_counter() - ready, "settings": settings}
     write_whole(folder / PREDICTIONS, lines(rows))
     save_views(folder, held_out)
     write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -89,6 +89,6 @@ def _json(value: Any) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """The file appears whole or not at all. Its folder must exist."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

@@ -27,6 +27,10 @@ RESAMPLES = 1000
 ROUNDING = 1e-6  # relative, of float32 views
 ACROSS, MATCHED, WITHIN = "retrieval_across", "retrieval_across_length_matched", "retrieval_within"
 TEMPLATES = "retrieval_across_templates"
+MEASURES = (
+    *("raw_cosine_paired", "raw_cosine_unpaired", "centred_margin", ACROSS, MATCHED, TEMPLATES, WITHIN),
+    *("operation", "first_operand", "second_operand", "result"),
+)
 VIEWS = ("views", "views_to_base")
 FREE = ("tfidf", "embedding", "numbers", "position", "majority")
 

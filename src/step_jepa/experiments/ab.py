@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -16,6 +17,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation.folder import write_whole
 from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
+from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
 from step_jepa.experiments.results import RESULTS
 from step_jepa.options import parse
@@ -28,6 +30,7 @@ ARMS = {
 }
 RECIPE = {
     "lora": True,
+    "num_train_epochs": 1,
     "learning_rate": 2e-4,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.05,
@@ -65,7 +68,7 @@ def run(args: AbArguments) -> int:
     What was chosen lies in experiment.yaml, from which the same call goes on. Raises UserError."""
     config = Path(args.output_dir, CONFIG)
     if not config.exists():
-        options = fitted(args, seconds(args.budget) * SPARE)
+        options = fitted(args, seconds(args.budget))
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
     arguments = _read(config, args)
     if arguments.name != _name(args):
@@ -92,11 +95,15 @@ def _read(config: Path, args: AbArguments) -> ExperimentArguments:
 
 
 def _name(args: AbArguments) -> str:
-    return f"{args.model_name} on {args.train_file}, tested on {args.test_file}, in {args.budget}"
+    recipe = f" by {args.recipe}" if args.recipe else ""
+    answers = f"answers of at most {args.max_new_tokens} tokens"
+    return f"{args.model_name} on {args.train_file}{recipe}, tested on {args.test_file}, {answers}, in {args.budget}"
 
 
-def fitted(args: AbArguments, available: float) -> dict[str, Any]:
-    """The options of the experiment that takes about so many seconds. Raises UserError where too little fits."""
+def fitted(args: AbArguments, budget: float) -> dict[str, Any]:
+    """The options of the experiment that takes about so many seconds, with the probe. Raises UserError where too little
+    fits."""
+    began = time.perf_counter()
     recipe = {"config": args.recipe} if args.recipe else RECIPE
     options: dict[str, Any] = {
         "name": _name(args),
@@ -108,28 +115,29 @@ def fitted(args: AbArguments, available: float) -> dict[str, Any]:
     }
     arguments = ExperimentArguments(output_dir=args.output_dir, **options)
     folder = Path(args.output_dir)
-    experiment.prepare_data(arguments, folder / "data")
+    plan = planned(arguments, folder)
+    prepare_data(arguments.data, folder / "data")
     console.print("timing a few steps and answers of each arm")
-    costs = probe(planned(arguments, folder).cells, folder, experiment.threads(arguments))
-    steps, answers, seeds = fit(list(costs.values()), available)
+    costs = probe(plan.cells, folder, experiment.threads(arguments))
+    steps, answers, seeds = fit(list(costs.values()), SPARE * (budget - (time.perf_counter() - began)))
     options["recipe"] |= {"max_steps": steps}
     options["evaluate"] |= {"limit": answers}
     return {**options, "seeds": list(range(seeds))}
 
 
 def fit(costs: Sequence[Cost], available: float) -> tuple[int, int, int]:
-    """(steps, answers, seeds) that take so many seconds: one epoch and all answers with as many seeds as fit, 20 at
-    most; where 3 do not, fewer answers and fewer steps with 3. Raises UserError where even 20 and 50 are too many."""
+    """(steps, answers, seeds) that take so many seconds: the recipe's steps and all answers with as many seeds as fit,
+    20 at most; where 3 do not, 3 with fewer answers and steps. Raises UserError where 20 steps do not fit."""
     whole = sum(cost.seconds for cost in costs)
     if FEWEST_SEEDS * whole <= available:
         return costs[0].steps, costs[0].answers, min(MOST_SEEDS, int(available / whole))
-    step, answer = sum(cost.step for cost in costs), sum(cost.answer for cost in costs)
-    each = available / FEWEST_SEEDS
+    start, step, answer = (sum(getattr(cost, name) for cost in costs) for name in ("start", "step", "answer"))
+    each = available / FEWEST_SEEDS - start
     answers = min(costs[0].answers, max(FEWEST_ANSWERS, int(ANSWERING * each / answer)))
     steps = min(costs[0].steps, int((each - answers * answer) / step))
     if steps < min(FEWEST_STEPS, costs[0].steps):
         fewest = min(FEWEST_ANSWERS, costs[0].answers)
-        least = FEWEST_SEEDS * (FEWEST_STEPS * step + fewest * answer) / SPARE
+        least = FEWEST_SEEDS * (start + FEWEST_STEPS * step + fewest * answer) / SPARE
         raise UserError(
             f"{FEWEST_STEPS} steps and {fewest} answers of {len(costs)} arms take {ceil(least / 60)}m: raise --budget"
         )
@@ -138,14 +146,8 @@ def fit(costs: Sequence[Cost], available: float) -> tuple[int, int, int]:
 
 def verdict(results: Mapping[str, Any]) -> str:
     """One sentence: the difference, its interval, whether the pairing is what helps, and what more it would take."""
-    to_sft, to_shuffled = (
-        next(
-            each
-            for each in results["comparisons"]
-            if (each["found"]["arm"], each["found"]["baseline"]) == (STEP_JEPA, baseline)
-        )
-        for baseline in (SFT, SHUFFLED)
-    )
+    found = {each["found"]["baseline"]: each for each in results["comparisons"] if each["found"]["arm"] == STEP_JEPA}
+    to_sft, to_shuffled = found[SFT], found[SHUFFLED]
     helps, pairing = _shown(to_sft), _shown(to_shuffled)
     if helps:
         said = "Step-JEPA changes the accuracy"
@@ -176,6 +178,8 @@ def _more(comparison: Mapping[str, Any]) -> str:
         return ""
     seeds, found = len(comparison["found"]["seeds"]), comparison["found"]
     said = f"; with {seeds} seeds and {found['problems']} problems {comparison['detectable']:.3f} could be seen"
+    if not found["difference"]:
+        return said
     if comparison["seeds_needed"] is not None:
         return f"{said}, and a difference of {found['difference']:+.3f} would take {comparison['seeds_needed']} seeds"
     return f"{said}, and for a difference of {found['difference']:+.3f} more problems are needed"

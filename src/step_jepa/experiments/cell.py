@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
+from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from step_jepa import train
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate, heldout
-from step_jepa.evaluation.folder import PREDICTIONS, SUMMARY, write_whole
+from step_jepa.evaluation.folder import PARTIAL, PREDICTIONS, SUMMARY, write_whole
+from step_jepa.experiments.data import lines
 from step_jepa.experiments.design import Cell
 
-IDENTITY, TRAINED, RESULT, LOG = "identity.json", "trained", "cell.json", "log.txt"
+IDENTITY, LOCK, TRAINED, RESULT, LOG = "identity.json", "lock", "trained", "cell.json", "log.txt"
 SUFFIXES = {"views": "", "views_to_base": "_to_base"}
 WEIGHTS = ("*.safetensors", "*.bin")
 FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated", "over_generated")
@@ -45,32 +45,47 @@ def run(cell: Cell) -> None:
     free                  measure -> the best free baseline and its score, of those measures of the views that have one
     figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
     steps, flops, tokens  of training; tokens are those read, branches too
-    seconds               of training, since the last resumption, and of evaluation
+    seconds               of training, of answering and of all, each since the last resumption
     threads               of the processor, which the last digits depend on
-    Raises UserError."""
+    Raises UserError, also where another process runs this cell."""
     cell.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(cell.folder / LOCK, timeout=0):
+            if finished(cell) is None:
+                _run(cell)
+    except Timeout:
+        raise UserError(f"another process runs {cell.folder}: wait for it, or stop it") from None
+
+
+def _run(cell: Cell) -> None:
+    began = time.perf_counter()
     write_whole(cell.folder / IDENTITY, json.dumps(cell.identity()) + "\n")
     if not (cell.folder / TRAINED).exists():
         _train(cell)
         (cell.folder / TRAINED).touch()
-    began = time.perf_counter()
-    evaluate.run(cell.evaluation(overwrite=(cell.folder / "scores" / SUMMARY).exists()))
-    views = cell.pairing_measures()
+    scores = cell.folder / "scores"
+    begun = (scores / PARTIAL).exists() and not (scores / SUMMARY).exists()
+    evaluate.run(cell.evaluation(overwrite=not begun))
+    views = cell.measuring()
     if views:
         heldout.run(views)
     state = _json(cell.model / TRAINER_STATE_NAME)
-    summary = _json(cell.folder / "scores" / SUMMARY)
+    summary = _json(scores / SUMMARY)
     pairing = _json(cell.folder / "pairing" / heldout.RESULT)["models"][str(cell.model)] if views else {}
     result = {
         "arm": cell.arm,
         "seed": cell.seed,
-        "measures": {"accuracy": _correct(cell.folder / "scores" / PREDICTIONS), **_of_views(pairing)},
+        "measures": {"accuracy": _correct(scores / PREDICTIONS), **_of_views(pairing)},
         "free": _free(pairing),
         "figures": {name: summary[name] for name in FIGURES},
         "steps": state["global_step"],
         "flops": state["total_flos"],
         "tokens": state["num_input_tokens_seen"],
-        "seconds": {"train": state["log_history"][-1]["train_runtime"], "evaluate": time.perf_counter() - began},
+        "seconds": {
+            "train": state["log_history"][-1]["train_runtime"],
+            "answer": summary["seconds"],
+            "all": time.perf_counter() - began,
+        },
         "threads": torch.get_num_threads(),
     }
     write_whole(cell.folder / RESULT, json.dumps(result) + "\n")
@@ -80,14 +95,10 @@ def run(cell: Cell) -> None:
 
 def _train(cell: Cell) -> None:
     arguments, config = cell.training()
-    checkpoint = get_last_checkpoint(str(cell.model)) if cell.model.is_dir() else None
-    if checkpoint and not 0 < config.max_steps <= _steps_of(checkpoint):  # there is something left to train
+    checkpoint = train.last_checkpoint(cell.model.glob("checkpoint-*"))
+    if checkpoint and not 0 < config.max_steps <= train.steps_of(checkpoint):  # there is something left to train
         _, config = cell.training(resume_from_checkpoint=checkpoint)
     train.run(replace(arguments, overwrite=True), config)
-
-
-def _steps_of(checkpoint: str) -> int:
-    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _correct(predictions: Path) -> list[float]:
-    rows = map(json.loads, predictions.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, lines(predictions))
     return [float(row["correct"]) for row in rows if row["correct"] is not None]
 
 
@@ -112,6 +123,7 @@ def _free(pairing: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
         name + SUFFIXES[scorer]: (found["against"], pairing["measures"][name][found["against"]]["value"])
         for name, scorers in pairing.get("differences", {}).items()
         for scorer, found in scorers.items()
+        if pairing["measures"][name][found["against"]]["value"] is not None
     }
 
 

@@ -1,6 +1,5 @@
 """What an experiment is: arms and seeds make cells, each one training run and its evaluation."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from step_jepa.adapted import StepJEPAConfig
-from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.evaluation.heldout import PairingArguments
+from step_jepa.experiments.data import FILES, digest
 from step_jepa.options import parse, words
 from step_jepa.train import TrainArguments
 
 Options = Mapping[str, Any]
-TRAIN, TEST = "train.jsonl", "test.jsonl"
+# What follows from the experiment; an arm that gave it would not be what it says.
+FIXED = {
+    "train": {"train_file", "output_dir", "seed", "overwrite", "resume_from_checkpoint"},
+    "evaluate": {"model_name", "test_file", "output_dir", "overwrite"},
+    "pairing": {"model_name", "test_file", "output_dir", "overwrite"},
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one seed. `options` are those of `train` but seed and files, which are the same in all arms;
-    `pairing` is None where views are not measured."""
+    """One arm with one seed. `train` has the options of that command but seed and files, which are the same in all
+    arms; `pairing` is None where views are not measured."""
 
     arm: str
     seed: int
     folder: Path
     data: Path
-    options: Options
+    train: Options
     evaluate: Options
     pairing: Options | None
     keep_model: bool = False
@@ -43,32 +47,30 @@ class Cell:
 
     def training(self, **changes: Any) -> tuple[TrainArguments, StepJEPAConfig]:
         """Raises UserError for options that `train` refuses."""
-        files = {"train_file": self.data / TRAIN, "output_dir": self.model, "seed": self.seed}
-        found = parse("train", [TrainArguments, StepJEPAConfig], words({**self.options, **files, **changes}))
-        return found[0], found[1]
+        own = {"train_file": self.data / FILES["train"], "output_dir": self.model, "seed": self.seed}
+        arguments, config = parse("train", [TrainArguments, StepJEPAConfig], words({**self.train, **own, **changes}))
+        return arguments, config
 
-    def evaluation(self, **changes: Any) -> EvaluateArguments:
+    def evaluation(self, *, overwrite: bool) -> EvaluateArguments:
         """Raises UserError for options that `evaluate` refuses."""
-        files = {"model_name": self.model, "test_file": self.data / TEST, "output_dir": self.folder / "scores"}
-        return parse("evaluate", [EvaluateArguments], words({**self.evaluate, **files, "overwrite": True, **changes}))[
-            0
-        ]
+        (arguments,) = parse("evaluate", [EvaluateArguments], words(self._of_model(self.evaluate, "scores", overwrite)))
+        return arguments
 
-    def pairing_measures(self) -> PairingArguments | None:
+    def measuring(self) -> PairingArguments | None:
         """Raises UserError for options that `pairing` refuses."""
         if self.pairing is None:
             return None
-        files = {"model_name": self.model, "test_file": self.data / TEST, "output_dir": self.folder / "pairing"}
-        return parse("pairing", [PairingArguments], words({**self.pairing, **files, "overwrite": True}))[0]
+        (arguments,) = parse("pairing", [PairingArguments], words(self._of_model(self.pairing, "pairing", True)))
+        return arguments
+
+    def _of_model(self, options: Options, folder: str, overwrite: bool) -> Options:
+        files = {"model_name": self.model, "test_file": self.data / FILES["test"], "output_dir": self.folder / folder}
+        return {**options, **files, "overwrite": overwrite}
 
     def identity(self) -> dict[str, Any]:
         """What a finished cell must have in common with this one to stand for it; as JSON reads it."""
-        files = {name: (self.data / name).read_bytes() for name in (TRAIN, TEST)}
-        about = {"arm": self.arm, "seed": self.seed, "train": self.options, "evaluate": self.evaluate}
-        about |= {
-            "pairing": self.pairing,
-            "data": {name: hashlib.sha256(text).hexdigest() for name, text in files.items()},
-        }
+        about = {"arm": self.arm, "seed": self.seed, "train": self.train, "evaluate": self.evaluate}
+        about |= {"pairing": self.pairing, "data": {name: digest(self.data / name) for name in FILES.values()}}
         return dict(json.loads(json.dumps(about, default=str)))
 
 
@@ -83,20 +85,24 @@ class Comparison:
         return f"{self.arm} - {self.baseline}"
 
 
-def arms_of(arms: Mapping[str, Options], grid: Mapping[str, Sequence[Any]]) -> dict[str, Options]:
+def arms_of(arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Options]:
     """The options of every arm by its name. An arm that names `controls` brings one more for each; the grid multiplies
-    all arms that have a JEPA term. Raises UserError for an arm that is no table."""
+    all arms that have a JEPA term. Raises UserError for what is no table or no list."""
+    for name, values in grid.items():
+        if not isinstance(values, list):
+            raise UserError(f"grid: {name} is no list of values: write `{name}: [{values}]`")
     found: dict[str, Options] = {}
     for name, options in arms.items():
         if not isinstance(options, Mapping):
             raise UserError(f"arms: {name} is no table of options: write `{name}: {{objective: none}}`")
+        controls = options.get("controls") or []
+        if not isinstance(controls, list):
+            raise UserError(f"arms: the controls of {name} are no list: write `controls: [{controls}]`")
         rest = {key: value for key, value in options.items() if key != "controls"}
-        points = [{}] if rest.get("objective") == "none" else list(_points(grid))
-        for point in points:
+        for point in [{}] if rest.get("objective") == "none" else _points(grid):
             named = " ".join([name, *(f"{key}={value}" for key, value in point.items())])
             found[named] = {**rest, **point}
-            for control in options.get("controls", []):
-                found[f"{named}.{control}"] = {**rest, **point, "control": control}
+            found |= {f"{named}.{control}": {**found[named], "control": control} for control in controls}
     return found
 
 
@@ -105,19 +111,8 @@ def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def comparisons_of(arms: Sequence[str], baseline: str) -> list[Comparison]:
+def comparisons_of(arms: Mapping[str, Options], baseline: str) -> list[Comparison]:
     """Each arm against the baseline, and against each of its own controls."""
-    pairs = [(arm, baseline) for arm in arms if arm != baseline]
-    pairs += [(control.rpartition(".")[0], control) for control in arms]
+    own = [(name.removesuffix(f".{options.get('control')}"), name) for name, options in arms.items()]
+    pairs = [(name, baseline) for name in arms if name != baseline] + [(arm, name) for arm, name in own if arm != name]
     return [Comparison(arm, other) for arm, other in pairs if arm in arms]
-
-
-def data_of(data: Mapping[str, Options], folder: Path) -> list[PrepareArguments]:
-    """How train.jsonl and test.jsonl are made. Raises UserError."""
-    if set(data) != {"train", "test"}:
-        raise UserError(f"data names {', '.join(data) or 'nothing'}: give options of `prepare` for train and for test")
-    files = {"train": folder / TRAIN, "test": folder / TEST}
-    return [
-        parse("prepare", [PrepareArguments], words({**options, "output_file": files[name]}))[0]
-        for name, options in data.items()
-    ]

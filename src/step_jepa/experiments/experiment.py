@@ -2,8 +2,10 @@
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa.data import prepare
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation import statistics
 from step_jepa.evaluation.statistics import Components
 from step_jepa.experiments import cost, results
 from step_jepa.experiments.cell import finished
-from step_jepa.experiments.design import TEST, Cell, data_of
+from step_jepa.experiments.data import FILES, lines, prepare_data
+from step_jepa.experiments.design import Cell
 from step_jepa.experiments.plan import ASSUMED, ExperimentArguments, Plan, planned
 from step_jepa.experiments.pool import run_all
 from step_jepa.experiments.progress import Progress
@@ -33,17 +35,18 @@ def run(args: ExperimentArguments) -> int:
     folder = Path(args.output_dir)
     plan = planned(args, folder)
     first, of = _shard(args.shard)
-    prepare_data(args, folder / "data")
+    prepare_data(args.data, folder / "data")
     stated = power(args, plan)
     console.print(Text(stated))
     own = plan.cells[first::of]
-    left = [cell for cell in own if not finished(cell)]
+    left = [cell for cell in own if finished(cell) is None]
     if args.dry_run:
         console.print(cost.table(cost.probe(plan.cells, folder, threads(args)), left, args.workers))
         return 0
     failed = run_cells(left, len(own), args)
-    found = [result for cell in plan.cells if (result := finished(cell))]
-    missing = [str(cell) for cell in plan.cells if not finished(cell)]
+    results_of = [(cell, finished(cell)) for cell in plan.cells]
+    found = [result for _, result in results_of if result is not None]
+    missing = [str(cell) for cell, result in results_of if result is None]
     if missing:
         console.print(
             Text(f"{len(missing)} of {len(plan.cells)} cells are not finished, and the tables are without them")
@@ -61,17 +64,10 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(of)
 
 
-def prepare_data(args: ExperimentArguments, folder: Path) -> None:
-    """Once: every cell reads the same files."""
-    for arguments in data_of(args.data, folder):
-        if not Path(arguments.output_file).exists():
-            prepare.run(arguments)
-
-
 def power(args: ExperimentArguments, plan: Plan) -> str:
     """The smallest effect that can be shown, from the variances assumed, before anything is run."""
-    with (plan.cells[0].data / TEST).open(encoding="utf-8") as lines:
-        seeds, problems = len(args.seeds), min(sum(1 for _ in lines), args.evaluate.get("limit") or sys.maxsize)
+    problems = len(lines(plan.cells[0].data / FILES["test"]))
+    seeds, problems = len(args.seeds), min(problems, plan.cells[0].evaluate.get("limit") or problems)
     if min(seeds, problems) < 2:
         return f"With {seeds} seeds and {problems} problems no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
@@ -94,9 +90,10 @@ def run_cells(cells: Sequence[Cell], of: int, args: ExperimentArguments) -> bool
     failed = False
     with Progress(cells, of, args.measures[0], console) as progress:
         try:
-            for cell, why in run_all(cells, args.workers, threads(args), progress.started):
-                failed |= why is not None
-                progress.ended(cell, why)
+            with closing(run_all(cells, args.workers, threads(args), progress.started)) as ended:
+                for cell, why in ended:
+                    failed |= why is not None
+                    progress.ended(cell, why)
         except KeyboardInterrupt:
             raise Interrupted("interrupted: the same command goes on with the cells that are not finished") from None
     return failed
@@ -113,7 +110,7 @@ def _close(args: ExperimentArguments, plan: Plan, cells: list[dict[str, Any]], s
     about = {
         "name": args.name,
         "date": date.today().isoformat(),
-        "command": " ".join(["step-jepa", *sys.argv[1:]]),
+        "command": shlex.join(["step-jepa", *sys.argv[1:]]),
         "machine": f"{_device()}, torch {torch.__version__}, step-jepa {version('step-jepa')}, threads of a cell: "
         f"{', '.join(map(str, sorted({cell['threads'] for cell in cells})))}",
         "seeds": args.seeds,
@@ -135,7 +132,7 @@ def _shown(title: str, rows: list[list[str]], columns: int) -> Table:
     for number, head in enumerate(rows[0][:columns]):
         table.add_column(head, justify="right" if number else "left", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row[:columns])
+        table.add_row(*map(Text, row[:columns]))
     return table
 
 

@@ -1,12 +1,15 @@
 """Cells in processes of their own, so that one that dies takes no other with it."""
 
+import logging
 import os
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
 
 from step_jepa.errors import UserError
 from step_jepa.experiments import cell as cells
@@ -17,7 +20,7 @@ REFUSED = 2
 
 def run_all(
     waiting: Sequence[Cell], workers: int, threads: int, started: Callable[[Cell], Any]
-) -> Iterator[tuple[Cell, str | None]]:
+) -> Generator[tuple[Cell, str | None], None, None]:
     """Each cell as it ends, and what went wrong, None where nothing did. `threads` are those of each process.
 
     Left early, it stops the cells that run."""
@@ -58,20 +61,18 @@ def _run(cell: Cell, threads: int) -> None:
     """In the process: everything that the cell prints goes to its log."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(cell.folder / cells.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(cell.folder / cells.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    import torch
-
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("step_jepa").setLevel(logging.INFO)
     torch.set_num_threads(threads)
     try:
-        cells.run(cell)
+        with threadpool_limits(threads, "blas"):  # scikit-learn's probes
+            cells.run(cell)
     except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(REFUSED)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 def _die_with_parent() -> None:

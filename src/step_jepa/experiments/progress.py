@@ -64,5 +64,5 @@ class Progress:
             table.add_column(column, justify="left" if column == "arm" else "right")
         for arm, scores in self.scores.items():
             seeds = ", ".join(f"seed {cell.seed}" for cell in self.running if cell.arm == arm)
-            table.add_row(arm, str(len(scores)), f"{mean(scores):.4f}" if scores else "-", seeds)
+            table.add_row(Text(arm), str(len(scores)), f"{mean(scores):.4f}" if scores else "-", seeds)
         return table

@@ -17,6 +17,7 @@ from step_jepa.experiments.design import Comparison
 
 RESULTS = "results.json"
 COSTS = ("steps", "tokens", "flops")
+SECONDS = ("train", "answer", "all")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ def _arm(arm: str, cells: Sequence[Mapping[str, Any]], by_measure: Mapping[str, 
     figures = {name: [cell["figures"][name] for cell in cells] for name in cells[0]["figures"]}
     return {
         "measures": {measure: asdict(statistics.summary(table, arm)) for measure, table in by_measure.items()},
-        "free": {measure: _free([cell["free"][measure] for cell in cells]) for measure in cells[0]["free"]},
+        "free": {
+            name: _free([cell["free"][name] for cell in cells if name in cell["free"]]) for name in cells[0]["free"]
+        },
         "figures": {name: None if None in values else mean(values) for name, values in figures.items()},
         **{name: mean(cell[name] for cell in cells) for name in COSTS},
-        "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in ("train", "evaluate")},
+        "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in SECONDS},
     }
 
 
@@ -98,8 +101,10 @@ def _compared(measure: str, primary: bool, found: Difference, holm: float | None
         primary=primary,
         found=found,
         holm=holm,
-        detectable=statistics.detectable(seen, len(found.seeds), found.problems) if seen else None,
-        seeds_needed=statistics.seeds_needed(seen, found.problems, found.difference)
+        detectable=statistics.detectable(seen, len(found.seeds), found.problems, comparisons=comparisons)
+        if seen
+        else None,
+        seeds_needed=statistics.seeds_needed(seen, found.problems, found.difference, comparisons=comparisons)
         if seen and found.difference
         else None,
         sentence=statistics.sentence(found, holm, comparisons),
@@ -162,10 +167,10 @@ def _csv(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     figures = list(cells[0]["figures"])
-    rows.writerow(["arm", "seed", *measures, *figures, *COSTS, "train_seconds", "evaluate_seconds"])
+    rows.writerow(["arm", "seed", *measures, *figures, *COSTS, *(f"seconds_{name}" for name in SECONDS)])
     for cell in cells:
         scores = [mean(cell["measures"][measure]) for measure in measures]
-        seconds = [cell["seconds"]["train"], cell["seconds"]["evaluate"]]
+        seconds = [cell["seconds"][name] for name in SECONDS]
         costs = [cell[name] for name in COSTS]
         rows.writerow(
             [cell["arm"], cell["seed"], *scores, *(cell["figures"][name] for name in figures), *costs, *seconds]
@@ -194,7 +199,7 @@ NOTES = {
     "these problems": "a paired t over seeds, which says nothing of other problems",
     "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
     "p, Holm": "over all comparisons here",
-    "could be seen": "the difference that these seeds and problems show with 80 % power at 5 %, given their variances",
+    "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm",
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
@@ -211,4 +216,8 @@ def words(results: Mapping[str, Any]) -> list[str]:
 
 def _as_markdown(rows: Sequence[Sequence[str]]) -> str:
     heads, *rest = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rest])
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [heads, ["---"] * len(heads), *rest])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")

@@ -44,7 +44,7 @@ def run(args: MaskArguments) -> None:
     if args.json:
         print(json.dumps({"index": args.index, **describe(specimen)}))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.rule(f"example {args.index}: a row looks, a column is seen")
     console.print(show(specimen))
     if args.output:

@@ -26,7 +26,7 @@ class MenuArguments(RowArguments):
 
 def run(args: MenuArguments) -> None:
     """Walk until the user leaves. Raises UserError."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         args.model_name = args.model_name or Prompt.ask("Model (hub id, folder, or smollm2)", console=console)
         args.train_file = args.train_file or Prompt.ask("File of records", console=console)

@@ -23,7 +23,7 @@ def run(args: PipelineArguments) -> None:
     if args.json:
         print(json.dumps({"index": args.index} | {name: stage.describe(specimen) for name, stage in STAGES.items()}))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         console.rule(f"{number} {name}, example {args.index}")
         console.print(stage.show(specimen))

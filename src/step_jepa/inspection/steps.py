@@ -49,7 +49,7 @@ def run(args: StepsArguments) -> None:
     if args.json:
         print(json.dumps([described(example) for example in examples]))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for example in examples:
         console.rule(f"example {example.index}: {len(example.input_ids)} tokens, {len(example.steps)} steps")
         console.print(coloured(example, [tokenizer.decode([token]) for token in example.input_ids]))

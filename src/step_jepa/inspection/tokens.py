@@ -27,7 +27,7 @@ def run(args: TokensArguments) -> None:
     if args.json:
         print(json.dumps({"index": args.index, "tokens": describe(specimen)}))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         console.rule(f"example {args.index}: the row's tokens, and where views are read")
         console.print(show(specimen))
 

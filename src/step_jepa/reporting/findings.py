@@ -103,8 +103,8 @@ def find(paths: Sequence[str]) -> Findings:
             found.evaluations.append(_evaluation(folder))
         if (folder / RESULT).exists():
             found.pairings[str(folder)] = _json(folder / RESULT)
-        if (folder / RESULTS).exists():
-            found.experiments[str(folder)] = _json(folder / RESULTS)
+        if (folder / RESULTS).exists() and "comparisons" in (results := _json(folder / RESULTS)):
+            found.experiments[str(folder)] = results
     return found
 
 
@@ -156,7 +156,10 @@ def _views(path: Path) -> dict[str, np.ndarray]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return _table(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return _table(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: move it away, or make it again") from None
 
 
 def _table(text: str, where: str) -> dict[str, Any]:

@@ -31,6 +31,9 @@ class Meter:
 
     def __init__(self, objectives: Sequence[str], weights: Sequence[float], device: torch.device) -> None:
         self.objectives, self.weights, self.since = objectives, weights, 0.0
+        self.tokens = torch.zeros(
+            (), dtype=torch.long, device=device
+        )  # read since `take_tokens`, those of branches too
         self.sums = torch.zeros(6, device=device)  # nll, tokens, tokens read, cosine, negatives, pairs that have them
         self.losses = torch.zeros(len(objectives), 2, device=device)  # distance, pairs
 
@@ -45,21 +48,32 @@ class Meter:
         yield
         self.since += time.perf_counter() - began if self.since else 0.0
 
+    def count(self, read: Tensor) -> None:
+        """Tokens of a micro-batch, without padding."""
+        self.sums[2] += read
+        self.tokens += read
+
     @torch.no_grad()
     def add(self, terms: Terms, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
         views = terms.views
         cosine = F.cosine_similarity(views.predicted, views.target, dim=-1)
-        of_tokens = (terms.nll.sum(), len(terms.nll), tokens_read(batch))
-        sums = (*of_tokens, cosine.sum(), negatives.sum(), len(negatives))
+        self.count(tokens_read(batch))
+        sums = (terms.nll.sum(), len(terms.nll), 0, cosine.sum(), negatives.sum(), len(negatives))
         self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in sums])
         self.losses.index_add_(0, views.objective, torch.stack([distance, torch.ones_like(distance)], 1).float())
 
+    def take_tokens(self, accelerator: Any) -> int:
+        """Tokens read since the last call, over all ranks."""
+        count = int(accelerator.reduce(self.tokens, "sum"))
+        self.tokens.zero_()
+        return count
+
     def read(self, accelerator: Any) -> dict[str, float]:
-        """What has been added since the last call, over all ranks; `tokens_read` counts branches too."""
+        """What has been added since the last call, over all ranks."""
         nll, tokens, read, cosine, negatives, contrasted = accelerator.reduce(self.sums, "sum").tolist()
         losses = accelerator.reduce(self.losses, "sum").tolist()
         now = time.perf_counter()
-        logs = {"tokens_read": read, "tokens_per_second": read / (now - self.since)}
+        logs = {"tokens_per_second": read / (now - self.since)}
         pairs = sum(count for _, count in losses)
         if tokens:
             logs |= {"lm_loss": nll / tokens, "pairs": pairs}

@@ -216,7 +216,8 @@ def _add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, 
         )
     if count:
         tied = model.config.get_text_config().tie_word_embeddings
-        model.resize_token_embeddings(rows + count, mean_resizing=False)
+        with torch.random.fork_rng():  # an adapter that is drawn next begins the same with predictors as without
+            model.resize_token_embeddings(rows + count, mean_resizing=False)
         weight = model.get_input_embeddings().weight
         with torch.no_grad():
             if trained is None:

@@ -311,7 +311,7 @@ class RepresentationTrainer(Trainer):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
         undivided = "undivided_loss" in self.args.switches
         if not self.branching and not undivided:
-            self._meter.sums[2] += inputs["attention_mask"].sum()
+            self._meter.count(inputs["attention_mask"].sum())
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         terms = self.terms(model, inputs)
         if self.branching:
@@ -347,13 +347,15 @@ class RepresentationTrainer(Trainer):
         parameters = self.model.num_parameters(exclude_embeddings=True)
         return floating_point_ops(inputs, parameters, twin=self._twin is not None)
 
+    def store_flos(self) -> None:
+        """Called before each log and each checkpoint, and at the end: the tokens are counted there too."""
+        super().store_flos()
+        self.state.num_input_tokens_seen += self._meter.take_tokens(self.accelerator)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
-        if "loss" in logs or "train_loss" in logs:  # the last one closes the run
-            since = self._meter.read(self.accelerator)
-            self.state.num_input_tokens_seen += int(since.pop("tokens_read"))
         if "loss" in logs:
-            logs |= {"lm_loss": logs["loss"]} | since
+            logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
             logs["flops"] = float(self.state.total_flos)
             if self.args.lbd == "auto":
                 logs["lbd"] = float(self.jepa.state.lbd)

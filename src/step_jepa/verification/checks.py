@@ -226,6 +226,8 @@ def _apart(found: Any, expected: Any) -> float:
 def accumulation(subject: Subject) -> Finding:
     """One optimisation step on n rows at once, and on n rows one by one: the same gradient."""
     count = len(subject.chosen)
+    if count < 2:
+        return Finding(None, "one row has a pair: it takes two to accumulate")
     whole, parts = (_gradient(subject, size, count // size) for size in (count, 1))
     apart = float((whole - parts).norm() / whole.norm())
     return Finding(apart < 1e-4, f"gradients of 1 x {count} and {count} x 1 rows: {apart:.1e} apart, relative")

@@ -1,0 +1,85 @@
+"""The two files that all cells read: made once, and the same as when they were asked for first."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from step_jepa.data import prepare
+from step_jepa.data.prepare import PrepareArguments
+from step_jepa.errors import UserError
+from step_jepa.evaluation.folder import write_whole
+from step_jepa.options import parse, words
+
+FILES = {"train": "train.jsonl", "test": "test.jsonl"}
+MADE = "made.json"
+
+
+def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
+    """Make train.jsonl and test.jsonl, unless they are there. Raises UserError where they were made by other options or
+    from a file that has changed, and where a test problem is also trained on."""
+    wanted = prepared_by(data, folder)
+    identity = {part: _identity(arguments) for part, arguments in wanted.items()}
+    made = folder / MADE
+    if made.exists():
+        found = json.loads(made.read_text(encoding="utf-8"))
+        if differing := [part for part in identity if found.get(part) != identity[part]]:
+            raise UserError(f"{folder} holds other data for {' and '.join(differing)}: give another --output_dir")
+        return
+    for arguments in wanted.values():
+        prepare.run(arguments)
+    _refuse_overlap(folder)
+    write_whole(made, json.dumps(identity, indent=2) + "\n")
+
+
+def prepared_by(data: Mapping[str, Any], folder: Path) -> dict[str, PrepareArguments]:
+    """Raises UserError for options that `prepare` refuses."""
+    if set(data) != set(FILES):
+        raise UserError(f"data names {', '.join(data) or 'nothing'}: give options of `prepare` for train and for test")
+    return {part: _arguments(part, options, folder) for part, options in data.items()}
+
+
+def _arguments(part: str, options: Any, folder: Path) -> PrepareArguments:
+    if not isinstance(options, Mapping) or {"output_file", "overwrite"} & options.keys():
+        raise UserError(f"data: {part} needs options of `prepare` such as input_file, without output_file")
+    # A part that another shard is making at this moment is made again, and is the same.
+    given = {**options, "output_file": folder / FILES[part], "overwrite": True}
+    return parse("prepare", [PrepareArguments], words(given))[0]
+
+
+def _identity(arguments: PrepareArguments) -> dict[str, Any]:
+    source = Path(arguments.input_file)
+    options = {name: value for name, value in asdict(arguments).items() if name not in ("output_file", "overwrite")}
+    return {**options, "digest": digest(source) if source.is_file() else None}
+
+
+def _refuse_overlap(folder: Path) -> None:
+    trained = {_question(line) for line in lines(folder / FILES["train"])}
+    both = [index for index, line in enumerate(lines(folder / FILES["test"])) if _question(line) in trained]
+    if both:
+        raise UserError(
+            f"{len(both)} test problems are trained on too, first example {both[0]} of the test file: leave them out"
+        )
+
+
+def _question(line: str) -> str:
+    return str(json.loads(line)["question"])
+
+
+def lines(path: Path) -> list[str]:
+    """Of a file of JSON lines."""
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+
+def digest(path: Path) -> str:
+    """Equal for equal files."""
+    about = path.stat()
+    return _digest(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
