@@ -30,7 +30,7 @@ class Subject:
     """A model, its tokenizer and rows, as `step-jepa train` would take them; set up when a check first asks for it.
 
     rows        how many records the model reads: the shortest that have two pairs of steps, or else one
-    Close it, or use it as a context manager: it keeps folders for as long as it lives."""
+    Use it as a context manager: it keeps folders for as long as it lives."""
 
     def __init__(
         self,
