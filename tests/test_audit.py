@@ -255,7 +255,8 @@ def test_a_way_that_finds_few_steps_is_not_scored(tokenizer):
     found = cuts([marked(), *[plain] * 9], tokenizer, **READ)
     assert found["markers"].unscored == found["paragraphs"].unscored == "two steps in 1 of 10 rows"
     assert found["lines"].unscored is None
-    assert cuts([marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored is None
+    assert cuts([marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored == "two steps in 1 of 9 rows"
+    assert cuts([marked(), marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored is None
 
 
 def test_rows_without_two_steps_are_left_out(tokenizer):

@@ -127,13 +127,14 @@ def _evaluation_table(found: Findings) -> list[list[str]]:
     summaries = [evaluation.summary for _, evaluation in found.roles()]
     rows = [[f"held-out {title}", *(_number(each.get(key)) for each in summaries)] for title, key in FIGURES.items()]
     counts = {"answers cut off": "truncated", "answers without a final answer": "no_answer"}
+    counts |= {"answers that go on too long": "over_generated"}
     return [
         ["test file", *(each["settings"]["test_file"] for each in summaries)],
         ["problems", *(str(each["n"]) for each in summaries)],
         ["accuracy", *(_accuracy(each) for each in summaries)],
         *rows,
         ["margin, paired - unpaired", *(_number(_margin(each)) for each in summaries)],
-        *([title, *(str(each[key]) for each in summaries)] for title, key in counts.items()),
+        *([title, *(str(each.get(key, "-")) for each in summaries)] for title, key in counts.items()),
     ]
 
 
