@@ -317,7 +317,7 @@ def test_the_command_prints_and_draws(model_folder, train_file, tmp_path, capsys
     files = ["--model_name", model_folder, "--train_file", train_file]
     assert run(*files, "--output", tmp_path / "new" / "audit.png") == 0
     said = capsys.readouterr().out
-    for words in ("8 of 9", "the same cuts as record", "Here the past says ", "Not scored: step 0", "answer"):
+    for words in ("8 of 9", "the same cuts as record", "reads it, the past says ", "Not scored: step 0", "answer"):
         assert words in said
     assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert run(*files, "--json", "--output", tmp_path / "audit.svg") == 0

@@ -274,7 +274,7 @@ def test_every_cell_is_there_and_the_tables_are_of_them(undisturbed):
     text = (undisturbed / "results.md").read_text()
     assert "| cosine - sft (primary) |" in text
     assert "Sign flips over 2 seeds cannot reject at 5 %: p is at least 0.5." in text
-    assert "Stated before the runs: 2 seeds and 6 problems show a difference of" in text
+    assert "Stated before the runs: 2 seeds and 6 problems can show no difference of accuracies." in text
 
 
 def test_arms_of_one_seed_begin_alike_and_seeds_do_not(undisturbed):
@@ -376,9 +376,11 @@ def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
 
 
 def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, capsys):
-    changes = {"assumed": {"seed": 0.01, "problem": 0.02, "residual": 0.3}}
+    changes = {"assumed": {"seed": 0.0001, "problem": 0.0002, "residual": 0.01}}
     assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path, "--dry_run") == 0
-    alone, first = (statistics.detectable(Components(0.01, 0.02, 0.3), 2, 6, comparisons=number) for number in (1, 4))
+    alone, first = (
+        statistics.detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 4)
+    )
     said = capsys.readouterr().out
     assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 4 comparisons by Holm" in said
     assert f"one of {first:.3g}, if" in said
@@ -449,7 +451,17 @@ def _comparison(baseline: str, difference: float, interval, holm, detectable=0.0
 )
 def test_the_verdict(to_sft, to_shuffled, said):
     comparisons = [_comparison("sft", *to_sft), _comparison("step_jepa.shuffled_pairs", *to_shuffled)]
-    assert ab.verdict({"comparisons": comparisons}) == said
+    assert ab.verdict({"comparisons": comparisons, "arms": arms_at(0.4, 0.5)}) == said
+
+
+def arms_at(*scores: float) -> dict:
+    return {f"arm {place}": {"measures": {"accuracy": {"mean": score}}} for place, score in enumerate(scores)}
+
+
+def test_the_floor_and_the_ceiling_are_said():
+    assert results.extremes({"arms": arms_at(0.0, 0.019)})[0].startswith("Every arm solves next to nothing")
+    assert results.extremes({"arms": arms_at(0.99, 1.0)})[0].startswith("Every arm solves next to everything")
+    assert results.extremes({"arms": arms_at(0.0, 0.5)}) == results.extremes({"arms": {}}) == []
 
 
 def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch):

@@ -90,6 +90,7 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     count, tokens        steps and scored tokens
     per_token, per_step  nats, by part: past = form + specific, specific = words + more
     share                specific as a share of what another problem's past leaves open, -other
+    left                 nats per token that the own past leaves open, -own
     length, tfidf, shared_numbers, only_answer
                          what is free, not of answers: mean tokens of a step, mean TF-IDF cosine with its past, mean
                          share of its numbers that its past has (None without numbers), share of steps that are answers
@@ -177,6 +178,7 @@ def _figures_of(parts: dict[str, Array], problem: Array, step: Array, seed: int)
         "per_token": {name: interval(values, np.ones(len(values))) for name, values in told.items()},
         "per_step": {name: interval(values, first) for name, values in told.items()},
         "share": interval(parts["specific"], parts["open"]),
+        "left": float((parts["open"] - parts["specific"]).mean()),
     }
 
 

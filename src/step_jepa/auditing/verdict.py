@@ -47,13 +47,20 @@ def statement(result: Mapping[str, Any]) -> list[str]:
     """What the figures say, in sentences."""
     told = result["ways"]["record"]["all"]
     figures = told["per_token"]
-    parts = ", ".join(f"{figures[part]['value']:.2f} {said}" for part, said in PARTS.items())
+    reader, more, share = result["settings"]["model_name"], _interval(figures["specific"]), told["share"]["value"]
+    found = [
+        f"As {reader} reads it, the past says {result['level']} about the next step. A step's own past tells {more} "
+        f"nats per token more than another problem's, {max(0.0, share):.0%} of what that one leaves open.",
+        f"{told['left']:.2f} nats per token stay open: the less a model knows of the language, the less this says of "
+        "the data.",
+    ]
+    if result["level"] != "nothing":
+        parts = ", ".join(f"{figures[part]['value']:.2f} {said}" for part, said in PARTS.items())
+        past = f"of {figures['past']['value']:.2f} nats per token over no past, {parts}"
+        found += [f"It is mostly {PARTS[kind(told)]}: {past}.", *_carriers(result["ways"])]
+    found += _unscored(result["ways"])
     return [
-        f"Here the past says {result['level']} about the next step. A step's own past tells "
-        f"{_interval(figures['specific'])} nats per token more than another problem's: {told['share']['value']:.0%} of "
-        "what that one leaves open.",
-        f"It is mostly {PARTS[kind(told)]}: of {figures['past']['value']:.2f} nats per token over no past, {parts}.",
-        *_boundaries(result["ways"]),
+        *found,
         f"Nothing: the interval reaches 0, as for independent steps. Much: {MUCH:.0%} or more, as where one token in "
         "four is copied (a copied step: 100%). Little: between.",
         "Form: what another problem's past tells as well. Some of it is an artefact: a step read alone lacks the row's "
@@ -65,18 +72,21 @@ def statement(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _boundaries(ways: Mapping[str, Any]) -> list[str]:
-    """Which cuts carry most, and which were not scored."""
-    unscored = [f"{way} ({found['unscored']})" for way, found in ways.items() if "unscored" in found]
-    left_out = [f"Cuts not scored: {', '.join(unscored)}."] if unscored else []
-    if len(unscored) == len(ways) - 1:
-        return left_out
+def _carriers(ways: Mapping[str, Any]) -> list[str]:
+    """Which cuts carry most, where there are several."""
+    if sum("all" in found for found in ways.values()) < 2:
+        return []
     best, *others = [
         f"{WAYS[way]} ({ways[way]['all']['per_token']['specific']['value']:.2f})" for way in carry_most(ways)
     ]
     rest = f"; as much within the intervals: {', '.join(others)}" if others else ", clearly more than the others"
     through = ["Random places cut through sentences, whose beginnings then tell of their ends."]
-    return [f"Steps cut {best} carry most per token{rest}.", *(through if "all" in ways["random"] else []), *left_out]
+    return [f"Steps cut {best} carry most per token{rest}.", *(through if "all" in ways["random"] else [])]
+
+
+def _unscored(ways: Mapping[str, Any]) -> list[str]:
+    left_out = [f"{way} ({found['unscored']})" for way, found in ways.items() if "unscored" in found]
+    return [f"Cuts not scored: {', '.join(left_out)}."] if left_out else []
 
 
 # Tables.

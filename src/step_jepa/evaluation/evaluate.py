@@ -245,10 +245,13 @@ def _table(summary: Mapping[str, Any], horizon: int) -> Table:
         table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
     for name in ("without_truth", "no_answer", "truncated", "over_generated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
-    rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictor rows"
+    rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
     rows += "" if horizon == 1 else "; of the next step"  # where the run predicted another
     for name in HELDOUT:
         value = summary[name]
         shown = "-" if value is None else str(value) if name == "pairs" else f"{value:.4f}"
-        table.add_row(name.replace("_", " "), f"{shown} ({rows})" if name == "jepa_loss" else shown)
+        if name == "jepa_loss":
+            table.add_row(f"jepa loss ({settings['loss']}, {settings['pairs']})", f"{shown} ({rows})")
+        else:
+            table.add_row(name.replace("_", " "), shown)
     return table

@@ -19,7 +19,7 @@ from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.results import RESULTS
+from step_jepa.experiments.results import RESULTS, extremes
 from step_jepa.options import parse
 
 CONFIG = "experiment.yaml"
@@ -158,7 +158,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         )
     else:
         said = "That Step-JEPA changes the accuracy is not shown"
-    return f"{said}: {_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs{_more(to_sft)}."
+    said += f": {_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs{_more(to_sft)}."
+    return " ".join([said, *extremes(results)])
 
 
 def _shown(comparison: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from step_jepa.experiments import cost, results
 from step_jepa.experiments.cell import finished
 from step_jepa.experiments.data import FILES, lines, prepare_data
 from step_jepa.experiments.design import Cell
-from step_jepa.experiments.plan import ASSUMED, ExperimentArguments, Plan, planned
+from step_jepa.experiments.plan import ACCURACY, ASSUMED, ExperimentArguments, Plan, planned
 from step_jepa.experiments.pool import run_all
 from step_jepa.experiments.progress import Progress
 
@@ -69,10 +69,12 @@ def power(args: ExperimentArguments, plan: Plan) -> str:
     problems = len(lines(plan.cells[0].data / FILES["test"]))
     seeds, problems = len(args.seeds), min(problems, plan.cells[0].evaluate.get("limit") or problems)
     if min(seeds, problems) < 2:
-        return f"With {seeds} seeds and {problems} problems no difference can be tested."
+        return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
     made = len(plan.comparisons) * len(args.measures)
     alone, one_of_many = (statistics.detectable(assumed, seeds, problems, comparisons=n) for n in (1, made))
+    if alone > 1 and args.measures == [ACCURACY]:
+        return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."
     return (
         f"Stated before the runs: {seeds} seeds and {problems} problems show a difference of {alone:.3g} with 80 % "
         f"power at 5 %, as the first of {made} comparisons by Holm one of {one_of_many:.3g}, if its variance is "

@@ -16,6 +16,7 @@ from step_jepa.evaluation.statistics import Components, Difference, Interval
 from step_jepa.experiments.design import Comparison
 
 RESULTS = "results.json"
+EXTREME = 0.02
 COSTS = ("steps", "tokens", "flops")
 SECONDS = ("train", "answer", "all")
 
@@ -114,7 +115,7 @@ def _compared(measure: str, primary: bool, found: Difference, holm: float | None
 
 def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
     """Means over seeds and problems with their intervals, and what a run costs; the heads first."""
-    rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, these problems", "95 %, new problems"]]
+    rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
     rows[0] += ["best free baseline", "LM loss", "answers cut off", "tokens", "FLOPs", "s of training"]
     for arm, found in results["arms"].items():
         summary, figures = found["measures"][measure], found["figures"]
@@ -132,7 +133,7 @@ def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
 
 def comparisons_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
     """Paired differences; the first interval, p and Holm's p are for new seeds and new problems; the heads first."""
-    rows = [["difference", "value", "95 %, new problems", "p", "p, Holm", "95 %, these problems", "bootstrap"]]
+    rows = [["difference", "value", "95 %, new seeds and problems", "p", "p, Holm", "95 %, new seeds", "bootstrap"]]
     rows[0] += ["could be seen", "seeds needed"]
     for each in results["comparisons"]:
         found = each["found"]
@@ -195,8 +196,8 @@ def _markdown(results: Mapping[str, Any]) -> str:
 
 
 NOTES = {
-    "new problems": "for new seeds and new problems, by variance components; p and Holm's p belong to it; decide by it",
-    "these problems": "a paired t over seeds, which says nothing of other problems",
+    "new seeds and problems": "by variance components; p and Holm's p belong to it; decide by it",
+    "new seeds": "on these very problems: a paired t over seeds, which says nothing of other problems",
     "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
     "p, Holm": "over all comparisons here",
     "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm",
@@ -205,13 +206,25 @@ NOTES = {
 
 
 def words(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for every comparison, the primary one first."""
+    """A sentence for every comparison, the primary one first; and one where accuracy is at its floor or ceiling."""
     ordered = sorted(results["comparisons"], key=lambda each: not each["primary"])
     first = {True: "Primary. ", False: ""}
-    return [
+    return extremes(results) + [
         f"{first[each['primary']]}{each['measure']}, {each['sentence']} {each['sign_flips'].capitalize()}"
         for each in ordered
     ]
+
+
+def extremes(results: Mapping[str, Any]) -> list[str]:
+    """Whether all arms solve next to nothing, or next to everything."""
+    scores = [arm["measures"]["accuracy"]["mean"] for arm in results["arms"].values() if "accuracy" in arm["measures"]]
+    if scores and max(scores) < EXTREME:
+        return [
+            "Every arm solves next to nothing, where no difference can be seen: take easier problems, or train longer."
+        ]
+    if scores and min(scores) > 1 - EXTREME:
+        return ["Every arm solves next to everything, where no difference can be seen: take harder problems."]
+    return []
 
 
 def _as_markdown(rows: Sequence[Sequence[str]]) -> str:

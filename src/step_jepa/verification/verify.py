@@ -52,6 +52,7 @@ def run(args: VerifyArguments) -> int:
     begun = time.monotonic()
     options = {name: value for name, value in asdict(args).items() if name not in ("train_file", "limit", "json")}
     with Subject(options.pop("model_name"), records, **options) as subject:
+        assert subject.tokenizer  # a model that cannot be reached is one line, and not one for each check
         progress = tqdm(findings(subject), total=len(CHECKS), desc="checks", leave=False, file=sys.stderr)
         found = dict(progress)
     failed = [name for name, finding in found.items() if finding.passed is False]
