@@ -58,10 +58,12 @@ def _identity(arguments: PrepareArguments) -> dict[str, Any]:
 
 def _refuse_overlap(folder: Path) -> None:
     trained = {_question(line) for line in lines(folder / FILES["train"])}
-    both = [index for index, line in enumerate(lines(folder / FILES["test"])) if _question(line) in trained]
+    tested = [_question(line) for line in lines(folder / FILES["test"])]
+    both = [index for index, question in enumerate(tested) if question in trained]
     if both:
         raise UserError(
-            f"{len(both)} test problems are trained on too, first example {both[0]} of the test file: leave them out"
+            f"{len(both)} of {len(tested)} test problems are trained on too, first example {both[0]} of the test file: "
+            "leave them out"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
 from step_jepa.errors import UserError
 from step_jepa.experiments import cell as cells
@@ -67,6 +68,7 @@ def _run(cell: Cell, threads: int) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("step_jepa").setLevel(logging.INFO)
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own, between processes, would be left behind by a cell that is stopped
     try:
         with threadpool_limits(threads, "blas"):  # scikit-learn's probes
             cells.run(cell)

@@ -100,8 +100,9 @@ def resolve(name: str) -> str:
 def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing.
     Raises UserError."""
+    home = resolve(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(folder))
+        tokenizer = AutoTokenizer.from_pretrained(home)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unavailable("tokenizer", folder, error) from None
     if plain:
