@@ -380,6 +380,8 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
     refused("written as .png or .svg", "--output", "audit.pdf")
+    (tmp_path / "mine.png").write_text("mine")
+    refused("mine.png is there already", "--output", tmp_path / "mine.png")
     refused("no whole step fits into max_length = 3", "--max_length", "3")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"messages": [')

@@ -251,6 +251,7 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("no such folder", "train", "--model_name", tmp_path / "no-model", *data, *out)
     refused("cannot load the tokenizer", "train", "--model_name", tmp_path.name, *data, *out)
     refused("unknown: --lamda", "train", *model, *data, *out, "--lamda", "1")
+    refused("unknown: --modle_name (did you mean --model_name?", "train", "--modle_name", model_folder, *data)
     refused("needs a CUDA device", "train", *model, *data, *out, "--load_in_4bit", "--lora", "--keep_adapter")
     refused("add --keep_adapter", "train", *model, *data, *out, "--load_in_4bit", "--lora")
     refused("add --lora", "train", *model, *data, *out, "--load_in_4bit")

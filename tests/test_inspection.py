@@ -381,6 +381,12 @@ def test_pictures_name_every_region(folders, train_file, tmp_path, inspect):
         assert said.code == 0
         assert name in said.out
     assert (tmp_path / "new" / "mask.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "mine.png").write_text("mine")
+    again = inspect("mask", *files, "--output", tmp_path / "mine.png")
+    assert (again.code, "mine.png is there already" in again.err) == (2, True)
+    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert inspect("mask", *files, "--output", tmp_path / "mine.png", "--overwrite").code == 0
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
     drawn = (tmp_path / "new" / "mask.svg").read_text()
     names = [part["name"] for part in as_json(inspect("mask", *files, "--json"))["regions"]]
     for name in names:

@@ -1,380 +1,267 @@
-"""The pairing's measures on sets whose figures are known beforehand, and the equations by hand."""
+"""`step-jepa pairing` on real input, and what a run leaves beside its model for those who measure it."""
 
-import io
 import json
+import os
+import shutil
+from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.stats
-from rich.console import Console
+import torch
+from conftest import byte_tokenizer, conversation, tiny_model
+from safetensors.torch import load_file
 
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.cli import main
+from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
-from step_jepa.evaluation.equations import equation, numbers
-from step_jepa.evaluation.pairing import HeldOut, bootstrap, measure, show
+from step_jepa.evaluation.pairing import PairingArguments, held_out, read_views, run
+from step_jepa.training.config import view_options
+from step_jepa.training.models import setup_model_and_tokenizer
 
-H = 16
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 
 
-def heldout(rng, predicted, target, later=4, **changes):
-    """Pairs of problems with `later` steps after the first, in order; texts (of one word, all different) and embeddings
-    tell nothing."""
-    problems = len(predicted) // later
-    fields = {
-        "predicted": predicted,
-        "target": target,
-        "base_target": None,
-        "problem": np.repeat(np.arange(problems), later),
-        "step": np.tile(np.arange(1, later + 1), problems),
-        "questions": ["how many"] * problems,
-        "steps": [["so" + "!" * (i * later + step) for step in range(later + 1)] for i in range(problems)],
-        "embedded_prefix": rng.standard_normal((len(predicted), H)),
-        "embedded_step": rng.standard_normal((len(predicted), H)),
-        "length": rng.integers(5, 30, len(predicted)),
-    }
-    return HeldOut(**fields | changes)
+@pytest.fixture(scope="module")
+def test_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "test.jsonl"
+    rows = [
+        conversation(*[f"So {a} + {b} = {a + b}" for b in range(2 + a % 3)], f"#### {a}", question=f"Is it {a}?")
+        for a in range(1, 13)
+    ]
+    path.write_text("".join(json.dumps({**row, "answer": "1"}) + "\n" for row in rows))
+    return str(path)
 
 
-def values(result, scorer="views"):
-    return {name: scorers[scorer]["value"] for name, scorers in result["measures"].items() if scorer in scorers}
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, test_file, model_folder):
+    """A short run with a predictor head, a centred loss, and steps read where their content ends."""
+    folder = str(tmp_path_factory.mktemp("runs") / "out")
+    options = {"max_steps": 3, "read": "content", "loss": "centred_cosine", "predictor_head": "linear", "pairs": "all"}
+    config = StepJEPAConfig(output_dir=folder, lbd=1.0, learning_rate=1e-2, **QUIET, **options)
+    trainer = StepJEPARepresentationTrainer(model_folder, config, test_file)
+    trainer.train()
+    trainer.save_model()
+    return folder
 
 
-def test_perfect_views_have_every_point(rng):
-    views = rng.standard_normal((120, H))
-    result = measure(heldout(rng, views, views, base_target=-views))
-    for name in ("retrieval_across", "retrieval_across_length_matched", "retrieval_within"):
-        figure = result["measures"][name]["views"]
-        assert (figure["value"], figure["low"], figure["high"]) == (1, 1, 1)
-        assert result["measures"][name]["views_to_base"]["value"] == 0
-        assert result["differences"][name]["views"]["value"] > 0.3
-    assert values(result)["centred_margin"] == pytest.approx(1, abs=0.02)
-    assert values(result, "views_to_base")["centred_margin"] == pytest.approx(-1, abs=0.02)
-    assert result["measures"]["retrieval_across"]["views"]["chance"] == 1 / 32
-    assert result["measures"]["retrieval_within"]["views"] == {
-        "value": 1.0,
-        "low": 1.0,
-        "high": 1.0,
-        "n": 60,  # of four later steps, the first two have two more behind them
-        "chance": 1 / 3,
-    }
-    none = dict.fromkeys(("retrieval_across", "retrieval_across_length_matched"), 0)
-    assert result["left_out"] == none | {"retrieval_within": 60, "probes": 120}
-
-
-@pytest.mark.parametrize("noise", [0, 1e-8])
-def test_collapsed_views_have_chance_and_no_margin(rng, noise):
-    views = np.ones((2, 120, H)) + noise * rng.standard_normal((2, 120, H))
-    found = values(measure(heldout(rng, *views.astype(np.float32))))
-    assert found["raw_cosine_paired"] == pytest.approx(1)
-    assert found["raw_cosine_unpaired"] == pytest.approx(1)
-    assert found["centred_margin"] == 0
-    assert found["retrieval_across"] == pytest.approx(1 / 32)
-    assert found["retrieval_across_length_matched"] == pytest.approx(1 / 32)
-    assert found["retrieval_within"] == pytest.approx(1 / 3)
-
-
-def test_independent_views_have_chance_within_the_interval(rng):
-    result = measure(heldout(rng, *rng.standard_normal((2, 800, H))))
-    for name in ("retrieval_across", "retrieval_across_length_matched", "retrieval_within"):
-        figure = result["measures"][name]["views"]
-        assert figure["low"] < figure["chance"] < figure["high"]
-    assert (
-        result["measures"]["centred_margin"]["views"]["low"] < 0 < result["measures"]["centred_margin"]["views"]["high"]
-    )
+def test_pairing_measures_every_pair(run_folder, model_folder, test_file, tmp_path, capsys):
+    options = ["--test_file", test_file, "--output_dir", str(tmp_path), "--base_model", model_folder, "--pool", "8"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["pairing", "--model_name", run_folder, *options])
+    assert stopped.value.code == 0
+    result = json.loads((tmp_path / "pairing.json").read_text())["models"][run_folder]
+    assert result["pairs"] == sum(1 + a % 3 for a in range(1, 13))  # all but those whose target is the answer
+    assert result["problems"] == 12
     assert not result["enough"]
+    assert {"views", "views_to_base", "tfidf", "numbers"} <= result["measures"]["retrieval_across"].keys()
+    assert "fewer than 1000 pairs" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["pairing", "--model_name", run_folder, *options])
+    assert stopped.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:  # another model beside it: what is there is not measured again
+        main(["pairing", "--model_name", run_folder, model_folder, *options])
+    assert stopped.value.code == 0
+    both = json.loads((tmp_path / "pairing.json").read_text())["models"]
+    assert both[run_folder] == result
+    assert both[model_folder]["pairs"] == result["pairs"]
+    assert both[model_folder]["measures"]["raw_cosine_paired"]["views"]["value"] is not None
 
 
-def test_views_of_the_topic_alone_are_found_across_problems_and_not_within(rng):
-    topic = np.repeat(rng.standard_normal((100, H)), 4, axis=0)
-    result = measure(heldout(rng, *(topic + 0.3 * rng.standard_normal((2, 400, H)))))
-    assert values(result)["retrieval_across"] > 0.95
-    within = result["measures"]["retrieval_within"]["views"]
-    assert within["low"] < 1 / 3 < within["high"]
+def pairing(output_dir, test_file, *models, **options):
+    """pairing.json's models."""
+    run(PairingArguments(list(map(str, models)), test_file, str(output_dir), pool=8, **options))
+    return json.loads(Path(output_dir, "pairing.json").read_text())["models"]
 
 
-def test_centred_margin_by_hand():
-    # Centred, prefixes and steps are (1, 0), (-1, 0), (0, 1), (0, -1) and the pairs of the second axis are swapped.
-    axes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], float)
-    result = measure(heldout(np.random.default_rng(0), axes + 7, axes[[0, 1, 3, 2]] + [5, -3], later=2))
-    # own cosines 1, 1, -1, -1; the others of each pair sum to minus that, over three pairs: 4/3, 4/3, -4/3, -4/3
-    figure = result["measures"]["centred_margin"]["views"]
-    assert figure["value"] == pytest.approx(0)
-    assert (figure["low"], figure["high"]) == pytest.approx((-4 / 3, 4 / 3))
-    raw = (8 * 6 + 7 * -3) / np.hypot(8, 7) / np.hypot(6, -3)  # the first pair's, of four
-    assert raw == pytest.approx(0.378633)
-    others = [(6 * 4 + 7 * -3, (6, 7), (4, -3)), (7 * 5 + 8 * -4, (7, 8), (5, -4)), (7 * 5 + 6 * -2, (7, 6), (5, -2))]
-    raw += sum(dot / np.hypot(*a) / np.hypot(*b) for dot, a, b in others)
-    assert values(result)["raw_cosine_paired"] == pytest.approx(raw / 4)
+def copied(folder, to, **options):
+    """A model folder, and what its run would have left beside it."""
+    shutil.copytree(folder, to)
+    (to / "step_jepa.json").write_text(json.dumps(options))
+    return str(to)
 
 
-def test_a_step_that_reads_the_same_is_no_wrong_answer(rng):
-    # Every step is one of two problems', with the same view.
-    views = np.repeat(rng.standard_normal((20, H)), 2, axis=0)
-    steps = [["so", f"step {i // 2}"] for i in range(40)]
-    data = heldout(rng, views, views, later=1, steps=steps)
-    all_but_its_twin = values(measure(data, pool=39))
-    assert all_but_its_twin["retrieval_across"] == 1
-    assert all_but_its_twin["retrieval_across_length_matched"] == 1
-    result = measure(data, pool=40)  # with it there would be 39 candidates
-    assert result["left_out"]["retrieval_across"] == result["left_out"]["retrieval_across_length_matched"] == 40
-    assert result["measures"]["retrieval_across"]["views"] == {
-        **dict.fromkeys(("value", "low", "high")),
-        "n": 0,
-        "chance": 1 / 40,
-    }
-    steps = [["so", "a", "a"], ["so", "b", "b"]]
-    within = measure(heldout(rng, *rng.standard_normal((2, 4, H)), later=2, steps=steps), pool_within=2)
-    assert within["left_out"]["retrieval_within"] == 4
+def test_the_base_reads_as_each_model_does(run_folder, model_folder, test_file, tmp_path):
+    mean = copied(model_folder, tmp_path / "mean", pooling="mean")
+    again = copied(model_folder, tmp_path / "again", pooling="mean")
+    both = pairing(tmp_path / "all", test_file, run_folder, mean, again, base_model=model_folder)
+    alone = pairing(tmp_path / "one", test_file, mean, base_model=model_folder)
+    assert both[mean] == alone[mean]
+    cosines = both[mean]["measures"]["raw_cosine_paired"]
+    assert cosines["views_to_base"] == pytest.approx(cosines["views"])  # the model is its own base
+    assert both[again]["measures"] == both[mean]["measures"]
 
 
-def test_steps_of_other_templates_alone(rng):
-    # The view is the template: its own problems tie with each other, and never with another's.
-    template = np.repeat(np.arange(10), 20)
-    views = np.eye(10)[template]
-    data = {"later": 2, "length": np.full(200, 7)}
-    result = measure(heldout(rng, views, views, template=template, **data), pool=8)
-    figure = result["measures"]["retrieval_across_templates"]["views"]
-    assert {name: figure[name] for name in ("value", "low", "high", "n", "chance")} == {
-        "value": 1,
-        "low": 1,
-        "high": 1,
-        "n": 200,
-        "chance": 1 / 8,
-    }
-    assert values(result)["retrieval_across"] < 0.9
-    without = measure(heldout(rng, views, views, **data), pool=8)
-    assert "retrieval_across_templates" not in without["measures"]
-    assert "templates" not in without
-    assert "low_template" not in without["measures"]["retrieval_across"]["views"]
+def test_equal_readings_of_the_base_are_one(model_folder, test_file, tmp_path, monkeypatch):
+    read = []
+
+    def counting(args, model, *rest, **options):
+        read.append(model)
+        return read_views(args, model, *rest, **options)
+
+    monkeypatch.setattr("step_jepa.evaluation.pairing.read_views", counting)
+    others = [copied(model_folder, tmp_path / name, pooling="mean") for name in ("a", "b")]
+    pairing(tmp_path / "out", test_file, *others, base_model=model_folder)
+    assert sorted(read) == sorted([model_folder, *others])
 
 
-def test_intervals_over_templates(rng):
-    # In one template all pairs agree, in the other all are opposite: -1, 0 or 1 when two templates are drawn.
-    views = rng.standard_normal((200, H))
-    template = np.repeat(["coins", "trains"], 100)
-    result = measure(heldout(rng, views, views * np.repeat([1, -1], 100)[:, None], later=2, template=template))
-    figure = result["measures"]["raw_cosine_paired"]["views"]
-    assert (figure["value"], figure["low_template"], figure["high_template"]) == pytest.approx((0, -1, 1))
-    assert -0.4 < figure["low"] < figure["high"] < 0.4
-    assert {"low_template", "high_template"} <= result["differences"]["centred_margin"]["views"].keys()
-    console = Console(width=1000, record=True, file=io.StringIO())
-    console.print(show(result))
-    text = " ".join(console.export_text().split())
-    assert "problems of 2 templates: intervals are over problems" in text
-    assert "too narrow for new templates" in text
-    alone = measure(heldout(rng, views, views, later=2, template=np.zeros(200, int)))
-    figure = alone["measures"]["raw_cosine_paired"]["views"]
-    assert (figure["value"], figure["low_template"], figure["high_template"]) == (pytest.approx(1), None, None)
+def test_an_export_can_be_a_base(run_folder, model_folder, test_file, tmp_path):
+    """One with trained predictor rows and a predictor head of its own."""
+    found = pairing(tmp_path / "out", test_file, model_folder, run_folder, base_model=run_folder)
+    own = found[run_folder]["measures"]["raw_cosine_paired"]
+    assert own["views_to_base"] == pytest.approx(own["views"])
+    assert "views_to_base" in found[model_folder]["measures"]["raw_cosine_paired"]
 
 
-def test_a_constant_added_to_all_views_changes_nothing(rng):
-    views = rng.standard_normal((3, 120, H))
-    pairs = [heldout(rng, *each[:2], base_target=each[2], **same) for each, same in _moved(rng, views)]
-    before, after = (measure(each) for each in pairs)
-    for scorer in ("views", "views_to_base"):
-        for name, value in values(before, scorer).items():
-            if not name.startswith("raw"):
-                assert values(after, scorer)[name] == pytest.approx(value, abs=1e-9)
+def test_what_run_it_is_stands_beside_the_figures(run_folder, model_folder, test_file, tmp_path, capsys):
+    options = json.loads(Path(run_folder, "step_jepa.json").read_text())
+    far = copied(model_folder, tmp_path / "far", **{**options, "predictor_head": "identity", "horizon": 2})
+    found = pairing(tmp_path / "out", test_file, run_folder, model_folder, far)
+    assert found[run_folder]["run"] == options
+    assert options["objective"] == ["step_jepa"]
+    assert found[model_folder]["run"] == {}
+    assert found[far]["run"]["horizon"] == 2
+    first, base, last = (line for line in capsys.readouterr().out.splitlines() if "LM loss" in line)
+    assert first.endswith("; objective step_jepa, control none")
+    assert base.endswith("; no step_jepa.json says how it was trained")
+    assert last.endswith("control none; trained to predict 2 steps ahead, measured on the next")
 
 
-def _moved(rng, views):
-    same = {"length": np.arange(120), "embedded_prefix": np.eye(120), "embedded_step": np.eye(120)}
-    return [(views, same), (views + 10 * rng.standard_normal(H), same)]
+def test_a_control_run_is_measured_with_and_without_its_options(model_folder, test_file, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    config = StepJEPAConfig(output_dir=folder, max_steps=1, control="shuffled_pairs", **QUIET)
+    trainer = StepJEPARepresentationTrainer(model_folder, config, test_file)
+    trainer.train()
+    trainer.save_model()
+    found = pairing(tmp_path / "with", test_file, folder)[folder]
+    assert found["run"]["control"] == "shuffled_pairs"
+    assert "control shuffled_pairs" in capsys.readouterr().out
+    Path(folder, "step_jepa.json").unlink()
+    bare = pairing(tmp_path / "without", test_file, folder)[folder]
+    assert bare["run"] == {}
+    assert bare["measures"] == found["measures"]
 
 
-def test_free_baselines_find_what_is_free(rng):
-    questions = [f"word{i} {1000 + i} {2000 + i}" for i in range(40)]
-    steps = [["first", f"word{i} {1000 + i}", f"it is {2000 + i}", "nothing"] for i in range(40)]
-    chance = heldout(rng, *rng.standard_normal((2, 120, H)), later=3, questions=questions, steps=steps)
-    result = measure(chance, pool=8)
-    assert values(result, "position")["retrieval_within"] == 1
-    tfidf = result["measures"]["retrieval_across"]["tfidf"]
-    # The last step shares nothing with its prefix: all candidates tie, but for those with common words.
-    assert tfidf["value"] == pytest.approx(2 / 3, abs=0.1)
-    # One of three steps has no number, so that it ties with all steps of other problems; the other two are found.
-    assert values(result, "numbers")["retrieval_across"] == pytest.approx((1 + 1 + 1 / 8) / 3)
-    assert result["differences"]["retrieval_across"]["views"]["against"] in ("tfidf", "numbers")
-    assert result["differences"]["retrieval_within"]["views"]["against"] != "position"
-    assert result["differences"]["retrieval_across"]["views"]["high"] < 0
+def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file, tmp_path):
+    model, out = copied(model_folder, tmp_path / "model"), tmp_path / "out"
+    first = pairing(out, test_file, model, model_folder)
+    with pytest.raises(UserError, match="--overwrite"):
+        pairing(out, test_file, model, model_folder)
+    tiny_model(seed=5).save_pretrained(model)
+    os.utime(Path(model, "model.safetensors"), (2e9, 2e9))
+    again = pairing(out, test_file, model, model_folder)
+    assert again[model]["model_written"] == 2e9
+    assert again[model]["lm_loss"] != first[model]["lm_loss"]
+    assert again[model_folder] == first[model_folder]
+    with pytest.raises(UserError, match="--overwrite"):
+        pairing(out, test_file, model, model_folder)
 
 
-def test_tfidf_reads_numbers_of_one_digit(rng):
-    questions, steps = [f"has {i}" for i in range(10)], [["so", f"gets {i}"] for i in range(10)]
-    data = heldout(rng, *rng.standard_normal((2, 10, H)), later=1, questions=questions, steps=steps)
-    assert values(measure(data), "tfidf")["retrieval_across"] == 1
+def test_results_in_the_models_own_folder_are_not_the_model(model_folder, test_file, tmp_path):
+    model = copied(model_folder, tmp_path / "model")
+    pairing(model, test_file, model)
+    with pytest.raises(UserError, match="finished"):
+        pairing(model, test_file, model)
 
 
-def test_length_matched_pools_hold_the_nearest(rng):
-    # Views are the length alone: told from any step, and not from steps of the same length.
-    length = np.repeat(rng.permutation(np.repeat(np.arange(20) * 7, 10)), 2)
-    views = np.eye(20)[length // 7]
-    found = values(measure(heldout(rng, views, views, later=2, length=length), pool=5))
-    assert found["retrieval_across_length_matched"] == pytest.approx(1 / 5)
-    assert found["retrieval_across"] > 0.8
+def test_other_records_or_another_base_are_other_settings(model_folder, test_file, tmp_path):
+    base, rows = copied(model_folder, tmp_path / "base"), tmp_path / "test.jsonl"
+    shutil.copy(test_file, rows)
+    pairing(tmp_path / "out", str(rows), model_folder, base_model=base)
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="other settings"):
+        pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
+    shutil.copy(test_file, rows)
+    os.utime(Path(base, "model.safetensors"), (2e9, 2e9))
+    with pytest.raises(UserError, match="other settings"):
+        pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
 
 
-def arithmetic(rng, known, problems=150):
-    """Steps `a op b = c`, whose predicted views hold the operation and log(1 + a), or noise."""
-    operations = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}
-    signs = rng.choice(list(operations), 3 * problems, p=[0.4, 0.2, 0.2, 0.2])
-    a, b = rng.integers(2, 500, (2, 3 * problems))
-    results = [operations[sign](*pair) for sign, *pair in zip(signs, a, b, strict=True)]
-    texts = [f"{x} {s} {y} = {z:.2f}" for x, s, y, z in zip(a, signs, b, results, strict=True)]
-    steps = [["so", *texts[3 * i : 3 * i + 3]] for i in range(problems)]
-    signal = np.column_stack([signs[:, None] == list(operations), np.log1p(a), np.zeros((len(a), H - 5))])
-    predicted = signal * known @ rng.standard_normal((H, H)) + 0.01 * rng.standard_normal((len(a), H))
-    target = rng.standard_normal((len(a), H))
-    return heldout(rng, predicted, target, later=3, steps=steps), signs
+def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file, tmp_path):
+    assert view_options(run_folder)["read"] == "content"
+    records = list(read_records(test_file))
+    args = PairingArguments([run_folder], test_file, str(tmp_path))
+    reading = view_options(run_folder)
+    own = read_views(args, run_folder, records, **reading)
+    heldout = held_out(
+        own, read_views(args, model_folder, records, **{**reading, "predictor_head": "identity"}), records
+    )
+    model, _ = setup_model_and_tokenizer(run_folder, predictors=1)
+    base, _ = setup_model_and_tokenizer(model_folder)
+    head = load_file(f"{run_folder}/jepa.safetensors")["head.weight"]
+    assert not torch.equal(head, torch.eye(32))
+    tokenizer = byte_tokenizer()
+    place = 4
+    problem, step = heldout.problem[place], heldout.step[place]
+    text = tokenizer.apply_chat_template(records[problem]["messages"], tokenize=False)
+    start = text.index(records[problem]["steps"][step])
+    ids = tokenizer(text[:start])["input_ids"]
+    own = tokenizer(records[problem]["steps"][step])["input_ids"]
+    with torch.no_grad():
+        past = model(torch.tensor([[*ids, 264]]), output_hidden_states=True).hidden_states[-1][0, -1]
+        alone, by_base = (
+            each(torch.tensor([own]), output_hidden_states=True).hidden_states[-1][0, -1] for each in (model, base)
+        )
+    torch.testing.assert_close(torch.tensor(heldout.predicted[place]), head @ past, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(heldout.target[place]), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(heldout.base_target[place]), by_base, rtol=1e-4, atol=1e-5)
+    assert heldout.length[place] == len(tokenizer(records[problem]["steps"][step] + "\n\n")["input_ids"])
+    embedding = base.get_input_embeddings().weight
+    torch.testing.assert_close(torch.tensor(heldout.embedded_prefix[place]), embedding[ids].mean(0).detach())
 
 
-def test_a_probe_reads_what_is_there(rng):
-    data, signs = arithmetic(rng, known=1)
-    result = measure(data)
-    assert result["measures"]["operation"]["views"]["value"] > 0.98
-    assert result["measures"]["first_operand"]["views"]["value"] > 0.98
-    assert values(result)["second_operand"] < 0.1
-    majority = result["measures"]["operation"]["majority"]
-    assert majority["value"] == pytest.approx(np.mean(signs == "+"))
-    assert majority["low"] < majority["value"] < majority["high"]
-    difference = result["differences"]["operation"]["views"]
-    assert difference["against"] in ("majority", "embedding", "tfidf")
-    assert difference["low"] > 0.5
-    assert result["operations"] == {sign: int((signs == sign).sum()) for sign in signs}
+def test_running_means_and_head_go_on_from_an_export(run_folder, test_file, tmp_path):
+    saved = load_file(f"{run_folder}/jepa.safetensors")
+    assert saved["means.step_jepa_target.weight"] > 0
+    options = {"loss": "centred_cosine", "predictor_head": "linear", "pairs": "all"}
+    config = StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **options)
+    trainer = StepJEPARepresentationTrainer(run_folder, config, test_file)
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.jepa.state.state_dict().items())
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--model_name", run_folder, "--train_file", test_file, "--output_dir", str(tmp_path / "new")])
+    assert stopped.value.code == 2  # a trained head would be dropped without a word
 
 
-def test_a_probe_does_not_read_what_is_not_there(rng):
-    result = measure(arithmetic(rng, known=0)[0])
-    operation = result["measures"]["operation"]
-    assert operation["views"]["value"] < operation["majority"]["value"] + 0.03
-    for name in ("first_operand", "second_operand", "result"):
-        assert -0.2 < values(result)[name] < 0.02
+def test_random_weights_from_a_configuration(model_folder, test_file, tmp_path):
+    def model(overrides, folder=model_folder):
+        options = {"pretrain": True, "config_overrides": overrides, **QUIET}
+        config = StepJEPAConfig(output_dir=str(tmp_path), **options)
+        return StepJEPARepresentationTrainer(folder, config, test_file).model
+
+    first, again, other = model({}), model({}), model({"num_hidden_layers": 3})
+    trained, _ = setup_model_and_tokenizer(model_folder)
+    assert first.config.num_hidden_layers == 2
+    assert other.config.num_hidden_layers == 3
+    weights = [each.model.layers[0].mlp.up_proj.weight for each in (first, again, trained)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    bare = tmp_path / "tokenizer"
+    byte_tokenizer().save_pretrained(bare)
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    small = model({"model_type": "qwen3", **shape, "num_key_value_heads": 1}, str(bare))
+    assert type(small).__name__ == "Qwen3ForCausalLM"
+    assert small.config.vocab_size == 261  # 260 tokens and one predictor
+    with pytest.raises(ValueError, match="no field layers"):
+        model({"layers": 3})
+    with pytest.raises(ValueError, match=r"no model of .*model_type"):
+        model({}, str(bare))
 
 
-def test_pairs_without_an_equation_are_left_out_of_the_probes(rng):
-    data, signs = arithmetic(rng, known=1)
-    data.steps = [steps if i % 3 else ["so", "and so", *steps[2:]] for i, steps in enumerate(data.steps)]
-    known = (data.problem % 3 > 0) | (data.step > 1)
-    result = measure(data)
-    figure = result["measures"]["operation"]["majority"]
-    expected = bootstrap((signs == "+")[known].astype(float), data.problem[known], 42)
-    assert (figure["value"], figure["low"], figure["high"]) == pytest.approx(expected)
-    assert figure["n"] == 400
-    assert result["left_out"]["probes"] == 50
-
-
-def test_probes_keep_a_template_in_one_fold(rng):
-    # Problems of one template share the operation and the view, which says nothing about other templates.
-    template = np.repeat(np.arange(30), 4)
-    signs = rng.permutation(["+", "-"] * 15)
-    steps = [["so", *[f"{2 + i} {sign} 2 = {rng.integers(2, 99)}"] * 2] for i, sign in enumerate(np.repeat(signs, 2))]
-    views = rng.standard_normal((30, 64))[template]
-    data = {"later": 2, "steps": steps}
-    seen = measure(heldout(rng, views, views, **data))
-    unseen = measure(heldout(rng, views, views, template=template, **data))
-    assert values(seen)["operation"] > 0.9
-    assert values(unseen)["operation"] < 0.75
-
-
-def test_the_bootstrap_is_scipys_where_each_problem_has_one_pair(rng):
-    sample = rng.exponential(size=200)
-    mean, low, high = bootstrap(sample, np.arange(200), 1)
-    theirs = scipy.stats.bootstrap((sample,), np.mean, n_resamples=20000, method="percentile", rng=rng)
-    assert mean == pytest.approx(sample.mean())
-    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
-
-
-def test_the_bootstrap_knows_that_equal_pairs_of_a_problem_are_one(rng):
-    one = rng.standard_normal(50)
-    mean, low, high = bootstrap(np.repeat(one, 9), np.repeat(np.arange(50), 9), 1)
-    assert (mean, low, high) == pytest.approx(bootstrap(one, np.arange(50), 1))
-    naive = bootstrap(np.repeat(one, 9), np.arange(450), 1)
-    assert (high - low) / (naive[2] - naive[1]) == pytest.approx(3, rel=0.15)
-
-
-def test_the_bootstrap_weighs():
-    mean, low, high = bootstrap(np.array([1.0, 2, 6]), np.array([0, 0, 7]), 1, weight=np.array([1.0, 1, 4]))
-    assert mean == 9 / 6
-    assert (low, high) == (3 / 2, 6 / 4)
-
-
-def test_the_seed_decides(rng):
-    data = heldout(rng, *rng.standard_normal((2, 120, H)))
-    assert measure(data) == measure(data)
-    assert measure(data)["measures"]["retrieval_across"] != measure(data, seed=1)["measures"]["retrieval_across"]
-
-
-def test_few_pairs_give_small_pools_and_none(rng):
-    result = measure(heldout(rng, *rng.standard_normal((2, 4, H)), later=2))
-    assert result["pool"] == 3
-    assert result["measures"]["retrieval_across"]["views"]["chance"] == 1 / 3
-    unknown = dict.fromkeys(("value", "low", "high"))
-    assert result["measures"]["retrieval_within"]["views"] == unknown | {"n": 0, "chance": 1 / 3}
-    assert "operation" not in result["measures"]
-
-
-def test_a_result_is_json_and_a_table(rng):
-    result = measure(arithmetic(rng, known=1, problems=20)[0])
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(show(result))
-    text = console.export_text()
-    assert "position (oracle)" in text
-    assert "fewer than 1000 pairs: intervals are wide" in text
-    assert "views - " in text
-    assert "templates" not in text
-
-
-def test_what_cannot_be_measured(rng):
-    views = rng.standard_normal((4, H))
-    with pytest.raises(UserError, match="1 problems"):
-        measure(heldout(rng, views, views, later=4))
-    with pytest.raises(UserError, match=r"target views .* not finite"):
-        measure(heldout(rng, views, views * np.nan, later=2))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Natalia sold 48/2 = 24 clips in May.", (48, "/", 2, 24)),
-        ("48+24 = 72", (48, "+", 24, 72)),
-        ("Weng earns 12/60 = $0.2 per minute.", (12, "/", 60, 0.2)),
-        ("5 loaves of bread cost 5 * $7 = $35.", (5, "*", 7, 35)),
-        ("900 onion / 12 onion/minute = 75 minutes", (900, "/", 12, 75)),
-        ("David has 40 x 40= 1600 pineapples", (40, "*", 40, 1600)),
-        ("He has 4x12=48 eggs", (4, "*", 12, 48)),
-        ("$60,000 + $30,000 = $90,000", (60000, "+", 30000, 90000)),
-        ("it has 2.50 + .25 = 2.75", (2.5, "+", 0.25, 2.75)),
-        ("2 * 3 + 4 = 10", (2, "*", 3, 10)),
-        ("in one day 2 + 9 + 7 = 18 sushi rolls", (2, "+", 9, 18)),
-        ("Jimmy did 1/2 * 484 pieces = 242 pieces.", (0.5, "*", 484, 242)),
-        ("it takes her 14\u00f72/5=35 minutes", (14, "/", 0.4, 35)),
-        ("or 13/65 = 1/5 miles per minute", (13, "/", 65, 0.2)),
-        ("2 * 1/5 = 2/5 miles", (2, "*", 0.2, 0.4)),
-        ("20% of 50 = 10", (0.2, "*", 50, 10)),
-        ("25% * 80 = 20", (0.25, "*", 80, 20)),
-        ("3 \u00d7 (4 + 1) = 15", (3, "*", 4, 15)),
-        ("M = 18 / 3 = 6 miles", (18, "/", 3, 6)),
-        ("2 * 225 + 2 * 125 = 450 + 250 = 700 feet", (2, "*", 225, 700)),
-        ("Natalia sold 48/2 = <<48/2=24>>24 clips", (48, "/", 2, 24)),
-        (r"We get $3 \times 4 = 12$.", (3, "*", 4, 12)),
-        ("By day 3, 20 - 5 = 15 are left and 15 - 1 = 14.", (20, "-", 5, 15)),
-        ("5 - 8 = -3 degrees", (5, "-", 8, -3)),
-        ("x = 27", None),
-        ("5*X - 18 = 77.", None),
-        ("so 5x + 3 = 18", None),
-        ("Patricia = 498 points", None),
-        ("1 / 2 = 3/0", None),
-        ("#### 42", None),
-        ("", None),
-    ],
-)
-def test_equations(text, expected):
-    assert equation(text) == expected
-
-
-def test_numbers():
-    assert numbers("He paid $1,000.50, 20% and 1/2 - 3-4 .5 on 7.") == [1000.5, 20, 1, 2, 3, 4, 0.5, 7]
+def test_plain_needs_no_chat_template_and_is_exported(test_file, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    config = StepJEPAConfig(output_dir=str(tmp_path), plain=True, max_steps=1, objective="llm_jepa", **QUIET)
+    trainer = StepJEPARepresentationTrainer(tiny_model(), config, test_file, processing_class=tokenizer)
+    row = trainer.train_dataset[0]
+    assert tokenizer.decode(row.input_ids[: row.branch.count(0)]) == "Is it 1?\nSo 1 + 0 = 1\n\nSo 1 + 1 = 2\n\n" + (
+        "So 1 + 2 = 3\n\n#### 1<|end|>"
+    )
+    branches = [
+        "".join(tokenizer.decode([x]) for x, b in zip(row.input_ids, row.branch, strict=True) if b == n and x < 264)
+        for n in (1, 2)
+    ]
+    assert branches == ["Is it 1?", "So 1 + 0 = 1\n\nSo 1 + 1 = 2\n\nSo 1 + 2 = 3\n\n#### 1"]
+    trainer.train()
+    trainer.save_model()
+    _, exported = setup_model_and_tokenizer(str(tmp_path))
+    assert exported.chat_template == trainer.processing_class.chat_template

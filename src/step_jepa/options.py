@@ -4,6 +4,7 @@ import json
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
             parser._option_string_actions[f"--{name}"].type = _table
     parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
     argv = _with_config(_with_first(types, argv))
+    _check_names(command, argv, list(parser._option_string_actions))
     needs_output = any(option.dest == "output_dir" for option in parser._actions)
     if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
         raise UserError("--output_dir is required: say where the results go")
@@ -40,6 +42,14 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     if unknown:
         raise UserError(f"unknown: {' '.join(unknown)} (step-jepa {command} --help lists the options)")
     return tuple(parsed[: len(types)])
+
+
+def _check_names(command: str, argv: list[str], names: list[str]) -> None:
+    """A misspelt option is the reason for the one that then is missing, so it is named first."""
+    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
+        if name not in names:
+            meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
+            raise UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
 
 
 def _hints(types: list[Any]) -> list[tuple[str, Any]]:

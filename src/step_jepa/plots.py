@@ -29,15 +29,16 @@ def style() -> AbstractContextManager[Any]:
     return matplotlib.rc_context(look)
 
 
-def check_suffix(path: str) -> None:
-    """Raises UserError for a file that is neither .png nor .svg; call it before long work."""
+def check_output(path: str, *, overwrite: bool) -> None:
+    """Call it before long work. Raises UserError for a file that is neither .png nor .svg, or that is there already."""
     if Path(path).suffix.lower() not in (".png", ".svg"):
         raise UserError(f"{path}: pictures are written as .png or .svg: give a name that ends so")
+    if Path(path).exists() and not overwrite:
+        raise UserError(f"{path} is there already: give another --output, or --overwrite")
 
 
 def save(figure: Figure, path: str) -> None:
-    """Write the figure, on white; the folder is made. Raises UserError for another suffix than .png and .svg."""
-    check_suffix(path)
+    """Write the figure, on white, as its suffix says; the folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", facecolor="white")
 

@@ -31,7 +31,7 @@ from step_jepa.batches import masks
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.pairing import bootstrap
+from step_jepa.evaluation.pairing_measures import bootstrap
 from step_jepa.training.models import setup_model_and_tokenizer
 
 Array = NDArray[Any]
@@ -48,6 +48,7 @@ class AuditArguments:
     max_length: int = field(default=1024, metadata={"help": "Cut rows to whole steps within this many tokens."})
     plain: bool = field(default=False, metadata={"help": "No chat framing, as for base models without a template."})
     output: str | None = field(default=None, metadata={"help": "Where the picture goes: a name in .png or .svg."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the picture that is there."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
     seed: int = field(default=42, metadata={"help": "Of other problems' pasts, random places and resamples."})
     json: bool = field(default=False, metadata={"help": "JSON on stdout instead of tables."})
@@ -58,7 +59,7 @@ class AuditArguments:
             if value is not None and value < 1:
                 raise UserError(f"{name} = {value}: give 1 or more")
         if self.output:
-            plots.check_suffix(self.output)
+            plots.check_output(self.output, overwrite=self.overwrite)
 
 
 def run(args: AuditArguments) -> None:

@@ -1,9 +1,8 @@
 """`step-jepa prepare`: raw records to conversations with steps, as JSON lines. No model is known here."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
 from step_jepa.data.sources import limit_of, raw_records
 from step_jepa.errors import UserError
+from step_jepa.files import write_whole
 
 
 @dataclass(kw_only=True)
@@ -46,9 +46,9 @@ def run(args: PrepareArguments) -> None:
     kept = _sort_out(args, rejected, lengths)
     first = next(kept, None)
     if first is not None:
-        _write_lines(output, map(json.dumps, chain([first], kept)))
+        write_whole(output, map(_line, chain([first], kept)))
     if rejected:
-        _write_lines(rejects, (json.dumps(item, default=str) for item in rejected))
+        write_whole(rejects, map(_line, rejected))
     else:
         rejects.unlink(missing_ok=True)
     if first is None:
@@ -93,16 +93,8 @@ def _parsed(raw: Any) -> Any:
         return raw
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that appears whole or, if anything fails on the way, not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _line(record: Any) -> str:
+    return json.dumps(record, default=str) + "\n"
 
 
 def _summary(lengths: list[int], rejected: list[dict[str, Any]]) -> Table:

@@ -35,11 +35,11 @@ from step_jepa.evaluation.folder import (
     lines,
     resume,
     run_options,
-    write_whole,
     written,
 )
 from step_jepa.evaluation.generation import Rules, generate, requests
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
+from step_jepa.files import write_whole
 from step_jepa.objectives.losses import Loss
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.training.config import view_options

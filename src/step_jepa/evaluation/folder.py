@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
+from step_jepa.files import write_whole
 from step_jepa.training.config import OPTIONS_FILE
 from step_jepa.training.models import resolve
 
@@ -39,7 +39,6 @@ def resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> Answer
 
 def begin(folder: Path, identity: dict[str, Any], done: Answers) -> None:
     """The folder with the answers so far, and without results that are being replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / PARTIAL, lines([identity, *map(asdict, done.values())]))
     for name in (SUMMARY, PREDICTIONS, VIEWS):
         (folder / name).unlink(missing_ok=True)
@@ -85,10 +84,3 @@ def lines(rows: Iterable[Any]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all. Its folder must exist."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

@@ -1,420 +1,201 @@
-"""Whether a predicted view is of the next step, and not of its topic, its words or the mean of all steps.
+"""`step-jepa pairing`: held-out views by a model and by its base, and what they know (pairing_measures.py)."""
 
-No figure is a training loss, and each stands beside what can be had for free. Arrays and texts; no model is known.
-Axes: P pairs (a prefix, and the step that follows it), H hidden size, E embedding size, K pool size.
-"""
-
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.table import Table
+import torch
+from rich.console import Console
 from rich.text import Text
-from sklearn.preprocessing import MultiLabelBinarizer
+from torch import Tensor
+from transformers import PrinterCallback
 
+from step_jepa.adapted import untrained
+from step_jepa.batches.views import Views
+from step_jepa.data.sources import read_records
+from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.equations import equation, numbers
-from step_jepa.evaluation.probes import Features, probe, vectorizer
+from step_jepa.evaluation.folder import digest, run_options, written
+from step_jepa.evaluation.pairing_measures import HeldOut, measure, show
+from step_jepa.files import write_whole
+from step_jepa.training.config import OPTIONS_FILE, view_options
+from step_jepa.training.models import load_tokenizer, resolve, saved_predictors
 
-Array = NDArray[Any]
+RESULT = "pairing.json"
 
-ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told apart
-RESAMPLES = 1000
-ROUNDING = 1e-6  # relative, of float32 views
-ACROSS, MATCHED, WITHIN = "retrieval_across", "retrieval_across_length_matched", "retrieval_within"
-TEMPLATES = "retrieval_across_templates"
-MEASURES = (
-    *("raw_cosine_paired", "raw_cosine_unpaired", "centred_margin", ACROSS, MATCHED, TEMPLATES, WITHIN),
-    *("operation", "first_operand", "second_operand", "result"),
-)
-VIEWS = ("views", "views_to_base")
-FREE = ("tfidf", "embedding", "numbers", "position", "majority")
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
-class HeldOut:
-    """Views of held-out pairs by one model, and the texts that they are views of. All pairs of a problem are present.
+class PairingArguments:
+    """Whose views, of which steps. Raises UserError for a number out of range."""
 
-    predicted, target      (P, H) float: predicted view; view of the step in isolation
-    base_target            (P, H) float: the view of the step by the frozen base model; None leaves its measures out
-    problem, step          (P,) int: the pair predicts steps[problem][step] from the question and steps[problem][:step]
-    questions, steps       texts by problem
-    embedded_prefix, embedded_step
-                           (P, E) float: mean input embedding of the tokens of prefix and step
-    length                 (P,) int: tokens of the step
-    template               (P,) int: problems written from one template, which is all that a probe would have to
-                           recognise, are kept in one fold; None where each problem was written by itself
-    """
-
-    predicted: Array
-    target: Array
-    base_target: Array | None
-    problem: Array
-    step: Array
-    questions: list[str]
-    steps: list[list[str]]
-    embedded_prefix: Array
-    embedded_step: Array
-    length: Array
-    template: Array | None = None
+    model_name: list[str] = field(metadata={"help": "One or more models: hub id, folder, or smollm2."})
+    test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
+    output_dir: str = field(metadata={"help": f"Where {RESULT} goes."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "The model before training: the frozen judge of what was predicted."}
+    )
+    views_like: str | None = field(
+        default=None,
+        metadata={"help": "A run's folder, to read views as it did; otherwise as the model's own run did."},
+    )
+    limit: int | None = field(default=None, metadata={"help": "Take the first so many records only."})
+    batch_size: int = field(default=16, metadata={"help": "Records read at once."})
+    predictors: int = field(
+        default=1, metadata={"help": "Predictor tokens, unless the model's folder holds trained ones."}
+    )
+    pool: int = field(default=32, metadata={"help": "Candidates of retrieval across problems."})
+    pool_within: int = field(default=3, metadata={"help": "Candidates of retrieval within a problem."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
+    seed: int = field(default=42, metadata={"help": "Of pools, resamples and untrained predictor rows."})
+    overwrite: bool = field(default=False, metadata={"help": f"Replace the {RESULT} that output_dir holds."})
 
     def __post_init__(self) -> None:
-        pairs = len(self.predicted)
-        per_pair = (self.target, self.problem, self.step, self.embedded_prefix, self.embedded_step, self.length)
-        assert all(len(array) == pairs for array in per_pair)
-        assert all(array is None or len(array) == pairs for array in (self.base_target, self.template))
-        assert len(set(zip(self.problem.tolist(), self.step.tolist(), strict=True))) == pairs
-        assert pairs == 0 or self.step.min() >= 1
+        for name, least in {"limit": 1, "batch_size": 1, "predictors": 0, "pool": 2, "pool_within": 2}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} = {value}: give {least} or more")
 
 
-class _PerPair(NamedTuple):
-    """A measure as sum(value) / sum(weight), both (P,) float64, zero for pairs that are left out."""
+@dataclass
+class Reading:
+    """What one model makes of the records: its views, the examples that they are of, its input embeddings (V, E)."""
 
-    value: Array
-    weight: Array
-
-
-_Measures = dict[str, dict[str, _PerPair]]  # by measure and scorer
-_Vectors = dict[str, tuple[Array, Array]]  # by scorer: (P, any) for the prefix, (P, any) for the step
-
-
-def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int = 42) -> dict[str, Any]:
-    """Every measure of every scorer, ready for JSON.
-
-    pairs, problems        how many; `enough` says whether there are 1,000 pairs
-    templates              how many; absent where no templates are given
-    pool, pool_within      retrieval's pool sizes; `pool` is smaller than asked where other problems have too few steps
-    left_out               pairs left out of each retrieval (too few other steps) and of the probes (no equation)
-    operations             how many steps compute what
-    measures               measure -> scorer -> figure
-    differences            measure -> views or views_to_base -> figure of its difference to the best free baseline
-                           `against`, taken pair by pair
-    by_problem             measure -> views or views_to_base -> a score for each problem that has such pairs, the mean
-                           of which is the figure; problems and their weights follow from the texts alone
-
-    A figure is {value, low, high, n}, with `chance` for retrieval: a 95 % interval, and the pairs that it is of. All
-    but n are None where fewer than two problems have such pairs, and probes are absent where five folds cannot be made.
-    Where templates are given, low_template and high_template are the interval when templates are resampled in place of
-    problems: the wider one, for templates that are new. None with one template.
-    Scorers are the views, views_to_base (the target views are the base model's) and what is free: `tfidf`, `embedding`
-    (mean input embeddings), `numbers` (the share of the step's numbers that the prefix has), `position` (the index
-    among the steps; within a problem that is the answer itself, an oracle and not a baseline) and `majority`. The best
-    one is picked by the figure that it is then compared by, which favours the baseline a little. Measures:
-
-    raw_cosine_paired, raw_cosine_unpaired
-                           cosine of views of one pair; mean cosine to the targets of all other pairs
-    centred_margin         paired minus unpaired, each side centred by its mean over the set
-    retrieval_across       retrieval@1 by centred cosine (plain for TF-IDF) among the own step and steps of other
-                           problems, and ..._length_matched among those nearest in length. Ties share the point.
-    retrieval_across_templates
-                           the same among the own step and steps of other templates; absent where none are given
-    retrieval_within       the same among the own step and steps of the problem that come later still
-                           A step that reads as the own one is no wrong answer: no pool has it as a candidate.
-    operation              accuracy of a linear probe for the operation of the step's `equation`, out of fold
-    first_operand, second_operand, result
-                           R2 of a linear probe for log(1 + |x|) of its numbers, out of fold, against the mean of the
-                           training folds
-
-    Raises UserError for fewer than two problems and for views that are not finite."""
-    assert min(pool, pool_within) >= 2
-    problem, template = _numbered(heldout.problem), _numbered(heldout.template)
-    assert problem is not None
-    _check(heldout, problem)
-    pool = min(pool, 1 + len(problem) - int(np.bincount(problem).max()))
-    pools = _pools(heldout, pool, pool_within, seed)
-    vectors = _vectors(heldout)
-    operations = Counter(found.operator for text in _steps(heldout) if (found := equation(text)))
-    measures = _cosines(vectors) | _retrieval(heldout, vectors, pools) | _decodability(heldout, seed)
-    return {
-        "pairs": len(problem),
-        "problems": int(problem.max()) + 1,
-        **({} if template is None else {"templates": int(template.max()) + 1}),
-        "enough": len(problem) >= ENOUGH,
-        "pool": pool,
-        "pool_within": pool_within,
-        "seed": seed,
-        "left_out": {
-            **{name: int((candidates < 0).any(1).sum()) for name, candidates in pools.items()},
-            "probes": len(problem) - operations.total(),
-        },
-        "operations": dict(operations),
-        "measures": {
-            name: {
-                scorer: _figure(per_pair, problem, template, seed) | _chance(pools.get(name))
-                for scorer, per_pair in scorers.items()
-            }
-            for name, scorers in measures.items()
-        },
-        "differences": _differences(measures, problem, template, seed),
-        "by_problem": {
-            name: {scorer: _by_problem(scorers[scorer], problem) for scorer in VIEWS if scorer in scorers}
-            for name, scorers in measures.items()
-        },
-    }
+    views: Views
+    examples: list[Example]
+    embeddings: Tensor
+    lm_loss: float
 
 
-def _numbered(names: Array | None) -> Array | None:
-    return None if names is None else np.unique(names, return_inverse=True)[1]
+def run(args: PairingArguments) -> None:
+    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
+    UserError."""
+    records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
+    for name in [*args.model_name, *([args.base_model] if args.base_model else [])]:
+        load_tokenizer(name)  # a wrong name should not be found out after an hour
+    if args.views_like and not Path(resolve(args.views_like), OPTIONS_FILE).exists():
+        raise UserError(f"{args.views_like} is no run's folder, it has no {OPTIONS_FILE}: leave out --views_like")
+    results, path = _begun(args, records), Path(args.output_dir, RESULT)
+    bases: dict[str, Reading] = {}
+    for name in args.model_name:
+        if not _is_measured(results, name):
+            results["models"][name] = measured(args, name, records, _base(args, name, records, bases))
+            write_whole(path, json.dumps(results, indent=2) + "\n")
+        found = results["models"][name]
+        console.print(show(found), Text(f"{name}: LM loss {found['lm_loss']:.4f}; {_training(found['run'])}"))
+    console.print(f"{RESULT} lies in {args.output_dir}")
 
 
-def bootstrap(values: Array, problem: Array, seed: int, *, weight: Array | None = None) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of values (P,), and its 95 % percentile interval when problems are resampled.
-
-    Steps of a problem (P,) int share its text and are drawn together (cluster bootstrap; Davison and Hinkley, Bootstrap
-    Methods and their Application, 3.8): resampled one by one they would promise more than they know. With weight
-    (P,), the mean is sum(values) / sum(weight). What a whole set gives once, means for centring and pools, is kept."""
-    groups = np.unique(problem, return_inverse=True)[1]
-    over = np.bincount(groups, values)
-    under = np.bincount(groups, weight)  # without weights, the pairs of the problem
-    times = _resamples(len(over), seed)
-    low, high = np.quantile((times @ over) / (times @ under), [0.025, 0.975])
-    return float(over.sum() / under.sum()), float(low), float(high)
+def _length(record: Mapping[str, Any]) -> int:
+    return sum(len(turn["content"]) for turn in record["messages"])
 
 
-@lru_cache(maxsize=4)
-def _resamples(problems: int, seed: int) -> Array:
-    """(RESAMPLES, problems): how often each problem is drawn."""
-    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), RESAMPLES).astype(float)
-
-
-def show(result: dict[str, Any]) -> Table:
-    """The figures as a table, each measure's difference to its best free baseline under it."""
-    table = Table(title="held-out pairs", caption=_caption(result))
-    for column in ("measure", "scorer", "value", "95 % interval", "chance", "pairs"):
-        table.add_column(column, justify="left" if column in ("measure", "scorer") else "right")
-    for measured, scorers in result["measures"].items():
-        against = result["differences"].get(measured, {})
-        rows = scorers | {f"{scorer} - {figure['against']}": figure for scorer, figure in against.items()}
-        for first, (scorer, figure) in zip([measured] + [""] * len(rows), rows.items(), strict=False):
-            oracle = " (oracle)" if (measured, scorer) == (WITHIN, "position") else ""
-            table.add_row(first.replace("_", " "), scorer + oracle, *_shown(figure))
-        table.add_section()
-    return table
-
-
-def _shown(figure: dict[str, Any]) -> list[str]:
-    chance = f"{figure['chance']:.3f}" if "chance" in figure else ""
-    if figure["value"] is None:
-        return ["-", "-", chance, str(figure["n"])]
-    return [f"{figure['value']:.3f}", f"[{figure['low']:.3f}, {figure['high']:.3f}]", chance, str(figure["n"])]
-
-
-def _caption(result: dict[str, Any]) -> Text:
-    left_out = [f"{count} from {name.replace('_', ' ')}" for name, count in result["left_out"].items() if count]
-    parts = [f"{result['pairs']} pairs of {result['problems']} problems; left out: {', '.join(left_out) or 'none'}"]
-    if not result["enough"]:
-        parts.append(f"fewer than {ENOUGH} pairs: intervals are wide")
-    if "templates" in result:
-        parts.append(
-            f"problems of {result['templates']} templates: intervals are over problems, which are near copies within a "
-            "template, so they are too narrow for new templates"
+def _begun(args: PairingArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an earlier call with the same settings has measured, of the same records and by the same base."""
+    path, settings = Path(args.output_dir, RESULT), {**asdict(args), "model_name": None, "overwrite": None}
+    settings["records"] = digest(records)
+    settings["base_written"] = written(args.base_model, besides=RESULT) if args.base_model else None
+    begun = {"settings": settings, "models": {}}
+    if args.overwrite or not path.exists():
+        return begun
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("settings") != settings or all(_is_measured(found, name) for name in args.model_name):
+        raise UserError(
+            f"{path} holds results, of other settings or finished: give another --output_dir, or --overwrite"
         )
-    return Text("; ".join(parts))
+    return found
 
 
-def _check(heldout: HeldOut, problem: Array) -> None:
-    if len(np.unique(problem)) < 2:
-        raise UserError(f"held-out pairs of {len(np.unique(problem))} problems: nothing to compare; give more records")
-    for name in ("predicted", "target", "base_target"):
-        if (views := getattr(heldout, name)) is not None and not np.isfinite(views).all():
-            raise UserError(
-                f"{name} views of held-out pairs are not finite: the model has diverged; lower its step size"
-            )
+def _is_measured(results: dict[str, Any], name: str) -> bool:
+    """Whether the results have this model's figures, and it was not trained anew since."""
+    found = results["models"].get(name)
+    return found is not None and found.get("model_written", "unknown") == written(name, besides=RESULT)
 
 
-def _figure(per_pair: _PerPair, problem: Array, template: Array | None, seed: int) -> dict[str, Any]:
-    value, low, high = _interval(per_pair, problem, seed)
-    figure = {"value": value, "low": low, "high": high, "n": int((per_pair.weight > 0).sum())}
-    if template is not None:
-        _, figure["low_template"], figure["high_template"] = _interval(per_pair, template, seed)
-    return figure
+def _training(run: dict[str, Any]) -> str:
+    """What the model was trained for, in words."""
+    if not run:
+        return f"no {OPTIONS_FILE} says how it was trained"
+    objective, horizon = run.get("objective", "unknown"), run.get("horizon", 1)
+    names = objective if isinstance(objective, str) else ", ".join(objective)
+    ahead = "" if horizon == 1 else f"; trained to predict {horizon} steps ahead, measured on the next"
+    return f"objective {names}, control {run.get('control', 'unknown')}{ahead}"
 
 
-def _interval(per_pair: _PerPair, cluster: Array, seed: int) -> tuple[float | None, float | None, float | None]:
-    """(mean, low, high) by `bootstrap`; None where fewer than two clusters have such pairs."""
-    kept = per_pair.weight > 0
-    if len(np.unique(cluster[kept])) < 2:
-        return None, None, None
-    return bootstrap(per_pair.value[kept], cluster[kept], seed, weight=per_pair.weight[kept])
+def _reading(args: PairingArguments, model: str) -> dict[str, Any]:
+    """How views are read."""
+    return view_options(resolve(args.views_like or model))
 
 
-def _by_problem(per_pair: _PerPair, problem: Array) -> list[float]:
-    over, under = np.bincount(problem, per_pair.value), np.bincount(problem, per_pair.weight)
-    kept = under > 0
-    return (over[kept] / under[kept].mean()).tolist() if kept.any() else []
+def _base(
+    args: PairingArguments, model: str, records: Sequence[Mapping[str, Any]], bases: dict[str, Reading]
+) -> Reading | None:
+    """What the base makes of the records, read as the model's are; `bases` has those that were read before."""
+    if args.base_model is None:
+        return None
+    # Predictor rows and head are each model's own; an export that is a base needs its own to be loaded.
+    own = {"predictors": saved_predictors(args.base_model) or 0}
+    head = view_options(resolve(args.base_model)).get("predictor_head", "identity")
+    reading = _reading(args, model) | own | {"predictor_head": head}
+    key = json.dumps(reading, sort_keys=True)
+    if key not in bases:
+        bases[key] = read_views(args, args.base_model, records, **reading)
+    return bases[key]
 
 
-def _chance(pools: Array | None) -> dict[str, float]:
-    return {} if pools is None else {"chance": 1 / pools.shape[1]}
+def measured(args: PairingArguments, name: str, records: Sequence[Mapping[str, Any]], base: Reading | None) -> dict:
+    """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
+    trained, stamp = saved_predictors(name), written(name, besides=RESULT)
+    predictors = args.predictors if trained is None else trained
+    own = read_views(args, name, records, predictors=predictors, **_reading(args, name))
+    result = measure(held_out(own, base, records), pool=args.pool, pool_within=args.pool_within, seed=args.seed)
+    about = {"run": run_options(name), "model_written": stamp, "trained_predictors": trained is not None}
+    return {**about, "lm_loss": own.lm_loss, **result}
 
 
-def _differences(measures: _Measures, problem: Array, template: Array | None, seed: int) -> dict[str, dict[str, Any]]:
-    differences: dict[str, dict[str, Any]] = {}
-    for name, scorers in measures.items():
-        free = [scorer for scorer in FREE if scorer in scorers and (name, scorer) != (WITHIN, "position")]
-        for scorer in VIEWS:
-            if free and scorer in scorers:
-                best = max(free, key=lambda other: scorers[other].value.sum())
-                per_pair = _PerPair(scorers[scorer].value - scorers[best].value, scorers[scorer].weight)
-                figure = _figure(per_pair, problem, template, seed) | {"against": best}
-                differences.setdefault(name, {})[scorer] = figure
-    return differences
+def held_out(own: Reading, base: Reading | None, records: Sequence[Mapping[str, Any]]) -> HeldOut:
+    """Views and texts of all pairs of consecutive steps but those whose target is just the answer."""
+    views, examples = own.views, own.examples
+    places = list(zip(views.problem.tolist(), views.step.tolist(), strict=True))
+    spans = [examples[problem].steps[step] for problem, step in places]
+    templates = [records[problem].get("template") for problem, _ in places]
+    if base is not None:
+        assert base.views.problem.equal(views.problem)
+        assert base.views.step.equal(views.step)
+    ids = [examples[problem].input_ids for problem, _ in places]
+    embeddings = (base or own).embeddings
+    return HeldOut(
+        predicted=views.predicted.numpy(),
+        target=views.target.numpy(),
+        base_target=base.views.target.numpy() if base else None,
+        problem=views.problem.numpy(),
+        step=views.step.numpy(),
+        questions=[record["question"] for record in records],
+        steps=[list(record["steps"]) for record in records],
+        embedded_prefix=_embedded(embeddings, [own[:start] for own, (start, _) in zip(ids, spans, strict=True)]),
+        embedded_step=_embedded(embeddings, [own[start:stop] for own, (start, stop) in zip(ids, spans, strict=True)]),
+        length=np.array([stop - start for start, stop in spans]),
+        template=None if None in templates else np.array(templates),
+    )
 
 
-# Vectors and cosines.
+def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str, Any]], **options: Any) -> Reading:
+    """The views of all pairs by one model. Raises UserError where there is none."""
+    options |= {"pairs": "all", "max_length": None, "per_device_eval_batch_size": args.batch_size, "seed": args.seed}
+    with untrained(model, data=records, model_init_kwargs={"dtype": args.dtype}, **options) as trainer:
+        trainer.remove_callback(PrinterCallback)
+        figures = trainer.evaluate()
+        views = trainer.held_out.of(0)
+        if not len(views):
+            raise UserError(f"{args.test_file}: no record has two steps beside its answer, so there is no pair")
+        embeddings = trainer.model.get_input_embeddings().weight.detach().float().cpu()
+        return Reading(views, trainer.train_dataset.examples, embeddings, figures["eval_lm_loss"])
 
 
-def _vectors(heldout: HeldOut) -> _Vectors:
-    vectors = {"views": (heldout.predicted, heldout.target)}
-    if heldout.base_target is not None:
-        vectors["views_to_base"] = (heldout.predicted, heldout.base_target)
-    vectors["tfidf"] = _tfidf(heldout)
-    vectors["embedding"] = (heldout.embedded_prefix, heldout.embedded_step)
-    return vectors
-
-
-def _tfidf(heldout: HeldOut) -> tuple[Array, Array]:
-    fitted = vectorizer().fit([*heldout.questions, *(step for steps in heldout.steps for step in steps)])
-    return fitted.transform(_prefixes(heldout)).toarray(), fitted.transform(_steps(heldout)).toarray()
-
-
-def _steps(heldout: HeldOut) -> list[str]:
-    return [heldout.steps[problem][step] for problem, step in zip(heldout.problem, heldout.step, strict=True)]
-
-
-def _prefixes(heldout: HeldOut) -> list[str]:
-    pairs = zip(heldout.problem, heldout.step, strict=True)
-    return [" ".join([heldout.questions[problem], *heldout.steps[problem][:step]]) for problem, step in pairs]
-
-
-def _unit(vectors: Array) -> Array:
-    return _directions(vectors, np.linalg.norm(vectors, axis=1))
-
-
-def _centred(vectors: Array) -> Array:
-    """Unit vectors from the mean of the set. One that only rounding keeps from the mean has no direction: zero."""
-    away = vectors - vectors.mean(0, dtype=np.float64)
-    norms = np.linalg.norm(away, axis=1)
-    return _directions(away, np.where(norms > ROUNDING * np.linalg.norm(vectors, axis=1), norms, 0))
-
-
-def _directions(vectors: Array, norms: Array) -> Array:
-    return np.divide(vectors, norms[:, None], out=np.zeros(vectors.shape), where=norms[:, None] > 0)
-
-
-def _cosines(vectors: _Vectors) -> _Measures:
-    measures: _Measures = {"raw_cosine_paired": {}, "raw_cosine_unpaired": {}, "centred_margin": {}}
-    for scorer, (prefix, step) in vectors.items():
-        if scorer.startswith("views"):
-            paired, unpaired = _paired_and_unpaired(_unit(prefix), _unit(step))
-            measures["raw_cosine_paired"][scorer] = _of_all(paired)
-            measures["raw_cosine_unpaired"][scorer] = _of_all(unpaired)
-        paired, unpaired = _paired_and_unpaired(_centred(prefix), _centred(step))
-        measures["centred_margin"][scorer] = _of_all(paired - unpaired)
-    return measures
-
-
-def _paired_and_unpaired(prefix: Array, step: Array) -> tuple[Array, Array]:
-    """(P,) cosine to the own step, and (P,) mean cosine to all others, of unit vectors."""
-    own = (prefix * step).sum(1)
-    return own, (prefix @ step.sum(0) - own) / (len(own) - 1)
-
-
-def _of_all(values: Array) -> _PerPair:
-    return _PerPair(values, np.ones(len(values)))
-
-
-# Retrieval.
-
-
-def _pools(heldout: HeldOut, size: int, size_within: int, seed: int) -> dict[str, Array]:
-    """(P, K) int by measure: the own pair first, then the pairs whose steps it is to be told from; -1 for too few."""
-    rng = np.random.default_rng(seed)
-    pools: dict[str, list[list[int]]] = {ACROSS: [], MATCHED: [], WITHIN: []}
-    text = np.unique(_steps(heldout), return_inverse=True)[1]
-    for pair, (problem, step, length) in enumerate(zip(heldout.problem, heldout.step, heldout.length, strict=True)):
-        wrong, elsewhere = text != text[pair], heldout.problem != problem
-        away = np.abs(heldout.length - length)
-        found = {
-            MATCHED: _drawn(wrong & elsewhere, size - 1, rng, nearest=away),
-            WITHIN: _drawn(wrong & ~elsewhere & (heldout.step > step), size_within - 1, rng),
-            ACROSS: _drawn(wrong & elsewhere, size - 1, rng),
-        }
-        if heldout.template is not None:
-            found[TEMPLATES] = _drawn(wrong & (heldout.template != heldout.template[pair]), size - 1, rng)
-        for name, candidates in found.items():
-            pools.setdefault(name, []).append([pair, *candidates])
-    return {name: np.array(rows) for name, rows in pools.items()}
-
-
-def _drawn(allowed: Array, count: int, rng: np.random.Generator, nearest: Array | None = None) -> Array:
-    """(count,) int, at random out of `allowed` (P,) bool, or those with the least `nearest` (P,); -1 for too few."""
-    places = np.flatnonzero(allowed)
-    if len(places) < count:
-        return np.full(count, -1)
-    if nearest is None:
-        return rng.choice(places, count, replace=False)
-    return places[np.lexsort([rng.random(len(places)), nearest[places]])[:count]]
-
-
-def _retrieval(heldout: HeldOut, vectors: _Vectors, pools: dict[str, Array]) -> _Measures:
-    measures: _Measures = {name: {} for name in pools}
-    for scorer, scores in _scores(heldout, vectors):
-        for name, candidates in pools.items():
-            kept = (candidates >= 0).all(1)
-            points = _points(np.take_along_axis(scores, candidates, 1))
-            measures[name][scorer] = _PerPair(np.where(kept, points, 0), kept.astype(float))
-    return measures
-
-
-def _scores(heldout: HeldOut, vectors: _Vectors) -> Iterator[tuple[str, Array]]:
-    """(P, P) by scorer, one at a time: how well each prefix (row) goes with each step (column)."""
-    for scorer, (prefix, step) in vectors.items():
-        towards = _unit if scorer == "tfidf" else _centred
-        yield scorer, towards(prefix) @ towards(step).T
-    yield "numbers", _shared_numbers(_prefixes(heldout), _steps(heldout))
-    yield "position", -np.abs(np.subtract.outer(heldout.step, heldout.step)).astype(float)
-
-
-def _shared_numbers(prefixes: Sequence[str], steps: Sequence[str]) -> Array:
-    """(P, P): the share of the step's numbers that the prefix has; 0 for a step without numbers."""
-    had, used = ([set(numbers(text)) for text in texts] for texts in (prefixes, steps))
-    binarizer = MultiLabelBinarizer(sparse_output=True).fit(had + used)
-    shared = binarizer.transform(had) @ binarizer.transform(used).T
-    return shared.toarray() / np.maximum([len(found) for found in used], 1)
-
-
-def _points(scores: Array) -> Array:
-    """(P,) from (P, K), the own step first: 1 if its score is the highest, shared among equals, else 0."""
-    ahead = scores - scores[:, :1]
-    return np.where((ahead > ROUNDING).any(1), 0.0, 1 / (np.abs(ahead) <= ROUNDING).sum(1))
-
-
-# What the next step computes.
-
-
-def _decodability(heldout: HeldOut, seed: int) -> _Measures:
-    found = [equation(text) for text in _steps(heldout)]
-    known = np.flatnonzero([each is not None for each in found])
-    prefixes = _prefixes(heldout)
-    features: dict[str, Features] = {
-        "views": heldout.predicted[known],
-        "tfidf": [prefixes[pair] for pair in known],
-        "embedding": heldout.embedded_prefix[known],
-    }
-    group = heldout.problem if heldout.template is None else heldout.template
-    outcomes = probe(features, [each for each in found if each is not None], group[known], seed)
-    return {
-        part: {scorer: _placed(*outcome, known, len(found)) for scorer, outcome in scorers.items()}
-        for part, scorers in outcomes.items()
-    }
-
-
-def _placed(value: Array, weight: Array, known: Array, pairs: int) -> _PerPair:
-    placed = _PerPair(np.zeros(pairs), np.zeros(pairs))
-    placed.value[known], placed.weight[known] = value, weight
-    return placed
+def _embedded(embeddings: Tensor, texts: list[list[int]]) -> np.ndarray:
+    """(P, E): mean embedding of the tokens of each text."""
+    return torch.stack([embeddings[torch.tensor(text)].mean(0) for text in texts]).numpy()

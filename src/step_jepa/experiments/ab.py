@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.folder import write_whole
 from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
 from step_jepa.experiments.results import RESULTS, extremes
+from step_jepa.files import write_whole
 from step_jepa.options import parse
 
 CONFIG = "experiment.yaml"

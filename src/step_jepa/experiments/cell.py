@@ -14,10 +14,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa import train
 from step_jepa.errors import UserError
-from step_jepa.evaluation import evaluate, heldout
-from step_jepa.evaluation.folder import PARTIAL, PREDICTIONS, SUMMARY, write_whole
+from step_jepa.evaluation import evaluate, pairing
+from step_jepa.evaluation.folder import PARTIAL, PREDICTIONS, SUMMARY
 from step_jepa.experiments.data import lines
 from step_jepa.experiments.design import Cell
+from step_jepa.files import write_whole
 
 IDENTITY, LOCK, TRAINED, RESULT, LOG = "identity.json", "lock", "trained", "cell.json", "log.txt"
 SUFFIXES = {"views": "", "views_to_base": "_to_base"}
@@ -68,15 +69,15 @@ def _run(cell: Cell) -> None:
     evaluate.run(cell.evaluation(overwrite=not begun))
     views = cell.measuring()
     if views:
-        heldout.run(views)
+        pairing.run(views)
     state = _json(cell.model / TRAINER_STATE_NAME)
     summary = _json(scores / SUMMARY)
-    pairing = _json(cell.folder / "pairing" / heldout.RESULT)["models"][str(cell.model)] if views else {}
+    known = _json(cell.folder / "pairing" / pairing.RESULT)["models"][str(cell.model)] if views else {}
     result = {
         "arm": cell.arm,
         "seed": cell.seed,
-        "measures": {"accuracy": _correct(scores / PREDICTIONS), **_of_views(pairing)},
-        "free": _free(pairing),
+        "measures": {"accuracy": _correct(scores / PREDICTIONS), **_of_views(known)},
+        "free": _free(known),
         "figures": {name: summary[name] for name in FIGURES},
         "steps": state["global_step"],
         "flops": state["total_flos"],
@@ -110,20 +111,20 @@ def _correct(predictions: Path) -> list[float]:
     return [float(row["correct"]) for row in rows if row["correct"] is not None]
 
 
-def _of_views(pairing: Mapping[str, Any]) -> dict[str, list[float]]:
+def _of_views(known: Mapping[str, Any]) -> dict[str, list[float]]:
     return {
         name + SUFFIXES[scorer]: scores
-        for name, scorers in pairing.get("by_problem", {}).items()
+        for name, scorers in known.get("by_problem", {}).items()
         for scorer, scores in scorers.items()
     }
 
 
-def _free(pairing: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def _free(known: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     return {
-        name + SUFFIXES[scorer]: (found["against"], pairing["measures"][name][found["against"]]["value"])
-        for name, scorers in pairing.get("differences", {}).items()
+        name + SUFFIXES[scorer]: (found["against"], known["measures"][name][found["against"]]["value"])
+        for name, scorers in known.get("differences", {}).items()
         for scorer, found in scorers.items()
-        if pairing["measures"][name][found["against"]]["value"] is not None
+        if known["measures"][name][found["against"]]["value"] is not None
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
-from step_jepa.evaluation.folder import write_whole
+from step_jepa.files import write_whole
 from step_jepa.options import parse, words
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}

@@ -10,7 +10,7 @@ from typing import Any
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
-from step_jepa.evaluation.heldout import PairingArguments
+from step_jepa.evaluation.pairing import PairingArguments
 from step_jepa.experiments.data import FILES, digest
 from step_jepa.options import parse, words
 from step_jepa.train import TrainArguments

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.pairing import MEASURES
+from step_jepa.evaluation.pairing_measures import MEASURES
 from step_jepa.experiments.design import FIXED, Cell, Comparison, Options, arms_of, comparisons_of
 from step_jepa.options import from_file
 

@@ -11,9 +11,9 @@ from statistics import mean
 from typing import Any
 
 from step_jepa.evaluation import statistics
-from step_jepa.evaluation.folder import write_whole
 from step_jepa.evaluation.statistics import Components, Difference, Interval
 from step_jepa.experiments.design import Comparison
+from step_jepa.files import write_whole
 
 RESULTS = "results.json"
 EXTREME = 0.02

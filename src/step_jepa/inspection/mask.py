@@ -27,12 +27,13 @@ class MaskArguments(RowArguments):
     """Which row's mask, and where its picture goes."""
 
     output: str | None = field(default=None, metadata={"help": "Draw it token by token, as F.png or F.svg."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the picture that is there."})
     json: bool = field(default=False, metadata={"help": "JSON on stdout instead of words and colours."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output is not None:
-            plots.check_suffix(self.output)
+            plots.check_output(self.output, overwrite=self.overwrite)
 
 
 def run(args: MaskArguments) -> None:

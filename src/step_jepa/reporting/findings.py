@@ -13,7 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.folder import PREDICTIONS, SUMMARY, VIEWS
-from step_jepa.evaluation.heldout import RESULT
+from step_jepa.evaluation.pairing import RESULT
 from step_jepa.experiments.results import RESULTS
 from step_jepa.training.config import OPTIONS_FILE
 from step_jepa.training.run_settings import RUN_FILE

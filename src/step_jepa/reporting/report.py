@@ -13,8 +13,8 @@ from rich.console import Console
 
 from step_jepa import plots
 from step_jepa.errors import UserError
-from step_jepa.evaluation.folder import write_whole
 from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, words
+from step_jepa.files import write_whole
 from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find
 
@@ -45,7 +45,6 @@ def run(args: ReportArguments) -> None:
     if output.exists() and not args.overwrite:
         raise UserError(f"{output} is there already: give another --output, or --overwrite")
     page = render(find(args.runs))
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, page)
     console.print(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
 
