@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -361,7 +362,29 @@ def test_views_are_measured_where_pairing_is_asked_for(tmp_path):
     (figures,) = (each["measures"] for each in measured.values())
     for name in ("centred_margin", "retrieval_across"):
         assert sum(scores[name]) / 6 == pytest.approx(figures[name]["views"]["value"], rel=1e-9)
-    assert "one seed does not tell what is due to the seed" in (tmp_path / "out" / "results.md").read_text()
+    said = (tmp_path / "out" / "results.md").read_text()
+    assert "one seed does not tell what is due to the seed" in said
+    assert "No difference is shown by 1 of the other 1 comparisons" in said
+    tfidf = figures["retrieval_across"]["tfidf"]
+    assert re.search(
+        rf"\| free: tfidf \|  \| {tfidf['value']:.4f} \|  \|  \| \[0.\d+, [01].\d+\] \(new problems\) \|", said
+    )
+    free = json.loads((tmp_path / "out" / "results.json").read_text())["free"]
+    assert set(free["retrieval_across"]) == {"tfidf", "embedding", "numbers", "position"}
+    assert set(free["centred_margin"]) == {"tfidf", "embedding"}
+
+
+def test_what_is_said_is_the_primary_comparison_and_what_is_shown():
+    def compared(holm, *, primary=False):
+        said = {"measure": "accuracy", "sentence": f"holm {holm}.", "sign_flips": "sign flips."}
+        return {"primary": primary, "holm": holm, **said}
+
+    made = [compared(0.01), compared(0.2), compared(None), compared(0.9, primary=True)]
+    assert results.words({"arms": {}, "comparisons": made}) == [
+        "Primary. accuracy, holm 0.9. Sign flips.",
+        "accuracy, holm 0.01.",
+        "No difference is shown by 2 of the other 3 comparisons; see their intervals.",
+    ]
 
 
 def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):

@@ -200,6 +200,9 @@ def test_free_baselines_find_what_is_free(rng):
     assert result["differences"]["retrieval_across"]["views"]["against"] in ("tfidf", "numbers")
     assert result["differences"]["retrieval_within"]["views"]["against"] != "position"
     assert result["differences"]["retrieval_across"]["views"]["high"] < 0
+    by_problem = result["by_problem"]
+    assert by_problem["retrieval_within"]["position"] == [1] * 40
+    assert by_problem["retrieval_across"]["numbers"] == pytest.approx([(1 + 1 + 1 / 8) / 3] * 40)
 
 
 def test_tfidf_reads_numbers_of_one_digit(rng):

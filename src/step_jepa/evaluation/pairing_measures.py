@@ -5,7 +5,7 @@ Axes: P pairs (a prefix, and the step that follows it), H hidden size, E embeddi
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -93,8 +93,8 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     measures               measure -> scorer -> figure
     differences            measure -> views or views_to_base -> figure of its difference to the best free baseline
                            `against`, taken pair by pair
-    by_problem             measure -> views or views_to_base -> a score for each problem that has such pairs, the mean
-                           of which is the figure; problems and their weights follow from the texts alone
+    by_problem             measure -> scorer -> a score for each problem that has such pairs, the mean of which is the
+                           figure; problems and their weights follow from the texts alone
 
     A figure is {value, low, high, n}, with `chance` for retrieval: a 95 % interval, and the pairs that it is of. All
     but n are None where fewer than two problems have such pairs, and probes are absent where five folds cannot be made.
@@ -151,7 +151,7 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
         },
         "differences": _differences(measures, problem, template, seed),
         "by_problem": {
-            name: {scorer: _by_problem(scorers[scorer], problem) for scorer in VIEWS if scorer in scorers}
+            name: {scorer: _by_problem(per_pair, problem) for scorer, per_pair in scorers.items()}
             for name, scorers in measures.items()
         },
     }
@@ -252,13 +252,18 @@ def _chance(pools: Array | None) -> dict[str, float]:
     return {} if pools is None else {"chance": 1 / pools.shape[1]}
 
 
+def free(measure: str, scorers: Iterable[str]) -> list[str]:
+    """Those of the scorers that need no view. Position is none within a problem: there it is the answer itself."""
+    return [name for name in FREE if name in scorers and (measure, name) != (WITHIN, "position")]
+
+
 def _differences(measures: _Measures, problem: Array, template: Array | None, seed: int) -> dict[str, dict[str, Any]]:
     differences: dict[str, dict[str, Any]] = {}
     for name, scorers in measures.items():
-        free = [scorer for scorer in FREE if scorer in scorers and (name, scorer) != (WITHIN, "position")]
+        baselines = free(name, scorers)
         for scorer in VIEWS:
-            if free and scorer in scorers:
-                best = max(free, key=lambda other: scorers[other].value.sum())
+            if baselines and scorer in scorers:
+                best = max(baselines, key=lambda other: scorers[other].value.sum())
                 per_pair = _PerPair(scorers[scorer].value - scorers[best].value, scorers[scorer].weight)
                 figure = _figure(per_pair, problem, template, seed) | {"against": best}
                 differences.setdefault(name, {})[scorer] = figure

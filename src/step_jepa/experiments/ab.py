@@ -18,7 +18,7 @@ from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.results import RESULTS, extremes
+from step_jepa.experiments.results import RESULTS, extremes, shows_difference
 from step_jepa.files import write_whole
 from step_jepa.options import parse
 
@@ -148,7 +148,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     """One sentence: the difference, its interval, whether the pairing is what helps, and what more it would take."""
     found = {each["found"]["baseline"]: each for each in results["comparisons"] if each["found"]["arm"] == STEP_JEPA}
     to_sft, to_shuffled = found[SFT], found[SHUFFLED]
-    helps, pairing = _shown(to_sft), _shown(to_shuffled)
+    helps, pairing = shows_difference(to_sft), shows_difference(to_shuffled)
     if helps:
         said = "Step-JEPA changes the accuracy"
         said += (
@@ -162,10 +162,6 @@ def verdict(results: Mapping[str, Any]) -> str:
     return " ".join([said, *extremes(results)])
 
 
-def _shown(comparison: Mapping[str, Any]) -> bool:
-    return comparison["holm"] is not None and comparison["holm"] <= 0.05
-
-
 def _figures(comparison: Mapping[str, Any]) -> str:
     found = comparison["found"]
     interval = found["new_problems"]
@@ -175,7 +171,7 @@ def _figures(comparison: Mapping[str, Any]) -> str:
 
 
 def _more(comparison: Mapping[str, Any]) -> str:
-    if _shown(comparison) or comparison["detectable"] is None:
+    if shows_difference(comparison) or comparison["detectable"] is None:
         return ""
     seeds, found = len(comparison["found"]["seeds"]), comparison["found"]
     said = f"; with {seeds} seeds and {found['problems']} problems {comparison['detectable']:.3f} could be seen"

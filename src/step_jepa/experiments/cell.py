@@ -16,6 +16,7 @@ from step_jepa import train
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate, pairing
 from step_jepa.evaluation.folder import PARTIAL, PREDICTIONS, SUMMARY
+from step_jepa.evaluation.pairing_measures import free
 from step_jepa.experiments.data import lines
 from step_jepa.experiments.design import Cell
 from step_jepa.files import write_whole
@@ -43,7 +44,7 @@ def run(cell: Cell) -> None:
     arm, seed             what was run
     measures              name -> a score for each problem, in the order of the test file: accuracy; of `pairing` each
                           measure of the views, and those against the base model's with _to_base
-    free                  measure -> the best free baseline and its score, of those measures of the views that have one
+    free                  measure -> free baseline -> the same, of those measures of the views that have one
     figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
     steps, flops, tokens  of training; tokens are those read, branches too
     seconds               of training, of answering and of all, each since the last resumption
@@ -113,18 +114,17 @@ def _correct(predictions: Path) -> list[float]:
 
 def _of_views(known: Mapping[str, Any]) -> dict[str, list[float]]:
     return {
-        name + SUFFIXES[scorer]: scores
+        name + suffix: scorers[scorer]
         for name, scorers in known.get("by_problem", {}).items()
-        for scorer, scores in scorers.items()
+        for scorer, suffix in SUFFIXES.items()
+        if scorer in scorers
     }
 
 
-def _free(known: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def _free(known: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     return {
-        name + SUFFIXES[scorer]: (found["against"], known["measures"][name][found["against"]]["value"])
-        for name, scorers in known.get("differences", {}).items()
-        for scorer, found in scorers.items()
-        if known["measures"][name][found["against"]]["value"] is not None
+        name: {scorer: scorers[scorer] for scorer in free(name, scorers)}
+        for name, scorers in known.get("by_problem", {}).items()
     }
 
 

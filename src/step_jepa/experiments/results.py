@@ -10,8 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from step_jepa.evaluation import statistics
-from step_jepa.evaluation.statistics import Components, Difference, Interval
+from step_jepa.evaluation.pairing_measures import bootstrap
+from step_jepa.evaluation.statistics import ALPHA, Components, Difference, Interval
 from step_jepa.experiments.design import Comparison
 from step_jepa.files import write_whole
 
@@ -52,7 +55,8 @@ def summarise(
     primary: Comparison,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of results.json: `about`, arms (summaries of each measure, mean figures and costs), comparisons."""
+    """The content of results.json: `about`, arms (summaries of each measure, mean figures and costs), comparisons, and
+    free: measure -> free baseline -> {value, low, high}, beside the primary comparison's baseline."""
     by_measure = tables(cells, measures)
     arms = {
         arm: _arm(arm, [cell for cell in cells if cell["arm"] == arm], by_measure) for arm in by_measure[measures[0]]
@@ -73,25 +77,35 @@ def summarise(
         )
         for measure, comparison, found in made
     ]
-    return {**about, "measures": list(measures), "arms": arms, "comparisons": [asdict(each) for each in compared]}
+    return {
+        **about,
+        "measures": list(measures),
+        "arms": arms,
+        "free": _free([cell for cell in cells if cell["arm"] == primary.baseline], measures),
+        "comparisons": [asdict(each) for each in compared],
+    }
 
 
 def _arm(arm: str, cells: Sequence[Mapping[str, Any]], by_measure: Mapping[str, Any]) -> dict[str, Any]:
     figures = {name: [cell["figures"][name] for cell in cells] for name in cells[0]["figures"]}
     return {
         "measures": {measure: asdict(statistics.summary(table, arm)) for measure, table in by_measure.items()},
-        "free": {
-            name: _free([cell["free"][name] for cell in cells if name in cell["free"]]) for name in cells[0]["free"]
-        },
         "figures": {name: None if None in values else mean(values) for name, values in figures.items()},
         **{name: mean(cell[name] for cell in cells) for name in COSTS},
         "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in SECONDS},
     }
 
 
-def _free(baselines: Sequence[tuple[str, float]]) -> str:
-    """The best free baselines and their mean score; which one is best can differ between seeds."""
-    return f"{mean(score for _, score in baselines):.4f} ({', '.join(sorted({name for name, _ in baselines}))})"
+def _free(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Most know no model, so that seeds are no source of chance: the interval resamples problems."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for measure in measures:
+        of_seeds = [cell["free"].get(measure.removesuffix("_to_base"), {}) for cell in cells]
+        for scorer in of_seeds[0] if of_seeds else {}:
+            scores = np.mean([each[scorer] for each in of_seeds], 0)
+            figure = dict(zip(("value", "low", "high"), bootstrap(scores, np.arange(len(scores)), 42), strict=True))
+            found.setdefault(measure, {})[scorer] = figure
+    return found
 
 
 def _compared(measure: str, primary: bool, found: Difference, holm: float | None, comparisons: int) -> Compared:
@@ -114,34 +128,39 @@ def _compared(measure: str, primary: bool, found: Difference, holm: float | None
 
 
 def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
-    """Means over seeds and problems with their intervals, and what a run costs; the heads first."""
+    """Means over seeds and problems with their intervals, and what is free beside them; the heads first."""
     rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
-    rows[0] += ["best free baseline", "LM loss", "answers cut off", "tokens", "FLOPs", "s of training"]
     for arm, found in results["arms"].items():
-        summary, figures = found["measures"][measure], found["figures"]
+        summary = found["measures"][measure]
         row = [arm, str(summary["seeds"]), f"{summary['mean']:.4f}", _number(summary["sd"])]
-        row += [_interval(summary[name]) for name in ("same_problems", "new_problems")]
-        row += [
-            found["free"].get(measure, "-"),
-            _number(figures["lm_loss"]),
-            f"{figures['truncated']:.1f}",
-            f"{found['tokens']:.3g}",
-        ]
-        rows.append([*row, f"{found['flops']:.3g}", f"{found['seconds']['train']:.0f}"])
+        rows.append([*row, *(_interval(summary[name]) for name in ("same_problems", "new_problems"))])
+    for scorer, figure in results["free"].get(measure, {}).items():
+        interval = _interval((figure["low"], figure["high"])) + " (new problems)"
+        rows.append([f"free: {scorer}", "", f"{figure['value']:.4f}", "", "", interval])
+    return rows
+
+
+def costs_table(results: Mapping[str, Any]) -> list[list[str]]:
+    """Of every arm the means over seeds of losses, answers and costs; the heads first."""
+    rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
+    for arm, found in results["arms"].items():
+        figures = found["figures"]
+        row = [arm, _number(figures["lm_loss"]), f"{figures['truncated']:.1f}", f"{found['steps']:.0f}"]
+        rows.append([*row, f"{found['tokens']:.3g}", f"{found['flops']:.3g}", f"{found['seconds']['train']:.0f}"])
     return rows
 
 
 def comparisons_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
     """Paired differences; the first interval, p and Holm's p are for new seeds and new problems; the heads first."""
     rows = [["difference", "value", "95 %, new seeds and problems", "p", "p, Holm", "95 %, new seeds", "bootstrap"]]
-    rows[0] += ["could be seen", "seeds needed"]
+    rows[0] += ["sign flips", "could be seen", "seeds needed"]
     for each in results["comparisons"]:
         found = each["found"]
         if each["measure"] == measure:
             row = [f"{found['arm']} - {found['baseline']}" + (" (primary)" if each["primary"] else "")]
             row += [f"{found['difference']:+.4f}", _interval(found["new_problems"]), _p(found["p"]), _p(each["holm"])]
-            row += [_interval(found["same_problems"]), _interval(found["bootstrap"]), _number(each["detectable"])]
-            rows.append([*row, "-" if each["seeds_needed"] is None else str(each["seeds_needed"])])
+            row += [_interval(found["same_problems"]), _interval(found["bootstrap"]), _p(found["sign_flip_p"])]
+            rows.append([*row, _number(each["detectable"]), _count(each["seeds_needed"])])
     return rows
 
 
@@ -151,6 +170,10 @@ def _interval(interval: Interval | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or not isfinite(value) else f"{value:.4f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _p(value: float | None) -> str:
@@ -190,6 +213,7 @@ def _markdown(results: Mapping[str, Any]) -> str:
     for measure in results["measures"]:
         parts += [f"## {measure}", _as_markdown(arms_table(results, measure))]
         parts += [_as_markdown(comparisons_table(results, measure))]
+    parts += ["## Losses and costs", _as_markdown(costs_table(results))]
     parts += ["## In words", "\n".join(f"- {line}" for line in words(results))]
     parts += ["## How to read it", "\n".join(f"- **{name}**: {meaning}" for name, meaning in NOTES.items())]
     return "\n\n".join(parts) + "\n"
@@ -199,6 +223,8 @@ NOTES = {
     "new seeds and problems": "by variance components; p and Holm's p belong to it; decide by it",
     "new seeds": "on these very problems: a paired t over seeds, which says nothing of other problems",
     "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
+    "sign flips": "p of the exact test over seeds, on these very problems; none where so few cannot reject at 5 %",
+    "free": "what needs no view, by bootstrap over problems; `embedding` is of the baseline arm's models",
     "p, Holm": "over all comparisons here",
     "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm",
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
@@ -206,13 +232,21 @@ NOTES = {
 
 
 def words(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for every comparison, the primary one first; and one where accuracy is at its floor or ceiling."""
-    ordered = sorted(results["comparisons"], key=lambda each: not each["primary"])
-    first = {True: "Primary. ", False: ""}
-    return extremes(results) + [
-        f"{first[each['primary']]}{each['measure']}, {each['sentence']} {each['sign_flips'].capitalize()}"
-        for each in ordered
-    ]
+    """A sentence for the primary comparison and for every one that shows a difference; how many do not; and one where
+    accuracy is at its floor or ceiling."""
+    primary = [each for each in results["comparisons"] if each["primary"]]
+    others = [each for each in results["comparisons"] if not each["primary"]]
+    shown = [each for each in others if shows_difference(each)]
+    said = [f"Primary. {each['measure']}, {each['sentence']} {each['sign_flips'].capitalize()}" for each in primary]
+    said += [f"{each['measure']}, {each['sentence']}" for each in shown]
+    if count := len(others) - len(shown):
+        said.append(f"No difference is shown by {count} of the other {len(others)} comparisons; see their intervals.")
+    return extremes(results) + said
+
+
+def shows_difference(comparison: Mapping[str, Any]) -> bool:
+    """Whether one of `comparisons` rejects, after Holm."""
+    return comparison["holm"] is not None and comparison["holm"] <= ALPHA
 
 
 def extremes(results: Mapping[str, Any]) -> list[str]:

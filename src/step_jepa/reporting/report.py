@@ -13,7 +13,7 @@ from rich.console import Console
 
 from step_jepa import plots
 from step_jepa.errors import UserError
-from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, words
+from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, costs_table, words
 from step_jepa.files import write_whole
 from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find
@@ -115,7 +115,8 @@ def _experiment(folder: str, results: Mapping[str, Any], inline: _Inline) -> dic
         description = f"differences of {measure} between arms, with their intervals"
         tables = arms_table(results, measure), comparisons_table(results, measure)
         measures.append((measure, *tables, inline(forest.chart(made), description) if made else None))
-    return {"folder": folder, "results": results, "measures": measures, "words": words(results), "notes": NOTES}
+    about = {"measures": measures, "costs": costs_table(results), "words": words(results), "notes": NOTES}
+    return {"folder": folder, "results": results, **about}
 
 
 # Evaluations
