@@ -121,7 +121,7 @@ def test_a_row_by_hand():
     row = trunk(example)
     row.hang([9], position=2, prefix=2)
     row.pairs.append(Pair([(4, 1.0)], [(2, 0.5), (3, 0.5)], step=1))
-    assert described(example, row, str, ["step_jepa"]) == {
+    assert described(example, row, list(map(str, row.input_ids)), ["step_jepa"]) == {
         "tokens": ["5", "6", "7", "8", "9"],
         "branch": [0, 0, 0, 0, 1],
         "prefix": [0, 0, 0, 0, 2],

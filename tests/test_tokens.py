@@ -11,9 +11,10 @@ import pytest
 from conftest import SHARED, conversation, smollm2_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers, processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from step_jepa.data import tokens
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.tokens import IGNORED, PLAIN_TEMPLATE, Encoding, Example, encode, truncate
 from step_jepa.errors import UserError
@@ -21,6 +22,21 @@ from step_jepa.errors import UserError
 
 def pieces(tokenizer, example, span):
     return [tokenizer.decode([token]) for token in example.input_ids[slice(*span)]]
+
+
+def sentencepiece_like(*words):
+    """The space before a word is part of its token, and of the text unless it begins with it."""
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(("<unk>", *words))}, "<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+def test_the_text_of_a_token_keeps_the_space_before_its_word(tokenizer):
+    words = sentencepiece_like("\u2581He", "\u2581has", ".", "\u2581a")
+    row = [1, 2, 3, words.eos_token_id, 99]
+    assert [words.decode([token]) for token in row[:2]] == ["He", "has"]
+    assert tokens.pieces(words, row, {99: "<new>"}) == [" He", " has", ".", "<|end|>", "<new>"]
+    assert tokens.pieces(tokenizer, tokenizer.encode("a b.\n\n<|end|>")) == ["a", " ", "b", ".\n\n", "<|end|>"]
 
 
 def encoded(tokenizer, record, where="example 0", **options):

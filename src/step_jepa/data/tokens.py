@@ -6,6 +6,7 @@ that it closes; the steps tile the trained content without gap or overlap.
 
 import re
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -169,6 +170,15 @@ def _encode(tokenizer: Any, text: str, double_bos: bool) -> tuple[list[int], lis
         end = max(end, stop)
     lead = _leading_special(tokenizer, text) if double_bos else []
     return lead + ids, [(-1, -1)] * len(lead) + offsets  # before the text, so that no span takes them in
+
+
+def pieces(tokenizer: Any, ids: Sequence[int], names: Mapping[int, str] = {}) -> list[str]:
+    """The text of each token. It is decoded behind another, as SentencePiece drops the space that a text begins with.
+
+    names   texts of tokens that the tokenizer does not know"""
+    before = tokenizer.encode("a", add_special_tokens=False)
+    start = len(tokenizer.decode(before))
+    return [names[token] if token in names else tokenizer.decode([*before, token])[start:] for token in ids]
 
 
 def _leading_special(tokenizer: Any, text: str) -> list[int]:

@@ -14,7 +14,7 @@ from step_jepa.adapted import StepJEPAConfig
 from step_jepa.batches import masks
 from step_jepa.batches.planner import Planner
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.tokens import Encoding, Example
+from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.sights import Sights
 from step_jepa.inspection.specimen import Specimen
@@ -73,11 +73,11 @@ class Preparation:
     def specimen(self, example: Example) -> Specimen:
         row = self.plan(example)
         names = {token: f"<|predictor_{number}|>" for number, token in enumerate(self.predictors, 1)}
-        pieces = [names.get(token) or self.tokenizer.decode([token]) for token in row.input_ids]
         integers = (tensor([entry]) for entry in (row.branch, row.prefix, row.position_ids))
         layers = {kind: seen[0] for kind, seen in masks.seen(self.config, *integers).items()}
         sights = Sights(regions(example, row), layers)
-        return Specimen(example, row, pieces, self.args.objective, sights, self._in_place(example, list(layers)))
+        texts = pieces(self.tokenizer, row.input_ids, names)
+        return Specimen(example, row, texts, self.args.objective, sights, self._in_place(example, list(layers)))
 
     def _in_place(self, example: Example, kinds: Sequence[str]) -> Sights | None:
         """By the standalone implementation's own functions, which know Step-JEPA and no empty step."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.tokens import IGNORED, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.preparation import chosen
 from step_jepa.inspection.specimen import Specimen
@@ -52,7 +52,7 @@ def run(args: StepsArguments) -> None:
     console = Console(highlight=False, markup=False)
     for example in examples:
         console.rule(f"example {example.index}: {len(example.input_ids)} tokens, {len(example.steps)} steps")
-        console.print(coloured(example, [tokenizer.decode([token]) for token in example.input_ids]))
+        console.print(coloured(example, pieces(tokenizer, example.input_ids)))
     console.print(f"{data}\nA step's tokens are parted by |; underlined tokens are labelled.")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from step_jepa.batches import masks
 from step_jepa.batches.collate import PlannedRows
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.tokens import IGNORED, Example, pieces
 from step_jepa.rows.branches import Row
 from step_jepa.rows.regions import regions
 from step_jepa.training.models import predictor_ids
@@ -24,12 +24,9 @@ def save_rows(
 ) -> None:
     """Write rows.json: the first 16 rows as they are planned for the first epoch; the kinds of layer that the model
     has; the sliding window of those that slide, in positions."""
-    special = {token: f"<|predictor_{number}|>" for number, token in enumerate(predictor_ids(model), 1)}
-
-    def text(token: int) -> str:
-        return special.get(token) or tokenizer.decode([token])
-
-    shown = [described(example, rows.plan(example), text, objectives) for example in rows.examples[:SHOWN]]
+    names = {token: f"<|predictor_{number}|>" for number, token in enumerate(predictor_ids(model), 1)}
+    planned = [(example, rows.plan(example)) for example in rows.examples[:SHOWN]]
+    shown = [described(*each, pieces(tokenizer, each[1].input_ids, names), objectives) for each in planned]
     kinds = _kinds(model.config)
     window = model.config.get_text_config().sliding_window if "sliding_attention" in kinds else None
     Path(folder, ROWS_FILE).write_text(
@@ -37,11 +34,11 @@ def save_rows(
     )
 
 
-def described(example: Example, row: Row, text: Callable[[int], str], objectives: Sequence[str]) -> dict[str, Any]:
+def described(example: Example, row: Row, texts: list[str], objectives: Sequence[str]) -> dict[str, Any]:
     """One entry per token: tokens (text), branch, prefix, position, labelled. regions: name, first token, token after
     the last. pairs: objective, step, and the tokens that the predicted and the target view are read from."""
     return {
-        "tokens": [text(token) for token in row.input_ids],
+        "tokens": texts,
         "branch": row.branch,
         "prefix": row.prefix,
         "position": row.position_ids,
