@@ -123,7 +123,7 @@ def _close(args: ExperimentArguments, plan: Plan, cells: list[dict[str, Any]], s
     for measure in args.measures:
         console.print(_shown(f"{measure}, by arm", results.arms_table(summary, measure), 4))
         console.print(_shown(f"{measure}, paired differences", results.comparisons_table(summary, measure), 5))
-    console.print(_shown("losses and costs", results.costs_table(summary), 7))
+    console.print(_shown("losses and costs", results.costs_table(summary), 3))
     for line in results.words(summary):
         console.print(Text(line))
     console.print(Text(f"results.md, results.csv, {results.RESULTS} and cells lie in {args.output_dir}"))
