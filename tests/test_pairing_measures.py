@@ -10,7 +10,7 @@ from rich.console import Console
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.equations import equation, numbers
-from step_jepa.evaluation.pairing_measures import HeldOut, bootstrap, measure, show
+from step_jepa.evaluation.pairing_measures import HeldOut, _by_problem, _PerPair, bootstrap, measure, show
 
 H = 16
 
@@ -203,6 +203,15 @@ def test_free_baselines_find_what_is_free(rng):
     by_problem = result["by_problem"]
     assert by_problem["retrieval_within"]["position"] == [1] * 40
     assert by_problem["retrieval_across"]["numbers"] == pytest.approx([(1 + 1 + 1 / 8) / 3] * 40)
+
+
+def test_scores_of_problems_have_the_mean_and_the_spread_of_the_figure():
+    """Three right pairs of one problem, a wrong one of another: 3/4, and each problem's pull on it by hand."""
+    problem, weight = np.array([0, 0, 0, 1]), np.ones(4)
+    assert _by_problem(_PerPair(np.array([1, 1, 1, 0]), weight), problem) == [0.75 + 0.75 / 2, 0.75 - 0.75 / 2]
+    assert _by_problem(_PerPair(np.ones(4), weight), problem) == [1, 1]
+    assert _by_problem(_PerPair(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1])), problem) == [1]
+    assert _by_problem(_PerPair(np.zeros(4), np.zeros(4)), problem) == []
 
 
 def test_tfidf_reads_numbers_of_one_digit(rng):

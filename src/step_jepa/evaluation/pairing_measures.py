@@ -93,8 +93,8 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
     measures               measure -> scorer -> figure
     differences            measure -> views or views_to_base -> figure of its difference to the best free baseline
                            `against`, taken pair by pair
-    by_problem             measure -> scorer -> a score for each problem that has such pairs, the mean of which is the
-                           figure; problems and their weights follow from the texts alone
+    by_problem             measure -> scorer -> a score for each problem that has such pairs: their mean is the figure,
+                           their spread its variance; problems and weights follow from the texts alone
 
     A figure is {value, low, high, n}, with `chance` for retrieval: a 95 % interval, and the pairs that it is of. All
     but n are None where fewer than two problems have such pairs, and probes are absent where five folds cannot be made.
@@ -243,9 +243,14 @@ def _interval(per_pair: _PerPair, cluster: Array, seed: int) -> tuple[float | No
 
 
 def _by_problem(per_pair: _PerPair, problem: Array) -> list[float]:
+    """Linearised: the figure is a ratio of sums, whose variance is that of over - ratio * under (Cochran, Sampling
+    Techniques, chapter 6). That problems have more or fewer pairs is no reason for a score that is always 1 to vary."""
     over, under = np.bincount(problem, per_pair.value), np.bincount(problem, per_pair.weight)
-    kept = under > 0
-    return (over[kept] / under[kept].mean()).tolist() if kept.any() else []
+    over, under = over[under > 0], under[under > 0]
+    if not len(under):
+        return []
+    ratio = over.sum() / under.sum()
+    return (ratio + (over - ratio * under) / under.mean()).tolist()
 
 
 def _chance(pools: Array | None) -> dict[str, float]:
