@@ -367,7 +367,7 @@ def test_views_are_measured_where_pairing_is_asked_for(tmp_path):
     assert "No difference is shown by 1 of the other 1 comparisons" in said
     tfidf = figures["retrieval_across"]["tfidf"]
     assert re.search(
-        rf"\| free: tfidf \|  \| {tfidf['value']:.4f} \|  \|  \| \[0.\d+, [01].\d+\] \(new problems\) \|", said
+        rf"\| free: tfidf \|  \| {tfidf['value']:.4f} \|  \|  \| \[[01].\d+, [01].\d+\] \(new problems\) \|", said
     )
     free = json.loads((tmp_path / "out" / "results.json").read_text())["free"]
     assert set(free["retrieval_across"]) == {"tfidf", "embedding", "numbers", "position"}
