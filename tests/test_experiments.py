@@ -374,6 +374,16 @@ def test_views_are_measured_where_pairing_is_asked_for(tmp_path):
     assert set(free["centred_margin"]) == {"tfidf", "embedding"}
 
 
+@pytest.mark.parametrize("name", ["data/train.jsonl", "results.md"])
+def test_files_that_no_experiment_made_are_not_written_over(name, tmp_path, capsys):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert code("experiment", "--config", config(tmp_path), "--output_dir", tmp_path / "out") == 2
+    assert f"{mine} is there, and no experiment made it: give another --output_dir" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
 def test_what_is_said_is_the_primary_comparison_and_what_is_shown():
     def compared(holm, *, primary=False):
         said = {"measure": "accuracy", "sentence": f"holm {holm}.", "sign_flips": "sign flips."}

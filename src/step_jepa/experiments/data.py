@@ -15,12 +15,13 @@ from step_jepa.files import write_whole
 from step_jepa.options import parse, words
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
-MADE = "made.json"
+BEGUN, MADE = "begun", "made.json"
+RESULTS = ("results.md", "results.csv", "results.json")
 
 
 def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
     """Make train.jsonl and test.jsonl, unless they are there. Raises UserError where they were made by other options or
-    from a file that has changed, and where a test problem is also trained on."""
+    from a file that has changed, where no experiment made them, and where a test problem is also trained on."""
     wanted = prepared_by(data, folder)
     identity = {part: _identity(arguments) for part, arguments in wanted.items()}
     made = folder / MADE
@@ -29,10 +30,21 @@ def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
         if differing := [part for part in identity if found.get(part) != identity[part]]:
             raise UserError(f"{folder} holds other data for {' and '.join(differing)}: give another --output_dir")
         return
+    _claim(folder)
     for arguments in wanted.values():
         prepare.run(arguments)
     _refuse_overlap(folder)
     write_whole(made, json.dumps(identity, indent=2) + "\n")
+
+
+def _claim(folder: Path) -> None:
+    """Raises UserError where what an experiment writes is there already and is none of an experiment."""
+    if (folder / BEGUN).exists():
+        return
+    for path in (*(folder / name for name in FILES.values()), *(folder.parent / name for name in RESULTS)):
+        if path.exists():
+            raise UserError(f"{path} is there, and no experiment made it: give another --output_dir")
+    write_whole(folder / BEGUN, "")
 
 
 def prepared_by(data: Mapping[str, Any], folder: Path) -> dict[str, PrepareArguments]:
