@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from step_jepa.batches.attention import may_see, within
 from step_jepa.batches.collate import BranchCollator, PlainCollator, PlannedRows, without_branches
-from step_jepa.batches.masks import may_see, within
-from step_jepa.batches.planner import Planner
 from step_jepa.batches.views import read
 from step_jepa.data.tokens import IGNORED, Example, Turn, Turns
 from step_jepa.objectives import LLMJEPA, StepJEPA
+from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import Pair, Row, difference, last, mean, trunk
-from step_jepa.rows.controls import Draw
+from step_jepa.rows.controls import SamplingContext
 
 # prompt 10 11, step one 12 13, step two 14 15, end of turn 16
 EXAMPLE = Example(
@@ -37,7 +37,7 @@ def drawn(text: str) -> list[list[bool]]:
 
 
 def seen(row: Row) -> torch.Tensor:
-    return may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0]
+    return may_see(torch.tensor([row.branch]), torch.tensor([row.visible_length]))[0]
 
 
 def test_views_are_sums_of_states():
@@ -48,8 +48,8 @@ def test_views_are_sums_of_states():
 
 def test_hang_returns_the_rows_indices_of_the_branch():
     row = trunk(EXAMPLE)
-    assert row.hang([90, 91], position=4, prefix=4) == range(7, 9)
-    assert row.hang([14], position=4, prefix=0) == range(9, 10)
+    assert row.append_branch([90, 91], position_offset=4, visible_length=4) == range(7, 9)
+    assert row.append_branch([14], position_offset=4, visible_length=0) == range(9, 10)
     assert row.position_ids[7:] == [4, 5, 4]
     assert row.branch[7:] == [1, 1, 2]
 
@@ -60,13 +60,13 @@ def test_first_pair_with_one_predictor():
     assert row.labels == [IGNORED, IGNORED, 12, 13, 14, 15, 16, IGNORED, IGNORED, IGNORED]
     assert row.position_ids == [0, 1, 2, 3, 4, 5, 6, 4, 4, 5]
     assert row.branch == [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
-    assert row.prefix == [0, 0, 0, 0, 0, 0, 0, 4, 0, 0]
+    assert row.visible_length == [0, 0, 0, 0, 0, 0, 0, 4, 0, 0]
     assert row.pairs == [Pair([(7, 1.0)], [(9, 1.0)], step=1, objective=0)]
 
 
 def test_an_objective_alone_hangs_on_a_row():
     row = trunk(EXAMPLE)
-    pairs = list(StepJEPA(predictors=(90,)).pairs(row, EXAMPLE, Draw(Random(0))))
+    pairs = list(StepJEPA(predictors=(90,)).pairs(row, EXAMPLE, SamplingContext(Random(0))))
     assert pairs == planned(StepJEPA(predictors=(90,))).pairs
     assert row.input_ids[7:] == [90, 14, 15]
 
@@ -103,7 +103,7 @@ def test_horizon_two():
     row = planned(StepJEPA(predictors=(90,), horizon=2, choice="all"), THREE)
     assert row.input_ids[7:] == [90, 14, 15]
     assert row.position_ids[7:] == [3, 4, 5]
-    assert row.prefix[7:] == [3, 0, 0]
+    assert row.visible_length[7:] == [3, 0, 0]
     assert row.pairs == [Pair([(7, 1.0)], [(9, 1.0)], step=2)]
     assert planned(StepJEPA(predictors=(90,), horizon=3, choice="all"), THREE).pairs == []
 
@@ -130,7 +130,7 @@ def test_reading_where_the_content_ends():
     row = planned(StepJEPA(predictors=(90,), read="content"), example)
     assert row.input_ids[7:] == [90, 14]
     assert row.position_ids[7:] == [4, 4]
-    assert row.prefix[7:] == [4, 0]  # the separator before is seen: it closed a step that was read
+    assert row.visible_length[7:] == [4, 0]  # the separator before is seen: it closed a step that was read
     assert row.pairs == [Pair([(7, 1.0)], [(8, 1.0)], step=1)]
     row = planned(StepJEPA(read="content", target="context"), example)
     assert row.pairs == [Pair([(2, 1.0)], [(4, 1.0)], step=1)]
@@ -162,7 +162,7 @@ def test_pairs_to_the_final_answer_are_skipped():
     assert [[pair.step for pair in planned(keep, x).pairs] for x in (two, three, THREE)] == [[1], [1, 2], [1, 2]]
     assert [skip.skipped(x) for x in (two, three, THREE)] == [1, 1, 0]
     assert [keep.skipped(x) for x in (two, three, THREE)] == [0, 0, 0]
-    assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and nothing hangs on the row for them
+    assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and nothing is_branch on the row for them
     assert planned(replace(skip, horizon=2), three).pairs == []
     assert planned(replace(skip, choice="first"), three).input_ids[7:] == [90, 13]
 
@@ -172,7 +172,7 @@ def test_llm_jepa_reads_text_and_answer_alone():
     assert row.input_ids[7:] == [10, 11, 90, 91, 12, 13, 14, 15]
     assert row.position_ids[7:] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert row.branch[7:] == [1, 1, 1, 1, 2, 2, 2, 2]
-    assert row.prefix == [0] * 15
+    assert row.visible_length == [0] * 15
     assert row.pairs == [Pair([(10, 1.0)], [(14, 1.0)])]
 
 
@@ -181,7 +181,7 @@ def test_llm_jepa_reads_turns_in_their_framing():
     assert row.input_ids[7:] == [5, 10, 11, 90, 91, 16, 5, 12, 13, 14, 15, 16]
     assert row.position_ids[7:] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
     assert row.branch[7:] == [1] * 6 + [2] * 6
-    assert row.prefix == [0] * 19
+    assert row.visible_length == [0] * 19
     assert row.labels[7:] == [IGNORED] * 12
     assert row.pairs == [Pair([(12, 1.0)], [(18, 1.0)])]
 
@@ -227,8 +227,8 @@ def test_batches():
     assert batch["branch"][1].tolist() == [0, 0] + [-1] * 8
     assert batch["pairs"].tolist() == [[0, 0, 0, 1]]
     assert batch["reads"].tolist() == [[0, 0, 7], [1, 0, 9]]
-    assert may_see(batch["branch"], batch["prefix"]).any(-1).all()  # no empty row, which is NaN under eager
-    assert not may_see(batch["branch"], batch["prefix"])[1, :2, 2:].any()
+    assert may_see(batch["branch"], batch["visible_length"]).any(-1).all()  # no empty row, which is NaN under eager
+    assert not may_see(batch["branch"], batch["visible_length"])[1, :2, 2:].any()
     cut = without_branches(batch)
     assert cut["input_ids"].shape == (2, 7)
     assert cut["labels"].tolist() == [rows[0].labels[:7], [IGNORED, 7] + [IGNORED] * 5]

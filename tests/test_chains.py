@@ -12,8 +12,9 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
-from step_jepa.evaluation.equations import equation
-from step_jepa.training.models import load_tokenizer, resolve, setup_model_and_tokenizer
+from step_jepa.models.builtin import resolve
+from step_jepa.models.loading import load_tokenizer, setup_model_and_tokenizer
+from step_jepa.pairing.equations import equation
 
 TINY = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1} | {
     "num_attention_heads": 2,

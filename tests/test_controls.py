@@ -16,15 +16,16 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.planner import Planner, unchanged
 from step_jepa.data.tokens import Example, Turn, Turns
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
+from step_jepa.objectives.planner import Planner, unchanged
 from step_jepa.objectives.stp import STP
-from step_jepa.rows.controls import MEANING, NEAREST, Donors, with_random_boundaries
+from step_jepa.rows.controls import MEANING, NEAREST, NegativeSampler, with_random_boundaries
+from step_jepa.run_files import OPTIONS_FILE
 from step_jepa.train import TrainArguments, standalone_trainer
-from step_jepa.training.config import OPTIONS_FILE, save_options
+from step_jepa.training.config import save_options
 
 PREDICTOR = 99
 ALL = StepJEPA([PREDICTOR], choice="all", skip_answer_step=False)
@@ -63,8 +64,8 @@ def targets(row):
 
 
 def planner(control, examples, objective=ALL, **options):
-    donors = Donors(examples) if control == "shuffled_pairs" else None
-    return Planner([objective], control=control, donors=donors, **options)
+    negatives = NegativeSampler(examples) if control == "shuffled_pairs" else None
+    return Planner([objective], control=control, negatives=negatives, **options)
 
 
 # Literal rows
@@ -124,33 +125,33 @@ def test_shuffled_pairs_is_a_step_of_another_example_at_its_own_place():
 
 
 def test_a_donor_is_of_the_same_index_and_kind():
-    """Example 0's answer is step 2, its step 1 is none: donors are an answer and no answer."""
+    """Example 0's answer is step 2, its step 1 is none: negatives are an answer and no answer."""
     examples = [example(0, 3, 2, 1, answer=True), example(1, 3, 2, 1), example(2, 3, 2, answer=True)]
-    donors = Donors(examples)
+    negatives = NegativeSampler(examples)
     for seed in range(20):
-        donor, step = donors.step(examples[0], 1, Random(seed))
+        donor, step = negatives.step(examples[0], 1, Random(seed))
         assert (donor.index, step) == (1, 1)  # step 1 of example 2 is an answer
-        donor, step = donors.step(examples[0], 2, Random(seed))
+        donor, step = negatives.step(examples[0], 2, Random(seed))
         assert (donor.index, step) == (2, 1)  # no other answer has index 2: the nearest lower index
-        donor, step = donors.step(examples[1], 2, Random(seed))
+        donor, step = negatives.step(examples[1], 2, Random(seed))
         assert (donor.index, step) == (0, 1)  # step 2 of example 0 is an answer; a lower index of the same kind
 
 
 def test_a_donor_is_among_the_nearest_in_length():
     examples = [example(n, 1, 1 + n) for n in range(40)]  # step 1 of example n has 1 + n tokens
-    donors = Donors(examples)
-    drawn = {donors.step(examples[20], 1, Random(seed))[0].index for seed in range(300)}
+    negatives = NegativeSampler(examples)
+    drawn = {negatives.step(examples[20], 1, Random(seed))[0].index for seed in range(300)}
     assert drawn == {16, 17, 18, 19, 21, 22, 23, 24}
     assert len(drawn) == NEAREST
-    assert {donors.step(examples[0], 1, Random(seed))[0].index for seed in range(300)} == set(range(1, 9))
+    assert {negatives.step(examples[0], 1, Random(seed))[0].index for seed in range(300)} == set(range(1, 9))
 
 
 def test_all_that_are_nearest_stand_before_any_other():
-    """Nine donors of the same length beside a longer one: that one is never drawn, wherever the own step stands."""
+    """Nine negatives of the same length beside a longer one: that one is never drawn, wherever the own step stands."""
     examples = [*(example(n, 1, 2) for n in range(10)), example(10, 1, 3)]
     for order in range(5):
-        donors = Donors(examples, order)
-        drawn = {donors.step(own, 1, Random(seed))[0].index for own in examples[:10] for seed in range(300)}
+        negatives = NegativeSampler(examples, order)
+        drawn = {negatives.step(own, 1, Random(seed))[0].index for own in examples[:10] for seed in range(300)}
         assert drawn == set(range(10))
 
 
@@ -162,9 +163,9 @@ def test_donors_of_equal_length_are_drawn_about_equally_often():
     drawn = [[ids for ids, _ in targets(plan(each))] for each in examples]
     assert drawn == [[ids for ids, _ in targets(plan(each, 5))] for each in examples]
     assert [len(ids) for ((ids),) in drawn] == [2 + n % 3 for n in range(900)]
-    donors = Counter(ids[0] // 1000 for ((ids),) in drawn)
-    assert 500 < len(donors) < 640
-    assert max(donors.values()) <= 8
+    negatives = Counter(ids[0] // 1000 for ((ids),) in drawn)
+    assert 500 < len(negatives) < 640
+    assert max(negatives.values()) <= 8
     assert not any(ids[0] // 1000 == own for own, ((ids),) in enumerate(drawn))
 
 

@@ -11,13 +11,13 @@ import torch
 from conftest import tiny_model
 
 from step_jepa import StepJEPAConfig
+from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
-from step_jepa.batches.masks import may_see
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.options import parse
 from step_jepa.rows.branches import trunk
-from step_jepa.rows.controls import Draw
+from step_jepa.rows.controls import SamplingContext
 from step_jepa.train import TrainArguments
 from step_jepa.training.config import COMPAT
 
@@ -118,7 +118,7 @@ def test_the_objective_of_the_page_trains(example):
 def test_the_objective_of_the_page_sees_what_the_page_says(batch, tokenizer):
     assert batch["pairs"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert batch["pairs"][:, 3].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]  # the step before the answer
-    sees = may_see(batch["branch"], batch["prefix"])
+    sees = may_see(batch["branch"], batch["visible_length"])
     reads = batch["reads"].tolist()[:2]
     seen = [batch["input_ids"][row, sees[row, column]].tolist() for _, row, column in reads]
     assert [int(batch["position_ids"][row, column]) for _, row, column in reads] == [27, 65]
@@ -150,5 +150,5 @@ def test_the_objective_of_the_page_is_what_separate_passes_give(example, batch):
 def test_without_predictor_tokens_the_questions_last_state_predicts(example):
     encoded = example["trainer"].train_dataset.examples[0]
     row = trunk(encoded)
-    (pair,) = example["Conclusion"]().pairs(row, encoded, Draw(Random(0)))
+    (pair,) = example["Conclusion"]().pairs(row, encoded, SamplingContext(Random(0)))
     assert pair.predicted == [(encoded.steps[0][0] - 1, 1.0)]

@@ -25,11 +25,12 @@ from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct
 from step_jepa.evaluation.engines import GumbelNoise, transformers_engine
 from step_jepa.evaluation.evaluate import EvaluateArguments, heldout, run, save_views
-from step_jepa.evaluation.folder import run_options, written
 from step_jepa.evaluation.generation import Generation, Request, Rules, generate, requests
 from step_jepa.evaluation.judging import elect, judge, summarise
+from step_jepa.models.export import export
+from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.rows.branches import trunk
-from step_jepa.training.models import export, setup_model_and_tokenizer
+from step_jepa.run_files import last_modified, run_options
 
 
 def problem(a: int) -> dict:
@@ -513,14 +514,14 @@ def test_the_loss_of_another_horizon_is_said_to_be_of_the_next_step(solver, tmp_
 
 def test_what_lies_beside_a_model(tmp_path):
     assert run_options(str(tmp_path)) == {}
-    assert written(str(tmp_path)) is None
+    assert last_modified(str(tmp_path)) is None
     for name, seconds in {"model.safetensors": 100, "step_jepa.json": 200, "pairing.json": 300}.items():
         (tmp_path / name).write_text('{"control": "none"}')
         os.utime(tmp_path / name, (seconds, seconds))
     (tmp_path / "checkpoint-9").mkdir()
-    assert written(str(tmp_path)) == 300
-    assert written(str(tmp_path), besides="pairing.json") == 200
-    assert written("some/hub-id") is None
+    assert last_modified(str(tmp_path)) == 300
+    assert last_modified(str(tmp_path), besides="pairing.json") == 200
+    assert last_modified("some/hub-id") is None
     assert run_options(str(tmp_path)) == {"control": "none"}
     for broken in ("{", "7"):
         (tmp_path / "step_jepa.json").write_text(broken)

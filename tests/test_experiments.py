@@ -18,19 +18,20 @@ from filelock import FileLock
 from peft import LoraConfig
 from transformers import set_seed
 
+from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
-from step_jepa.evaluation import statistics
-from step_jepa.evaluation.statistics import Components
 from step_jepa.experiments import ab, cost, results
-from step_jepa.experiments.cell import IDENTITY, LOCK, LOG, RESULT, _correct, finished
-from step_jepa.experiments.cell import run as run_cell
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import Cell, Comparison, arms_of, comparisons_of
+from step_jepa.experiments.executor import run_all
 from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.pool import run_all
+from step_jepa.experiments.run import IDENTITY, LOCK, LOG, _correct, finished
+from step_jepa.experiments.run import run as run_cell
+from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import parse
-from step_jepa.training.models import setup_model_and_tokenizer
+from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
+from step_jepa.statistics import Components
 
 TINY = {
     "model_name": "chains",
@@ -98,7 +99,7 @@ def cell(folder: Path, **changes) -> Cell:
 
 def cells_of(folder: Path) -> dict[str, dict]:
     """What the cells of an experiment hold, without what the clock says."""
-    found = {str(path.parent.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob(RESULT)}
+    found = {str(path.parent.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob(CELL_FILE)}
     return {name: {key: value for key, value in each.items() if key != "seconds"} for name, each in found.items()}
 
 
@@ -183,7 +184,7 @@ def test_a_finished_cell_stands_for_itself_alone(tmp_path):
     mine.folder.mkdir()
     (mine.folder / IDENTITY).write_text(json.dumps(mine.identity()))
     assert finished(mine) is None
-    (mine.folder / RESULT).write_text('{"arm": "sft"}')
+    (mine.folder / CELL_FILE).write_text('{"arm": "sft"}')
     assert finished(mine) == {"arm": "sft"}
     with pytest.raises(UserError, match="was begun with another train: give another --output_dir"):
         finished(replace(mine, train={"objective": "none", "model_name": "other"}))
@@ -255,7 +256,7 @@ def test_every_cell_is_there_and_the_tables_are_of_them(undisturbed):
     assert sorted(cells) == sorted(
         f"cells/{arm}/seed-{seed}" for arm in ("sft", "cosine", "cosine.shuffled_pairs", "nothing") for seed in (3, 5)
     )
-    found = json.loads((undisturbed / results.RESULTS).read_text())
+    found = json.loads((undisturbed / RESULTS_FILE).read_text())
     scores = {
         arm: {seed: cells[f"cells/{arm}/seed-{seed}"]["measures"]["accuracy"] for seed in (3, 5)}
         for arm in ("sft", "cosine", "cosine.shuffled_pairs", "nothing")
@@ -306,9 +307,9 @@ def test_weights_go_and_curves_stay(undisturbed):
 
 
 def test_a_second_call_runs_nothing_and_other_options_are_refused(undisturbed, tmp_path, capsys):
-    before = {path: path.stat().st_mtime for path in undisturbed.rglob(RESULT)}
+    before = {path: path.stat().st_mtime for path in undisturbed.rglob(CELL_FILE)}
     assert code("experiment", "--config", config(tmp_path), "--output_dir", undisturbed) == 0
-    assert {path: path.stat().st_mtime for path in undisturbed.rglob(RESULT)} == before
+    assert {path: path.stat().st_mtime for path in undisturbed.rglob(CELL_FILE)} == before
     other = config(tmp_path, recipe={**TINY, "learning_rate": 0.02})
     assert code("experiment", "--config", other, "--output_dir", undisturbed) == 2
     assert "was begun with another train" in capsys.readouterr().err
@@ -402,7 +403,7 @@ def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "8 cells, about 0:00:" in said
     assert "Stated before the runs" in said
-    assert not list((tmp_path / "out").rglob(RESULT))
+    assert not list((tmp_path / "out").rglob(CELL_FILE))
 
 
 # What it costs, and what it says.
@@ -512,7 +513,7 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
     assert code("ab", *options, "--budget", "100s") == 0
     said = capsys.readouterr().out
     assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]
-    chosen = yaml.safe_load((tmp_path / "out" / ab.CONFIG).read_text())
+    chosen = yaml.safe_load((tmp_path / "out" / EXPERIMENT_FILE).read_text())
     assert chosen["seeds"] == [0, 1, 2]
     assert chosen["evaluate"]["limit"] == 6
     assert code("ab", *options, "--budget", "40s") == 2
@@ -533,6 +534,6 @@ def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path, monkeypatch)
     options = ["--config", str(shipped), "--output_dir", str(tmp_path / "out"), "--smoke"]
     (small,) = parse("experiment", [ExperimentArguments], options)
     assert code("experiment", *options) == 0
-    found = json.loads((tmp_path / "out" / results.RESULTS).read_text())
+    found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
     assert not found["missing"]
     assert len(cells_of(tmp_path / "out")) == len(planned(small, tmp_path / "out").cells) >= 8

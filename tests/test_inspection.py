@@ -278,7 +278,7 @@ def test_a_row_without_a_pair_says_so(model_folder, train_file, inspect):
     for options in (["--index", 8], ["--index", 9], ["--objective", "none"]):
         said = inspect("pipeline", *files, *options)
         assert said.code == 0
-        assert "No branch hangs on the trunk" in said.out
+        assert "No branch is_branch on the trunk" in said.out
         assert "has no pair of views here: the row trains the language model alone" in " ".join(said.out.split())
         assert "no mask in place" in said.out
         found = as_json(inspect("pipeline", *files, *options, "--json"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from step_jepa.objectives.losses import Criterion, Loss, Negatives, RunningMean, infonce, negative_count, sigreg, vicreg
+from step_jepa.losses.distances import Criterion, Loss, Negatives, RunningMean, infonce, negative_count, sigreg, vicreg
 
 LOSSES: list[Loss] = [
     "cosine",

@@ -7,7 +7,7 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.compute import floating_point_ops
+from step_jepa.training.compute import floating_point_ops
 from step_jepa.training.monitor import Monitor, proves_nothing
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
@@ -104,7 +104,7 @@ def test_operations_are_counted_without_padding(records, tmp_path):
     assert trainer.state.total_flos == 6 * tokens * parameters
     assert logged(trainer, "flops")[-1][1] == trainer.state.total_flos
     batch = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    assert floating_point_ops(batch, 10, twin=True) == 4 * 10 * 8
+    assert floating_point_ops(batch, 10, target_encoder=True) == 4 * 10 * 8
 
 
 @pytest.mark.parametrize(

@@ -500,11 +500,11 @@ def test_the_twin_is_the_moving_average_written_out(tmp_path):
     average = {
         name: 0.6**3 * start[name] + 0.4 * (0.6**2 * one[name] + 0.6 * two[name] + three[name]) for name in start
     }
-    for name in trainer.jepa.state.twin.names:
+    for name in trainer.jepa.state.target_encoder.names:
         torch.testing.assert_close(
-            trainer.jepa.state.twin.get_buffer(name.replace(".", "/")), average[name], rtol=1e-10, atol=1e-12
+            trainer.jepa.state.target_encoder.get_buffer(name.replace(".", "/")), average[name], rtol=1e-10, atol=1e-12
         )
-    assert set(trainer.jepa.state.twin.names) == set(start)
+    assert set(trainer.jepa.state.target_encoder.names) == set(start)
     with_targets(trainer, loaded(trainer, average))
 
 
@@ -651,7 +651,7 @@ def test_lbd_auto_is_found_although_the_first_step_carries_no_pairs(tmp_path):
 )
 def test_only_rows_with_branches_need_a_model_that_takes_their_mask(tmp_path, monkeypatch, objective, needed):
     asked = []
-    monkeypatch.setattr("step_jepa.batches.masks.check", asked.append)
+    monkeypatch.setattr("step_jepa.batches.attention.check", asked.append)
     trainer_for(tmp_path, objective=objective)
     assert bool(asked) == needed
 

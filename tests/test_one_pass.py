@@ -6,8 +6,8 @@ from conftest import ARCHITECTURES, tiny_model
 from transformers import MambaConfig, MambaForCausalLM
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.batches.attention import attention_mask, check
 from step_jepa.batches.collate import BranchCollator
-from step_jepa.batches.masks import attention_mask, check
 from step_jepa.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_isolation_to_the_last_bit(name, attention, tokenizer, records, tmp_path
     model = tiny_model(name, attn_implementation=attention)
     trainer = trainer_for(model, tokenizer, records, tmp_path)
     batch = batch_of(trainer)
-    mask = attention_mask(model, batch["branch"], batch["prefix"], batch["position_ids"])
+    mask = attention_mask(model, batch["branch"], batch["visible_length"], batch["position_ids"])
 
     @torch.no_grad()
     def states(ids):
@@ -89,7 +89,7 @@ def test_isolation_by_gradient(tokenizer, records, tmp_path):
     trainer = trainer_for(model, tokenizer, records, tmp_path)
     batch = batch_of(trainer, 1)
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-    mask = attention_mask(model, batch["branch"], batch["prefix"], batch["position_ids"])
+    mask = attention_mask(model, batch["branch"], batch["visible_length"], batch["position_ids"])
     out = last_states(model, inputs_embeds=embedded, attention_mask=mask, position_ids=batch["position_ids"])
     view, row, target = batch["reads"][1].tolist()
     assert (view, row) == (1, 0)
@@ -123,8 +123,8 @@ def test_models_that_cannot_take_the_mask_are_refused():
 
 
 def test_a_leaking_mask_is_noticed(monkeypatch):
-    import step_jepa.batches.masks as masks
+    from step_jepa.batches import attention
 
-    monkeypatch.setattr(masks, "may_see", lambda branch, prefix: torch.ones(1, 9, 9, dtype=torch.bool))
+    monkeypatch.setattr(attention, "may_see", lambda branch, prefix: torch.ones(1, 9, 9, dtype=torch.bool))
     with pytest.raises(UserError, match="lets the trunk see a branch"):
         check(tiny_model())

@@ -14,9 +14,9 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.cli import main
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
-from step_jepa.evaluation.pairing import PairingArguments, held_out, read_views, run
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.pairing.command import PairingArguments, held_out, read_views, run
 from step_jepa.training.config import view_options
-from step_jepa.training.models import setup_model_and_tokenizer
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 
@@ -99,7 +99,7 @@ def test_equal_readings_of_the_base_are_one(model_folder, test_file, tmp_path, m
         read.append(model)
         return read_views(args, model, *rest, **options)
 
-    monkeypatch.setattr("step_jepa.evaluation.pairing.read_views", counting)
+    monkeypatch.setattr("step_jepa.pairing.command.read_views", counting)
     others = [copied(model_folder, tmp_path / name, pooling="mean") for name in ("a", "b")]
     pairing(tmp_path / "out", test_file, *others, base_model=model_folder)
     assert sorted(read) == sorted([model_folder, *others])

@@ -9,8 +9,8 @@ import scipy.stats
 from rich.console import Console
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.equations import equation, numbers
-from step_jepa.evaluation.pairing_measures import HeldOut, _by_problem, _PerPair, bootstrap, measure, show
+from step_jepa.pairing.equations import equation, numbers
+from step_jepa.pairing.measures import HeldOut, _by_problem, _PerPair, bootstrap, measure, show
 
 H = 16
 

@@ -3,9 +3,9 @@
 import torch
 from conftest import conversation
 
-from step_jepa.batches.masks import may_see
-from step_jepa.batches.planner import Planner
+from step_jepa.batches.attention import may_see
 from step_jepa.data.tokens import Example, encode
+from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.regions import in_place_regions, regions, sight
 
@@ -23,7 +23,7 @@ def test_regions_of_a_row_by_hand():
 
 def test_sentences_by_hand():
     row = Planner([StepJEPA(predictors=(90,))])(EXAMPLE)
-    seen = may_see(torch.tensor([row.branch]), torch.tensor([row.prefix]))[0]
+    seen = may_see(torch.tensor([row.branch]), torch.tensor([row.visible_length]))[0]
     said = dict(sentence.split(" sees ") for sentence in sight(regions(EXAMPLE, row), seen))
     assert said["step 0"] == "system, question, header and itself up to each token."
     assert said["predictor 1"] == "system, question, header, step 0 and itself up to each token."

@@ -14,7 +14,7 @@ from conftest import byte_tokenizer, conversation, tiny_model
 from safetensors.numpy import load_file, save_file
 from test_cli import code, train
 
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.options import parse
@@ -22,8 +22,8 @@ from step_jepa.reporting import curves, view_maps
 from step_jepa.reporting.findings import find
 from step_jepa.reporting.report import ReportArguments, render
 from step_jepa.rows.branches import Pair, trunk
-from step_jepa.training.run_settings import named
-from step_jepa.training.shown_rows import described
+from step_jepa.training.row_preview import described
+from step_jepa.training.run_metadata import named
 
 SCRIPT = "<script>document.title = 'no'</script>"
 
@@ -119,7 +119,7 @@ def test_a_row_by_hand():
         text="", input_ids=[5, 6, 7, 8], labels=[IGNORED, 6, 7, 8], steps=[(1, 2), (2, 4)], chars=[], user=(0, 1)
     )
     row = trunk(example)
-    row.hang([9], position=2, prefix=2)
+    row.append_branch([9], position_offset=2, visible_length=2)
     row.pairs.append(Pair([(4, 1.0)], [(2, 0.5), (3, 0.5)], step=1))
     assert described(example, row, list(map(str, row.input_ids)), ["step_jepa"]) == {
         "tokens": ["5", "6", "7", "8", "9"],
@@ -419,7 +419,7 @@ def test_the_explorer_follows_the_mask(opened, home):
         number, kind = rng.randrange(8), rng.choice(data["kinds"])
         row = data["rows"][number]
         places = (torch.tensor([row[name]]) for name in ("branch", "prefix", "position"))
-        seen = masks.seen(config, *places)[kind][0]
+        seen = attention.seen(config, *places)[kind][0]
         token = rng.randrange(len(row["tokens"]))
         opened.execute_script(CHOOSE, "example", f"1 {number}")
         opened.execute_script(CHOOSE, "kind", kind)

@@ -17,7 +17,7 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestPower
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.statistics import (
+from step_jepa.statistics import (
     Components,
     bootstrap,
     components,

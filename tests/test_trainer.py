@@ -17,7 +17,7 @@ from test_one_pass import batch_of, trainer_for
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.views import Twin
+from step_jepa.batches.views import TargetEncoder
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
 
@@ -227,13 +227,13 @@ def test_what_lies_beside_a_kept_adapter_is_found(tokenizer, records, model_fold
 
 def test_a_slow_twin_of_a_bf16_model_moves(tokenizer, records, tmp_path):
     model = tiny_model().to(torch.bfloat16)
-    twin = Twin(model, decay=0.99)
-    start = [value.clone() for value in twin.buffers()]
+    target_encoder = TargetEncoder(model, decay=0.99)
+    start = [value.clone() for value in target_encoder.buffers()]
     with torch.no_grad():
         for value in model.parameters():
             value.mul_(1.01)
-    twin.update(model)
-    moved = [not torch.equal(*pair) for pair in zip(start, twin.buffers(), strict=True)]
+    target_encoder.update(model)
+    moved = [not torch.equal(*pair) for pair in zip(start, target_encoder.buffers(), strict=True)]
     assert sum(moved) > 0.8 * len(moved)  # in bfloat16 a hundredth of a hundredth would be rounded away
 
 
@@ -244,8 +244,8 @@ def test_twins_of_an_adapter(tokenizer, records, tmp_path, options, tied):
     assert len(history(trainer)) == 5
     trained = [value for value in trainer.model.parameters() if value.requires_grad]
     assert all(value.grad is None or value.grad.isfinite().all() for value in trained)
-    twin, name = trainer._twin, "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
-    moved, slow = trainer.model.get_parameter(name), twin.get_buffer(name.replace(".", "/"))
+    target_encoder, name = trainer._target_encoder, "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
+    moved, slow = trainer.model.get_parameter(name), target_encoder.get_buffer(name.replace(".", "/"))
     assert moved.abs().sum() > 0
     assert bool(slow.abs().sum() > 0) == ("target_encoder" in options)
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.cli import main
 from step_jepa.data import dataset, tokens
 from step_jepa.data.tokens import IGNORED
-from step_jepa.objectives import losses
+from step_jepa.losses import distances as losses
+from step_jepa.models import loading as models
 from step_jepa.objectives.step_jepa import StepJEPA
-from step_jepa.training import models, representation
-from step_jepa.verification import compare, subject
+from step_jepa.training import representation
+from step_jepa.verification import compare
+from step_jepa.verification import context as subject
 from step_jepa.verification.checks import CHECKS, findings
-from step_jepa.verification.subject import Subject
+from step_jepa.verification.context import Subject
 
 
 def folder_of(tmp_path, name="llama", tokenizer=None, **options):
@@ -94,7 +96,7 @@ def cut_anywhere(patch):
 def predictors_late(patch):
     def late(self, row, example, step):
         before = example.steps[step][1] + 1
-        return self._pooled(row.hang(self.predictors, position=before, prefix=before))
+        return self._pooled(row.append_branch(self.predictors, position_offset=before, visible_length=before))
 
     patch.setattr(StepJEPA, "_predicted", late)
 
@@ -117,15 +119,15 @@ def leaking_gradient(patch):
 
 
 def trunk_sees_branches(patch):
-    right = masks.may_see
+    right = attention.may_see
 
     def leaking(branch, prefix):
         seen = right(branch, prefix)
-        if branch.shape[1] > 9:  # masks.check looks at a row of nine
+        if branch.shape[1] > 9:  # attention.check looks at a row of nine
             seen[:, :, -1] |= branch == 0
         return seen
 
-    patch.setattr(masks, "may_see", leaking)
+    patch.setattr(attention, "may_see", leaking)
 
 
 def other_distance(patch):

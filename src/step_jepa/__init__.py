@@ -9,7 +9,7 @@ _HOMES = {
     "StepJEPAConfig": "adapted",
     "StepJEPARepresentationTrainer": "adapted",
     "load_and_prepare_dataset": "data.dataset",
-    "setup_model_and_tokenizer": "training.models",
+    "setup_model_and_tokenizer": "models.loading",
 }
 __all__ = list(_HOMES)
 

@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from step_jepa.adapted import untrained
 from step_jepa.batches.collate import PADDING, Batch, BranchCollator, PlainCollator
-from step_jepa.batches.planner import Planner
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
+from step_jepa.losses.distances import cosine
+from step_jepa.models.predictors import predictor_ids
 from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, StepJEPA, STPReleased
-from step_jepa.objectives.losses import cosine
+from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import Pair, Row, last, trunk
-from step_jepa.training.models import predictor_ids
 
 TWO_PASSES = ("two_pass", "two_pass_padded")
 
@@ -124,9 +124,11 @@ def second_row(example: Example, predictors: list[int]) -> Row:
     (_, before), (start, stop) = example.steps[:2]
     ids = example.input_ids
     row = Row(ids[:before], [IGNORED] * before)
-    predicted = row.hang(predictors, position=before, prefix=before) if predictors else range(before)
-    target = row.hang(ids[start:stop], position=start, prefix=0)
-    row.hang(ids[stop:], position=stop, prefix=before)
+    predicted = (
+        row.append_branch(predictors, position_offset=before, visible_length=before) if predictors else range(before)
+    )
+    target = row.append_branch(ids[start:stop], position_offset=start, visible_length=0)
+    row.append_branch(ids[stop:], position_offset=stop, visible_length=before)
     row.pairs.append(Pair(last(predicted), last(target)))
     return row
 

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "verify": ("verification.verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
     "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),
-    "pairing": ("evaluation.pairing", ["PairingArguments"], "does the predicted view know the next step"),
+    "pairing": ("pairing.command", ["PairingArguments"], "does the predicted view know the next step"),
     "experiment": ("experiments.experiment", ["ExperimentArguments"], "arms x seeds, and what their differences say"),
     "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),

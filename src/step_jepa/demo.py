@@ -16,6 +16,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.options import parse
 from step_jepa.reporting import report
+from step_jepa.run_files import SUMMARY_FILE
 
 console = Console(highlight=False)
 FIGURES = {
@@ -73,7 +74,7 @@ def _call(module: Any, command: str, types: list[Any], options: list[str]) -> No
 
 
 def _table(folder: Path) -> Table:
-    before, after = (json.loads((folder / name / evaluate.SUMMARY).read_text()) for name in ("before", "after"))
+    before, after = (json.loads((folder / name / SUMMARY_FILE).read_text()) for name in ("before", "after"))
     history = json.loads((folder / "model" / "trainer_state.json").read_text())["log_history"]
     seconds = next(1 / entry["train_steps_per_second"] for entry in history if "train_steps_per_second" in entry)
     table = Table(title=f"{after['n']} held-out problems, templates that training never saw")

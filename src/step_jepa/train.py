@@ -19,13 +19,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
+from step_jepa.models.export import export
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.run_files import ROWS_FILE
 from step_jepa.training.config import own_options, save_options
-from step_jepa.training.models import export, setup_model_and_tokenizer
-from step_jepa.training.run_settings import save_settings
-from step_jepa.training.shown_rows import ROWS_FILE
+from step_jepa.training.run_metadata import save_settings
 
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 # Options of ours that the standalone implementation knows, some of them only with certain values; the last two say
@@ -225,7 +226,7 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
         seed=config.seed,
     )
     if lbd:
-        masks.check(model)
+        attention.check(model)
     return standalone.StepJEPATrainer(
         model=model,
         args=config,

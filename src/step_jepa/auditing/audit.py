@@ -27,12 +27,12 @@ from step_jepa.auditing.cutting import WAYS, Cut, cuts
 from step_jepa.auditing.information import Information, measure
 from step_jepa.auditing.overlap import Written, overlap, written
 from step_jepa.auditing.verdict import level, picture, statement, tables
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.pairing_measures import bootstrap
-from step_jepa.training.models import setup_model_and_tokenizer
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.pairing.measures import bootstrap
 
 Array = NDArray[Any]
 
@@ -109,7 +109,7 @@ def audit(args: AuditArguments) -> dict[str, Any]:
             "rows or more, or cut others with step-jepa prepare --split_by"
         )
     model = model.to(PartialState().device).eval()
-    masks.check(model)
+    attention.check(model)
     ways = {way: _scored(way, cut, model, tokenizer, args) for way, cut in found.items()}
     result = {"settings": asdict(args), "rows": len(records), "ways": ways, "level": level(ways["record"]["all"])}
     return {**result, "statement": statement(result)}

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from step_jepa.batches.attention import attention_mask
 from step_jepa.batches.collate import Batch, BranchCollator
-from step_jepa.batches.masks import attention_mask
 from step_jepa.batches.views import full
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
+from step_jepa.models.predictors import base_rows
 from step_jepa.rows.branches import Row
-from step_jepa.training.models import base_rows
 
 Array = NDArray[Any]
 
@@ -92,7 +92,7 @@ def measure(
 ) -> Information:
     """The scored tokens of all examples, in order.
 
-    model    takes the masks of branches (`masks.check`) and is in evaluation mode
+    model    takes the masks of branches (`attention.check`) and is in evaluation mode
     name     said by the progress bar
     Needs scored steps in two examples. Raises UserError for log-probabilities that are not finite."""
     pairs = partners(examples, seed)
@@ -141,19 +141,26 @@ def _planned(examples: Sequence[Example], pairs: dict[Place, Place]) -> tuple[li
         start, stop = examples[place.problem].steps[place.step]
         ids, (other, step) = examples[place.problem].input_ids[start:stop], pairs[place]
         past, _ = examples[other].steps[step]
-        read(other, rows[other].hang(ids, position=past, prefix=past), total + first)
-        read(place.problem, rows[place.problem].hang(ids, position=start, prefix=0), 2 * total + first)
+        read(other, rows[other].append_branch(ids, position_offset=past, visible_length=past), total + first)
+        read(
+            place.problem,
+            rows[place.problem].append_branch(ids, position_offset=start, visible_length=0),
+            2 * total + first,
+        )
     return rows, slots
 
 
 def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """(labels,) in the batch's order, over the base model's vocabulary."""
-    batch = {name: batch[name].to(model.device) for name in ("input_ids", "labels", "branch", "prefix", "position_ids")}
+    batch = {
+        name: batch[name].to(model.device)
+        for name in ("input_ids", "labels", "branch", "visible_length", "position_ids")
+    }
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
     logits = model(
         input_ids=batch["input_ids"],
-        attention_mask=attention_mask(model, batch["branch"], batch["prefix"], batch["position_ids"]),
+        attention_mask=attention_mask(model, batch["branch"], batch["visible_length"], batch["position_ids"]),
         position_ids=batch["position_ids"],
         logits_to_keep=labelled,
         use_cache=False,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from step_jepa.data.tokens import Example, Span
-from step_jepa.evaluation.equations import numbers
-from step_jepa.evaluation.probes import vectorizer
+from step_jepa.pairing.equations import numbers
+from step_jepa.pairing.probes import vectorizer
 
 Array = NDArray[Any]
 

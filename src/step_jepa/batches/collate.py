@@ -1,4 +1,4 @@
-"""Rows -> one padded batch. Workers ship integers; the mask is made from them on the device (masks.py)."""
+"""Rows -> one padded batch. Workers ship integers; the mask is made from them on the device (attention.py)."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from step_jepa.batches.planner import Planner
 from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK, Row
 
 PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
@@ -50,7 +50,7 @@ class BranchCollator:
     pad_id: int
 
     def __call__(self, rows: list[Row]) -> Batch:
-        """input_ids, labels, position_ids, branch, prefix: int64 (B, L); with nothing but trunks, attention_mask takes
+        """input_ids, labels, position_ids, branch, visible_length: int64 (B, L); without a branch, attention_mask takes
         the place of the last three, and the model its own causal path.
         pairs: int64 (P, 4), of each pair its row, objective, problem and step.
         reads: int64 (R, 3), of each state that is read the view (2p and 2p + 1 for pair p), row and column.
@@ -74,7 +74,7 @@ class BranchCollator:
                 "labels": _pad([row.labels for row in rows], IGNORED),
                 "position_ids": _pad([row.position_ids for row in rows], 0),
                 "branch": _pad([row.branch for row in rows], PADDING),
-                "prefix": _pad([row.prefix for row in rows], 0),
+                "visible_length": _pad([row.visible_length for row in rows], 0),
             }
         return {
             **tokens,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from step_jepa.batches.collate import Batch
 
-TargetEncoder = Literal["plain", "stop_gradient", "ema"]
+TargetReader = Literal["plain", "stop_gradient", "ema"]
 PredictorHead = Literal["identity", "linear"]
 
 
@@ -97,7 +97,7 @@ def trajectories(pairs: Views) -> tuple[Tensor, Tensor, Tensor]:
     return states, torch.cat([pairs.problem[begins], pairs.problem]), torch.cat([torch.zeros_like(first), place])
 
 
-class Twin(nn.Module):
+class TargetEncoder(nn.Module):
     """A slow copy of the trained parameters, which reads the targets: an exponential moving average of them, moved once
     per optimisation step (BYOL, arXiv 2006.07733), in float32 at least, as bfloat16 would round the moves away. With
     decay 1 it stays what it was: the base model."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
 from step_jepa.data.sources import limit_of, raw_records
 from step_jepa.errors import UserError
-from step_jepa.files import write_whole
+from step_jepa.run_files import write_whole
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Engine, Request, Rules
-from step_jepa.training.models import predictor_ids, resolve
+from step_jepa.models.builtin import resolve
+from step_jepa.models.predictors import predictor_ids
 
 
 class GumbelNoise(LogitsProcessor):

@@ -1,6 +1,5 @@
 """`step-jepa evaluate`: how many problems a model solves, and its language-model and JEPA loss on held-out examples."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,28 +22,28 @@ from step_jepa.data.records import Record
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
-from step_jepa.evaluation.folder import (
-    PARTIAL,
-    PREDICTIONS,
-    SUMMARY,
-    VIEWS,
-    Answers,
-    begin,
-    digest,
-    keep,
-    lines,
-    resume,
-    run_options,
-    written,
-)
 from step_jepa.evaluation.generation import Rules, generate, requests
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
-from step_jepa.files import write_whole
-from step_jepa.objectives.losses import Loss
+from step_jepa.evaluation.resumable import Answers, append, resume, start
+from step_jepa.losses.distances import Loss
+from step_jepa.models.builtin import resolve
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
+from step_jepa.run_files import (
+    PARTIAL_FILE,
+    PREDICTIONS_FILE,
+    STATE_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+    json_lines,
+    last_modified,
+    records_digest,
+    run_options,
+    write_json,
+    write_whole,
+)
 from step_jepa.training.config import view_options
-from step_jepa.training.models import resolve, saved_predictors, setup_model_and_tokenizer
-from step_jepa.training.state import STATE_FILE
 
 MOST_VIEWS = 2000
 HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
@@ -58,7 +57,7 @@ class EvaluateArguments:
 
     model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
     test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS}, {SUMMARY} and {VIEWS} go."})
+    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS_FILE}, {SUMMARY_FILE} and {VIEWS_FILE} go."})
     limit: int | None = field(default=None, metadata={"help": "Take the first so many examples only."})
     batch_size: int = field(default=16, metadata={"help": "Examples that are read or answered at once."})
     max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
@@ -136,7 +135,7 @@ def run(args: EvaluateArguments) -> None:
         seed=args.seed,
         **views,
     )
-    begin(folder, _identity(args, records), done)
+    start(folder, _identity(args, records), done)
     _answer(args, model, tokenizer, records, done)
     rows = [
         judge(record, [done[index, k] for k in range(args.samples)], args.match) for index, record in enumerate(records)
@@ -144,12 +143,12 @@ def run(args: EvaluateArguments) -> None:
     settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
     summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out}
     summary |= {"seconds": time.perf_counter() - ready, "settings": settings}
-    write_whole(folder / PREDICTIONS, lines(rows))
+    write_whole(folder / PREDICTIONS_FILE, json_lines(rows))
     save_views(folder, held_out)
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    (folder / PARTIAL).unlink()
-    console.print(_table(summary, run_options(args.model_name).get("horizon", 1)))
-    console.print(f"{PREDICTIONS} and {SUMMARY} lie in {folder}")
+    write_json(folder / SUMMARY_FILE, summary)
+    (folder / PARTIAL_FILE).unlink()
+    console.print(_table(summary, run_options(resolve(args.model_name)).get("horizon", 1)))
+    console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
 
 
 def _begun(args: EvaluateArguments) -> tuple[list[Record], Answers]:
@@ -169,8 +168,8 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
     more samples go on from fewer."""
     return {
         "model_name": args.model_name,
-        "model_written": written(args.model_name),
-        "records": digest(records),
+        "model_written": last_modified(resolve(args.model_name)),
+        "records": records_digest(records),
         "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,
         "engine": args.engine,
@@ -192,7 +191,7 @@ def _answer(
         engine = vllm_engine(args.model_name, args.dtype, rules)
     left = [request for request in wanted if (request.index, request.sample) not in done]
     try:
-        keep(Path(args.output_dir), generate(engine, tokenizer, left, rules, batch_size=args.batch_size), done)
+        append(Path(args.output_dir), generate(engine, tokenizer, left, rules, batch_size=args.batch_size), done)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted after {len(done)} of {len(wanted)} answers: the same command goes on from there"
@@ -228,7 +227,7 @@ def heldout(
 def save_views(folder: Path, views: Views) -> None:
     """Write views.safetensors: predicted and target, float16 (P, H), each of length 1, as only directions are compared;
     problem and step (of the target), int64 (P,). P is at most 2,000, the first; without a pair there is no file."""
-    path, some = folder / VIEWS, views[:MOST_VIEWS]
+    path, some = folder / VIEWS_FILE, views[:MOST_VIEWS]
     path.unlink(missing_ok=True)
     if len(some):
         sides = {side: F.normalize(getattr(some, side), dim=-1).half() for side in ("predicted", "target")}

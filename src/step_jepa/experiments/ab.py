@@ -18,11 +18,10 @@ from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.results import RESULTS, extremes, shows_difference
-from step_jepa.files import write_whole
+from step_jepa.experiments.results import extremes, shows_difference
 from step_jepa.options import parse
+from step_jepa.run_files import EXPERIMENT_FILE, RESULTS_FILE, write_whole
 
-CONFIG = "experiment.yaml"
 SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"
 ARMS = {
     SFT: {"objective": "none"},
@@ -66,7 +65,7 @@ def run(args: AbArguments) -> int:
     """Choose steps, seeds and problems by a timed probe, run the cells, and say in one sentence what came of it.
 
     What was chosen lies in experiment.yaml, from which the same call goes on. Raises UserError."""
-    config = Path(args.output_dir, CONFIG)
+    config = Path(args.output_dir, EXPERIMENT_FILE)
     if not config.exists():
         options = fitted(args, seconds(args.budget))
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
@@ -76,7 +75,7 @@ def run(args: AbArguments) -> int:
     code = experiment.run(arguments)
     if code == 0:
         console.print(
-            Text(verdict(json.loads(Path(args.output_dir, RESULTS).read_text(encoding="utf-8"))), style="bold")
+            Text(verdict(json.loads(Path(args.output_dir, RESULTS_FILE).read_text(encoding="utf-8"))), style="bold")
         )
     return code
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa.errors import UserError
-from step_jepa.experiments.cell import RESULT
-from step_jepa.experiments.data import FILES, lines
+from step_jepa.experiments.data import FILES
 from step_jepa.experiments.design import Cell
-from step_jepa.experiments.pool import run_all
+from step_jepa.experiments.executor import run_all
+from step_jepa.run_files import CELL_FILE, read_lines
 
 STEPS, FEWEST_ANSWERS = 4, 8
 
@@ -52,7 +52,7 @@ def probe(cells: Sequence[Cell], folder: Path, threads: int) -> dict[str, Cost]:
         for cell, why in ended:
             if why:
                 raise UserError(f"{cell.arm}: {why}")
-            costs[cell.arm] = _cost(json.loads((cell.folder / RESULT).read_text(encoding="utf-8")), first[cell.arm])
+            costs[cell.arm] = _cost(json.loads((cell.folder / CELL_FILE).read_text(encoding="utf-8")), first[cell.arm])
     shutil.rmtree(scratch)
     return costs
 
@@ -78,12 +78,12 @@ def _steps(cell: Cell) -> int:
     """Optimisation steps, on one device."""
     _, config = cell.training()
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    epochs = ceil(len(lines(cell.data / FILES["train"])) / batch) * config.num_train_epochs
+    epochs = ceil(len(read_lines(cell.data / FILES["train"])) / batch) * config.num_train_epochs
     return config.max_steps if config.max_steps > 0 else ceil(epochs)
 
 
 def _answers(cell: Cell) -> int:
-    problems = len(lines(cell.data / FILES["test"]))
+    problems = len(read_lines(cell.data / FILES["test"]))
     return min(cell.evaluation(overwrite=True).limit or problems, problems)
 
 

@@ -1,22 +1,20 @@
 """The two files that all cells read: made once, and the same as when they were asked for first."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
-from step_jepa.files import write_whole
 from step_jepa.options import parse, words
+from step_jepa.run_files import RESULTS_FILE, file_digest, read_lines, write_whole
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 BEGUN, MADE = "begun", "made.json"
-RESULTS = ("results.md", "results.csv", "results.json")
+RESULTS = ("results.md", "results.csv", RESULTS_FILE)
 
 
 def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
@@ -65,12 +63,12 @@ def _arguments(part: str, options: Any, folder: Path) -> PrepareArguments:
 def _identity(arguments: PrepareArguments) -> dict[str, Any]:
     source = Path(arguments.input_file)
     options = {name: value for name, value in asdict(arguments).items() if name not in ("output_file", "overwrite")}
-    return {**options, "digest": digest(source) if source.is_file() else None}
+    return {**options, "digest": file_digest(source) if source.is_file() else None}
 
 
 def _refuse_overlap(folder: Path) -> None:
-    trained = {_question(line) for line in lines(folder / FILES["train"])}
-    tested = [_question(line) for line in lines(folder / FILES["test"])]
+    trained = {_question(line) for line in read_lines(folder / FILES["train"])}
+    tested = [_question(line) for line in read_lines(folder / FILES["test"])]
     both = [index for index, question in enumerate(tested) if question in trained]
     if both:
         raise UserError(
@@ -81,19 +79,3 @@ def _refuse_overlap(folder: Path) -> None:
 
 def _question(line: str) -> str:
     return str(json.loads(line)["question"])
-
-
-def lines(path: Path) -> list[str]:
-    """Of a file of JSON lines."""
-    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-
-
-def digest(path: Path) -> str:
-    """Equal for equal files."""
-    about = path.stat()
-    return _digest(path, about.st_size, about.st_mtime_ns)
-
-
-@lru_cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

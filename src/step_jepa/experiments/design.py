@@ -10,9 +10,10 @@ from typing import Any
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
-from step_jepa.evaluation.pairing import PairingArguments
-from step_jepa.experiments.data import FILES, digest
+from step_jepa.experiments.data import FILES
 from step_jepa.options import parse, words
+from step_jepa.pairing.command import PairingArguments
+from step_jepa.run_files import file_digest
 from step_jepa.train import TrainArguments
 
 Options = Mapping[str, Any]
@@ -70,7 +71,7 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """What a finished cell must have in common with this one to stand for it; as JSON reads it."""
         about = {"arm": self.arm, "seed": self.seed, "train": self.train, "evaluate": self.evaluate}
-        about |= {"pairing": self.pairing, "data": {name: digest(self.data / name) for name in FILES.values()}}
+        about |= {"pairing": self.pairing, "data": {name: file_digest(self.data / name) for name in FILES.values()}}
         return dict(json.loads(json.dumps(about, default=str)))
 
 

@@ -16,16 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from step_jepa import statistics
 from step_jepa.errors import Interrupted, UserError
-from step_jepa.evaluation import statistics
-from step_jepa.evaluation.statistics import Components
 from step_jepa.experiments import cost, results
-from step_jepa.experiments.cell import finished
-from step_jepa.experiments.data import FILES, lines, prepare_data
+from step_jepa.experiments.data import FILES, prepare_data
 from step_jepa.experiments.design import Cell
+from step_jepa.experiments.executor import run_all
 from step_jepa.experiments.plan import ACCURACY, ASSUMED, ExperimentArguments, Plan, planned
-from step_jepa.experiments.pool import run_all
 from step_jepa.experiments.progress import Progress
+from step_jepa.experiments.run import finished
+from step_jepa.run_files import RESULTS_FILE, read_lines
+from step_jepa.statistics import Components
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,7 +67,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def power(args: ExperimentArguments, plan: Plan) -> str:
     """The smallest effect that can be shown, from the variances assumed, before anything is run."""
-    problems = len(lines(plan.cells[0].data / FILES["test"]))
+    problems = len(read_lines(plan.cells[0].data / FILES["test"]))
     seeds, problems = len(args.seeds), min(problems, plan.cells[0].evaluate.get("limit") or problems)
     if min(seeds, problems) < 2:
         return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
@@ -126,7 +127,7 @@ def _close(args: ExperimentArguments, plan: Plan, cells: list[dict[str, Any]], s
     console.print(_shown("losses and costs", results.costs_table(summary), 3))
     for line in results.words(summary):
         console.print(Text(line))
-    console.print(Text(f"results.md, results.csv, {results.RESULTS} and cells lie in {args.output_dir}"))
+    console.print(Text(f"results.md, results.csv, {RESULTS_FILE} and cells lie in {args.output_dir}"))
 
 
 def _shown(title: str, rows: list[list[str]], columns: int) -> Table:

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa.experiments.cell import finished
 from step_jepa.experiments.design import Cell
+from step_jepa.experiments.run import finished
 
 
 class Progress:

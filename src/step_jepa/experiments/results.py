@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from step_jepa.evaluation import statistics
-from step_jepa.evaluation.pairing_measures import bootstrap
-from step_jepa.evaluation.statistics import ALPHA, Components, Difference, Interval
+from step_jepa import statistics
 from step_jepa.experiments.design import Comparison
-from step_jepa.files import write_whole
+from step_jepa.pairing.measures import bootstrap
+from step_jepa.run_files import RESULTS_FILE, write_json, write_whole
+from step_jepa.statistics import ALPHA, Components, Difference, Interval
 
-RESULTS = "results.json"
 EXTREME = 0.02
 COSTS = ("steps", "tokens", "flops")
 SECONDS = ("train", "answer", "all")
@@ -182,7 +180,7 @@ def _p(value: float | None) -> str:
 
 def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """results.json, results.csv (a row for each cell) and results.md."""
-    write_whole(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    write_json(folder / RESULTS_FILE, results)
     write_whole(folder / "results.csv", _csv(cells, results["measures"]))
     write_whole(folder / "results.md", _markdown(results))
 

@@ -1,4 +1,4 @@
-"""Stage branches: what hangs on the trunk."""
+"""Stage branches: what is_branch on the trunk."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ def describe(specimen: Specimen) -> list[dict[str, Any]]:
             "start": part.places.start,
             "stop": part.places.stop,
             "position": row.position_ids[part.places.start],
-            "prefix": row.prefix[part.places.start],
+            "prefix": row.visible_length[part.places.start],
         }
         for part in specimen.sights.regions
-        if part.hangs
+        if part.is_branch
     ]
 
 
@@ -28,7 +28,7 @@ def show(specimen: Specimen) -> RenderableType:
     """The same as a table, with their text."""
     found = describe(specimen)
     if not found:
-        return "No branch hangs on the trunk: the row is as long as in plain fine-tuning."
+        return "No branch is_branch on the trunk: the row is as long as in plain fine-tuning."
     shown = table("branch", "tokens", "positions", "trunk seen", "text")
     for part in found:
         places, position = range(part["start"], part["stop"]), part["position"]

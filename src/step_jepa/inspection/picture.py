@@ -64,12 +64,12 @@ def _panel(axes: Axes, parts: Sequence[Region], seen: Tensor) -> None:
 
 def _cells(parts: Sequence[Region], seen: Tensor) -> dict[Relation, list[Corners]]:
     """Rectangles of neighbouring tokens that one token sees, by what it means that it sees them."""
-    hangs = torch.tensor([part.hangs for part in parts for _ in part.places])
-    trunk, own = seen & ~hangs, seen & hangs
+    is_branch = torch.tensor([part.is_branch for part in parts for _ in part.places])
+    trunk, own = seen & ~is_branch, seen & is_branch
     masks: dict[Relation, Tensor] = {
-        "trunk": trunk & ~hangs[:, None],
-        "prefix": trunk & hangs[:, None],
-        "own": own & hangs[:, None],
+        "trunk": trunk & ~is_branch[:, None],
+        "prefix": trunk & is_branch[:, None],
+        "own": own & is_branch[:, None],
     }
     return {
         name: [_corners(q, *run) for q, row in enumerate(mask) for run in runs(row)] for name, mask in masks.items()

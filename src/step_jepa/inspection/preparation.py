@@ -11,17 +11,18 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig
-from step_jepa.batches import masks
-from step_jepa.batches.planner import Planner
+from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.sights import Sights
 from step_jepa.inspection.specimen import Specimen
+from step_jepa.models.builtin import resolve
+from step_jepa.models.loading import load_tokenizer
 from step_jepa.objectives import OBJECTIVES
+from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.rows.regions import in_place_regions, regions
-from step_jepa.training.models import load_tokenizer, resolve
 
 
 @dataclass
@@ -73,8 +74,8 @@ class Preparation:
     def specimen(self, example: Example) -> Specimen:
         row = self.plan(example)
         names = {token: f"<|predictor_{number}|>" for number, token in enumerate(self.predictors, 1)}
-        integers = (tensor([entry]) for entry in (row.branch, row.prefix, row.position_ids))
-        layers = {kind: seen[0] for kind, seen in masks.seen(self.config, *integers).items()}
+        integers = (tensor([entry]) for entry in (row.branch, row.visible_length, row.position_ids))
+        layers = {kind: seen[0] for kind, seen in attention.seen(self.config, *integers).items()}
         sights = Sights(regions(example, row), layers)
         texts = pieces(self.tokenizer, row.input_ids, names)
         return Specimen(example, row, texts, self.args.objective, sights, self._in_place(example, list(layers)))

@@ -24,7 +24,7 @@ class Sights:
 
 def relation(looking: Region, part: Region) -> Relation:
     """What it means that one region sees a part."""
-    return "trunk" if not looking.hangs else "own" if part.hangs else "prefix"
+    return "trunk" if not looking.is_branch else "own" if part.is_branch else "prefix"
 
 
 def runs(seen: Tensor) -> list[Span]:

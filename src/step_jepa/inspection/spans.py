@@ -19,7 +19,7 @@ def describe(specimen: Specimen) -> list[dict[str, Any]]:
             "labelled": sum(specimen.row.labels[place] != IGNORED for place in part.places),
         }
         for part in specimen.sights.regions
-        if not part.hangs
+        if not part.is_branch
     ]
 
 

@@ -14,7 +14,7 @@ from step_jepa.errors import UserError
 from step_jepa.inspection.preparation import chosen
 from step_jepa.inspection.specimen import Specimen
 from step_jepa.inspection.words import span, visible
-from step_jepa.training.models import load_tokenizer
+from step_jepa.models.loading import load_tokenizer
 
 COLOURS = ("black on cyan", "black on yellow", "black on green", "black on magenta")
 LIMIT = 3

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from step_jepa.data.tokens import Example
-from step_jepa.objectives.losses import Loss
+from step_jepa.losses.distances import Loss
 from step_jepa.rows.branches import Pair, Row
-from step_jepa.rows.controls import Control, Draw
+from step_jepa.rows.controls import Control, SamplingContext
 
 
 class Objective:
@@ -31,7 +31,7 @@ class Objective:
         """From the options of a run and the ids of its predictor tokens. Raises UserError where they contradict."""
         return cls()
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         """Hang branches on the row and say which views make a pair."""
         raise NotImplementedError
 

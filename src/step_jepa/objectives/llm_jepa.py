@@ -8,7 +8,7 @@ from step_jepa.data.tokens import Example, Turn
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import Pair, Row, View, last
-from step_jepa.rows.controls import Control, Draw
+from step_jepa.rows.controls import Control, SamplingContext
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class LLMJEPA(Objective):
             raise UserError("--control shuffled_pairs shuffles answers as targets: leave out --reverse_pred")
         return cls(tuple(predictors), config.front_pred, config.reverse_pred, config.last_token, config.plain)
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         if example.turns is None:
             return
-        target_turns = draw.target_answer(example).turns
+        target_turns = sampling.target_answer(example).turns
         assert target_turns is not None
         text, answer = example.turns.user, target_turns.assistant
         source, target = (answer, text) if self.reverse_pred else (text, answer)
@@ -60,5 +60,5 @@ class LLMJEPA(Objective):
         return ids[start : stop + len(self.predictors)] if self.plain else ids
 
     def _view(self, row: Row, input_ids: list[int]) -> View:
-        branch = row.hang(input_ids, position=0, prefix=0)
+        branch = row.append_branch(input_ids, position_offset=0, visible_length=0)
         return last(branch[: max(1, len(branch) + 1 + self.last_token)])

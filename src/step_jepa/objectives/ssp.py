@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from step_jepa.data.tokens import Example
+from step_jepa.losses.distances import Loss
 from step_jepa.objectives.base import Objective
-from step_jepa.objectives.losses import Loss
 from step_jepa.objectives.step_jepa import Read
 from step_jepa.rows.branches import Pair, Row, difference
-from step_jepa.rows.controls import Control, Draw
+from step_jepa.rows.controls import Control, SamplingContext
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SSP(Objective):
     def from_config(cls, config: Any, predictors: Sequence[int]) -> "SSP":
         return cls(config.read)
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         stops = example.contents if self.read == "content" else [stop for _, stop in example.steps]
         ends = [(step, stops[step] - 1) for step, (start, stop) in enumerate(example.steps) if start < stop]
         for (before, now), (_, after) in pairwise(pairwise(ends)):

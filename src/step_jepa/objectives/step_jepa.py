@@ -9,7 +9,7 @@ from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import Pair, Row, View, last, mean
-from step_jepa.rows.controls import Control, Draw
+from step_jepa.rows.controls import Control, SamplingContext
 
 Pairs = Literal["first", "all", "random"]
 Target = Literal["isolated", "context"]
@@ -70,10 +70,10 @@ class StepJEPA(Objective):
             skip_answer_step=config.skip_answer_step,
         )
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
-        for seen, wanted in self._chosen(example, draw.rng):
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
+        for seen, wanted in self._chosen(example, sampling.rng):
             predicted = self._predicted(row, example, seen)
-            yield Pair(predicted, self._target(row, *draw.target_step(example, seen, wanted)), step=wanted)
+            yield Pair(predicted, self._target(row, *sampling.target_step(example, seen, wanted)), step=wanted)
 
     def possible(self, example: Example) -> list[tuple[int, int]]:
         """(i, i + h) for all steps with tokens of their own; a step may share its only token with its neighbour."""
@@ -118,11 +118,13 @@ class StepJEPA(Objective):
         if not self.predictors:
             return self._pooled(self._tokens(example, step))
         before = example.steps[step][1]
-        return self._pooled(row.hang(self.predictors, position=before, prefix=before))
+        return self._pooled(row.append_branch(self.predictors, position_offset=before, visible_length=before))
 
     def _target(self, row: Row, example: Example, step: int) -> View:
         tokens = self._tokens(example, step)
         if self.target == "context":
             return self._pooled(tokens)
         alone = example.input_ids[tokens.start : tokens.stop]
-        return self._pooled(row.hang(alone, position=tokens.start, prefix=int(self.target_sees == "bos")))
+        return self._pooled(
+            row.append_branch(alone, position_offset=tokens.start, visible_length=int(self.target_sees == "bos"))
+        )

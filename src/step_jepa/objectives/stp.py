@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from step_jepa.data.tokens import Example
+from step_jepa.losses.distances import Loss
 from step_jepa.objectives.base import Objective
-from step_jepa.objectives.losses import Loss
 from step_jepa.rows.branches import Pair, Row, View, difference
-from step_jepa.rows.controls import Control, Draw
+from step_jepa.rows.controls import Control, SamplingContext
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class STP(Objective):
     def from_config(cls, config: Any, predictors: Sequence[int]) -> "STP":
         return cls(1 if config.pairs == "first" else config.pairs_per_example)
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         answer = range(example.steps[0][0], example.steps[-1][1])
         if len(answer) < 3:
             return
         for number in range(self.spans):
-            s, r, t = sorted(draw.rng.sample(answer, 3))
+            s, r, t = sorted(sampling.rng.sample(answer, 3))
             yield Pair(difference(t, r), difference(r, s), step=number)
 
 
@@ -43,17 +43,17 @@ class STPReleased(STP):
 
     controls: ClassVar[frozenset[Control]] = STP.controls
 
-    def pairs(self, row: Row, example: Example, draw: Draw) -> Iterator[Pair]:
+    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         if example.user is None:
             return
         text = [*range(*example.user), *range(example.steps[0][0], example.steps[-1][1])]
         if len(text) < 2:
             return
         for number in range(self.spans):
-            start = draw.rng.randrange(len(text))
-            stop = draw.rng.randrange(start + 1, len(text) + 1)
+            start = sampling.rng.randrange(len(text))
+            stop = sampling.rng.randrange(start + 1, len(text) + 1)
             while (start, stop) == (0, len(text)):
-                stop = draw.rng.randrange(start + 1, len(text) + 1)
+                stop = sampling.rng.randrange(start + 1, len(text) + 1)
             patch = _way(text[start:stop])
             rest = Counter(_way(text))
             rest.subtract(patch)

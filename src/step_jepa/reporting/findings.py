@@ -12,12 +12,16 @@ from safetensors.numpy import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.folder import PREDICTIONS, SUMMARY, VIEWS
-from step_jepa.evaluation.pairing import RESULT
-from step_jepa.experiments.results import RESULTS
-from step_jepa.training.config import OPTIONS_FILE
-from step_jepa.training.run_settings import RUN_FILE
-from step_jepa.training.shown_rows import ROWS_FILE
+from step_jepa.run_files import (
+    OPTIONS_FILE,
+    PAIRING_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    ROWS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ def find(paths: Sequence[str]) -> Findings:
     for folder in dict.fromkeys(folder for path in paths for folder in _folders(Path(path))):
         if _is_run(folder):
             found.runs.append(_run(folder))
-        if (folder / SUMMARY).exists():
+        if (folder / SUMMARY_FILE).exists():
             found.evaluations.append(_evaluation(folder))
-        if (folder / RESULT).exists():
-            found.pairings[str(folder)] = _json(folder / RESULT)
-        if (folder / RESULTS).exists() and "comparisons" in (results := _json(folder / RESULTS)):
+        if (folder / PAIRING_FILE).exists():
+            found.pairings[str(folder)] = read_json(folder / PAIRING_FILE)
+        if (folder / RESULTS_FILE).exists() and "comparisons" in (results := read_json(folder / RESULTS_FILE)):
             found.experiments[str(folder)] = results
     return found
 
@@ -119,7 +123,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _holds_something(folder: Path) -> bool:
-    return _is_run(folder) or any((folder / name).exists() for name in (SUMMARY, RESULT, RESULTS))
+    return _is_run(folder) or any((folder / name).exists() for name in (SUMMARY_FILE, PAIRING_FILE, RESULTS_FILE))
 
 
 def _is_run(folder: Path) -> bool:
@@ -130,19 +134,19 @@ def _run(folder: Path) -> Run:
     settings, rows = folder / RUN_FILE, folder / ROWS_FILE
     return Run(
         folder=folder,
-        state=_json(folder / TRAINER_STATE_NAME),
-        options=_json(folder / OPTIONS_FILE),
-        settings=_json(settings) if settings.exists() else {},
-        rows=_json(rows) if rows.exists() else None,
+        state=read_json(folder / TRAINER_STATE_NAME),
+        options=read_json(folder / OPTIONS_FILE),
+        settings=read_json(settings) if settings.exists() else {},
+        rows=read_json(rows) if rows.exists() else None,
     )
 
 
 def _evaluation(folder: Path) -> Evaluation:
-    predictions, views = folder / PREDICTIONS, folder / VIEWS
+    predictions, views = folder / PREDICTIONS_FILE, folder / VIEWS_FILE
     lines = predictions.read_text(encoding="utf-8").split("\n") if predictions.exists() else []
     return Evaluation(
         folder=folder,
-        summary=_json(folder / SUMMARY),
+        summary=read_json(folder / SUMMARY_FILE),
         predictions=[_table(line, f"{predictions}:{number}") for number, line in enumerate(lines, 1) if line],
         views=_views(views) if views.exists() else None,
     )
@@ -155,7 +159,7 @@ def _views(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is damaged: evaluate again") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return _table(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:

@@ -14,9 +14,9 @@ from rich.console import Console
 from step_jepa import plots
 from step_jepa.errors import UserError
 from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, costs_table, words
-from step_jepa.files import write_whole
 from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find
+from step_jepa.run_files import write_whole
 
 SAMPLES = 3  # right ones and wrong ones, of each evaluation
 FIGURES = {"LM loss": "lm_loss", "JEPA loss": "jepa_loss", "cosine, paired": "cosine_paired"}

@@ -1,1 +1,1 @@
-"""What hangs on an example: branches, the places of views, controls."""
+"""What is_branch on an example: branches, the places of views, controls."""

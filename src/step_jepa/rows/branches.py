@@ -1,7 +1,7 @@
 """One row: the trunk, the branches that objectives hang on it, and the pairs of views read from it. Integers only.
 
-One rule says who sees whom (see masks.py): a token sees the earlier tokens of its own branch, and the trunk's first
-`prefix` tokens. A view is a weighted sum of the row's states: a last token, a mean and a difference are one thing.
+One rule says who sees whom (attention.py): a token sees the earlier tokens of its own branch, and the first
+`visible_length` tokens of the trunk. A view is a weighted sum of the row's states: last token, mean, difference.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,9 @@ class Pair:
 class Row:
     """One training row. Every list but `pairs` has one entry per token.
 
-    branch    0 on the trunk, 1, 2, ... on the branches
-    prefix    how many trunk tokens a branch token may see before its own branch; 0 on the trunk
-    problem   index of the example in its data set
+    branch          0 on the trunk, 1, 2, ... on the branches
+    visible_length  how many trunk tokens a branch token may see before its own branch; 0 on the trunk
+    problem         index of the example in its data set
     """
 
     input_ids: list[int]
@@ -56,24 +56,25 @@ class Row:
     problem: int = 0
     position_ids: list[int] = field(init=False)
     branch: list[int] = field(init=False)
-    prefix: list[int] = field(init=False)
+    visible_length: list[int] = field(init=False)
     pairs: list[Pair] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         length = len(self.input_ids)
         self.position_ids = list(range(length))
         self.branch = [TRUNK] * length
-        self.prefix = [0] * length
+        self.visible_length = [0] * length
 
-    def hang(self, input_ids: Sequence[int], *, position: int, prefix: int) -> range:
-        """Append a branch that starts at `position` and sees `prefix` trunk tokens; returns its row indices."""
+    def append_branch(self, input_ids: Sequence[int], *, position_offset: int, visible_length: int) -> range:
+        """Append a branch whose first token has position id `position_offset` and which sees the first
+        `visible_length` tokens of the trunk; returns its row indices."""
         start, length = len(self.input_ids), len(input_ids)
         branch = self.branch[-1] + 1
         self.input_ids += input_ids
         self.labels += [IGNORED] * length
-        self.position_ids += range(position, position + length)
+        self.position_ids += range(position_offset, position_offset + length)
         self.branch += [branch] * length
-        self.prefix += [prefix] * length
+        self.visible_length += [visible_length] * length
         return range(start, start + length)
 
 

@@ -35,17 +35,17 @@ MEANING: dict[str, str] = {
     "no_loss": "the same forward pass, but the JEPA loss weighs nothing",
 }
 Member = tuple[int, float, int, int]  # length, random number, place of the example, step
-NEAREST = 8  # donors of similar length, among which one is drawn
+NEAREST = 8  # steps of similar length, among which one is drawn
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplingContext:
     """What an objective may ask for while it plans a row: random choices, and who is the target."""
 
     rng: Random
     control: Control = "none"
     control_seed: str = ""
-    donors: "Donors | None" = None
+    negative_sampler: "NegativeSampler | None" = None
 
     def target_step(self, example: Example, seen: int, wanted: int) -> tuple[Example, int]:
         """The example and the index of the step that stands in for step `wanted`, after step `seen` was read."""
@@ -54,16 +54,16 @@ class Draw:
         if self.control == "shuffled_steps":
             return example, self._another_step(example, seen, wanted)
         if self.control == "shuffled_pairs":
-            assert self.donors is not None
-            return self.donors.step(example, wanted, self._stand_in(wanted))
+            assert self.negative_sampler is not None
+            return self.negative_sampler.step(example, wanted, self._stand_in(wanted))
         return example, wanted
 
     def target_answer(self, example: Example) -> Example:
         """The example whose answer stands in for this one's."""
         if self.control != "shuffled_pairs":
             return example
-        assert self.donors is not None
-        return self.donors.answer(example, self._stand_in())
+        assert self.negative_sampler is not None
+        return self.negative_sampler.answer(example, self._stand_in())
 
     def _another_step(self, example: Example, seen: int, wanted: int) -> int:
         """The answer only where there is no other; where there is none at all, the step just read, as past_target."""
@@ -77,7 +77,7 @@ class Draw:
         return Random(f"{self.control_seed} {wanted}")
 
 
-class Donors:
+class NegativeSampler:
     """Steps and answers of a data set, by index and kind, sorted by length; those of one length in random order, so
     that each is drawn about as often as any other."""
 

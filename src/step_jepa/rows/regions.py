@@ -31,7 +31,7 @@ class Region:
         return self.kind if self.number is None else f"{self.kind} {self.number}"
 
     @property
-    def hangs(self) -> bool:
+    def is_branch(self) -> bool:
         """Whether it is a branch."""
         return self.kind in ("predictor", "target")
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from step_jepa.batches.views import PredictorHead, TargetEncoder
+from step_jepa.batches.views import PredictorHead, TargetReader
 from step_jepa.errors import UserError
+from step_jepa.losses.distances import Loss, Negatives, Regulariser
 from step_jepa.objectives import OBJECTIVES
-from step_jepa.objectives.losses import Loss, Negatives, Regulariser
 from step_jepa.rows.controls import DRAWN, Control
+from step_jepa.run_files import OPTIONS_FILE, run_options
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
 COMPAT = {
@@ -66,7 +67,7 @@ class RepresentationConfig(TrainingArguments):
     )
     regulariser: Regulariser = field(default="none", metadata={"help": "Against collapse, beside the loss."})
     regulariser_weight: float = field(default=0.1, metadata={"help": "Its weight, beside the loss's 1."})
-    target_encoder: TargetEncoder = field(
+    target_encoder: TargetReader = field(
         default="plain",
         metadata={"help": "Who reads the target: the model, the model without gradient, or its moving average."},
     )
@@ -211,7 +212,6 @@ class RepresentationConfig(TrainingArguments):
                 )
 
 
-OPTIONS_FILE = "step_jepa.json"
 FREE_ON_RESUME = {"logging_steps", "diagnostics_steps", "diagnostics_rows", "keep_adapter", "model_init_kwargs"}
 VIEW_OPTIONS = ("predictor_head", "layer", "plain", "pooling", "read", "target_sees")  # how a run reads its views
 
@@ -239,14 +239,8 @@ def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:
     """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
-    path = Path(folder, OPTIONS_FILE)
-    if not path.exists():
-        return {}
-    try:
-        saved = json.loads(path.read_text())
-        return {name: saved[name] for name in VIEW_OPTIONS if name in saved}
-    except (json.JSONDecodeError, TypeError):
-        raise UserError(f"{path} is not the JSON that a run writes: move it away") from None
+    saved = run_options(folder)
+    return {name: saved[name] for name in VIEW_OPTIONS if name in saved}
 
 
 def _require(fine: bool, config: Any, name: str, wanted: str) -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from step_jepa.batches.views import Views
-from step_jepa.objectives.losses import Criterion, negative_count
-from step_jepa.training.state import JepaState
+from step_jepa.losses.distances import Criterion, negative_count
+from step_jepa.training.jepa_state import JepaState
 
 
 @dataclass

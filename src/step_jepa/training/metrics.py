@@ -18,7 +18,7 @@ from step_jepa.batches.views import Views
 
 
 @dataclass
-class Terms:
+class ForwardOutput:
     """What one forward pass gives: nll (N,), token_row (N,), and the views of its pairs."""
 
     nll: Tensor
@@ -26,7 +26,7 @@ class Terms:
     views: Views
 
 
-class Meter:
+class MetricSums:
     """Sums since the last log, on the device: of tokens, of pairs, and of every objective's pairs."""
 
     def __init__(self, objectives: Sequence[str], weights: Sequence[float], device: torch.device) -> None:
@@ -54,7 +54,7 @@ class Meter:
         self.tokens += read
 
     @torch.no_grad()
-    def add(self, terms: Terms, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
+    def add(self, terms: ForwardOutput, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
         views = terms.views
         cosine = F.cosine_similarity(views.predicted, views.target, dim=-1)
         self.count(tokens_read(batch))
@@ -98,7 +98,7 @@ def jepa_losses(names: Sequence[str], weights: Sequence[float], losses: Sequence
     return logs
 
 
-def row_sums(terms: Terms, rows: int) -> Tensor:
+def row_sums(terms: ForwardOutput, rows: int) -> Tensor:
     """(B, 2): nll and tokens of each row."""
     sums = torch.zeros(rows, 2, device=terms.nll.device)
     return sums.index_add_(0, terms.token_row, torch.stack([terms.nll, torch.ones_like(terms.nll)], 1).float())

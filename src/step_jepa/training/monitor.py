@@ -34,7 +34,7 @@ class Monitor(TrainerCallback):
     def look(self, step: int) -> None:
         """Measure, log, and warn once where the loss falls for another reason than the pairing."""
         trainer = self.trainer
-        with trainer._meter.paused(), trainer.compute_loss_context_manager():
+        with trainer._sums.paused(), trainer.compute_loss_context_manager():
             found = self.figures() | self.gradients()
         trainer.log({f"diagnostics_{name}": value for name, value in found.items()})
         first = self.first()

@@ -20,29 +20,31 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, set_seed
 
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.batches.collate import Batch, BranchCollator, PlainCollator, PlannedRows, without_branches
-from step_jepa.batches.compute import floating_point_ops, shorten
-from step_jepa.batches.planner import Planner, unchanged
-from step_jepa.batches.views import Twin, Views, full, gathered, random_targets, read, trajectories
+from step_jepa.batches.views import TargetEncoder, Views, full, gathered, random_targets, read, trajectories
 from step_jepa.data.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.data.tokens import IGNORED, Encoding
 from step_jepa.errors import UserError
+from step_jepa.losses.distances import Criterion
+from step_jepa.models.export import export
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.models.predictors import base_rows, predictor_ids
 from step_jepa.objectives import OBJECTIVES, StepJEPA
-from step_jepa.objectives.losses import Criterion
+from step_jepa.objectives.planner import Planner, unchanged
 from step_jepa.rows import controls
 from step_jepa.rows.branches import TRUNK
 from step_jepa.training import diagnostics
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
+from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
 from step_jepa.training.jepa_loss import JepaLoss
-from step_jepa.training.metrics import Meter, Terms, jepa_losses, row_sums
-from step_jepa.training.models import base_rows, export, predictor_ids, setup_model_and_tokenizer
+from step_jepa.training.jepa_state import JepaState
+from step_jepa.training.metrics import ForwardOutput, MetricSums, jepa_losses, row_sums
 from step_jepa.training.monitor import Monitor
-from step_jepa.training.refusals import refuse
-from step_jepa.training.run_settings import named, save_settings
-from step_jepa.training.shown_rows import save_rows
-from step_jepa.training.state import JepaState
+from step_jepa.training.row_preview import save_rows
+from step_jepa.training.run_metadata import named, save_settings
+from step_jepa.training.validation import refuse
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,9 @@ class RepresentationTrainer(Trainer):
         self.layer = _layer(model, args.layer)
         self.jepa = self._jepa_loss()
         frozen = self.branching and args.control == "frozen_target"
-        self._twin = Twin(model, 1.0) if frozen else self.jepa.state.twin  # who reads the targets, if not the model
+        self._target_encoder = (
+            TargetEncoder(model, 1.0) if frozen else self.jepa.state.target_encoder
+        )  # who reads the targets, if not the model
         train_rows, eval_rows = self.rows(train_dataset, tokenizer, learning=True), self.rows(eval_dataset, tokenizer)
         if self.branching or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
@@ -117,11 +121,11 @@ class RepresentationTrainer(Trainer):
             optimizers=optimizers,
         )
         self.jepa.state.to(self.args.device)
-        if self._twin is not None:
-            self._twin.to(self.args.device)
+        if self._target_encoder is not None:
+            self._target_encoder.to(self.args.device)
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
-        self._meter = Meter(self.jepa.names, self.jepa.weights, self.args.device)
+        self._sums = MetricSums(self.jepa.names, self.jepa.weights, self.args.device)
         self._step_tokens = torch.ones((), device=self.args.device)
         self._step_pairs = torch.ones(len(self.objectives), device=self.args.device)
         self._measure_balance = False
@@ -142,9 +146,9 @@ class RepresentationTrainer(Trainer):
             for objective in self.objectives
         ]
         centred = [name for name, criterion in zip(names, criteria, strict=True) if criterion.centred]
-        twin = Twin(self.model, args.ema_decay) if names and args.target_encoder == "ema" else None
+        target_encoder = TargetEncoder(self.model, args.ema_decay) if names and args.target_encoder == "ema" else None
         width = self.model.config.get_text_config().hidden_size
-        state = JepaState(centred, width, getattr(self.model, "predictor_head", None), twin)
+        state = JepaState(centred, width, getattr(self.model, "predictor_head", None), target_encoder)
         if folder := names and (getattr(self.model, "loaded_from", None) or self.model.name_or_path):
             state.load(folder)
         return JepaLoss(names, [weight for _, weight in args.objectives], criteria, state)
@@ -192,12 +196,12 @@ class RepresentationTrainer(Trainer):
         if not learning:
             trajectory = [TRAJECTORY] if self.branching else []
             return Planner([*self.objectives, *trajectory], args.seed)
-        donors = controls.Donors(examples) if args.control == "shuffled_pairs" else None
-        return Planner(self.objectives, args.seed, args.control, args.redraw, donors)
+        sampler = controls.NegativeSampler(examples) if args.control == "shuffled_pairs" else None
+        return Planner(self.objectives, args.seed, args.control, args.redraw, sampler)
 
     def _check(self, rows: PlannedRows, *, learning: bool) -> int:
         """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
-        data cannot serve an objective, or the model cannot take what hangs on the rows."""
+        data cannot serve an objective, or the model cannot take what is_branch on the rows."""
         pairs = tokens = 0
         branching = False
         for index in range(len(rows) if self.branching else 0):
@@ -205,7 +209,7 @@ class RepresentationTrainer(Trainer):
             pairs, tokens = pairs + len(row.pairs), tokens + len(row.input_ids)
             branching |= row.branch[-1] != TRUNK
         if branching:
-            masks.check(self.model)
+            attention.check(self.model)
         if not (learning and self.branching):
             return pairs
         for objective in self.objectives:
@@ -215,7 +219,7 @@ class RepresentationTrainer(Trainer):
             raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
         if self.args.same_flop:
             plain = sum(len(example.input_ids) for example in rows.examples)
-            shorten(self.args, plain, tokens, twin=self._twin is not None)
+            shorten(self.args, plain, tokens, target_encoder=self._target_encoder is not None)
         if self.args.should_log:
             self._say_what_is_left_out(rows, pairs, same)
         return pairs
@@ -234,7 +238,7 @@ class RepresentationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimisation step; tokens and pairs are counted over all of them and all ranks."""
-        self._meter.start()
+        self._sums.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.branching:
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
@@ -252,14 +256,16 @@ class RepresentationTrainer(Trainer):
 
     # Loss
 
-    def terms(self, model: nn.Module, batch: Batch) -> Terms:
+    def terms(self, model: nn.Module, batch: Batch) -> ForwardOutput:
         """One forward pass over rows with or without branches. Logits are made where labels are, of V tokens."""
         labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
         labelled = labels != IGNORED
         out = model(logits_to_keep=labelled, **self._inputs(batch))
         logits = full(out.logits[..., : base_rows(self.model)])
         nll = F.cross_entropy(logits, labels[labelled], reduction="none")
-        return Terms(nll, labelled.nonzero()[:, 0], self._views(out, batch) if "reads" in batch else _no_views(logits))
+        return ForwardOutput(
+            nll, labelled.nonzero()[:, 0], self._views(out, batch) if "reads" in batch else _no_views(logits)
+        )
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs = {"input_ids": batch["input_ids"], "use_cache": False}
@@ -267,9 +273,9 @@ class RepresentationTrainer(Trainer):
             inputs["output_hidden_states"] = [self.layer]
         if "branch" not in batch:
             return inputs | {"attention_mask": batch["attention_mask"]}
-        places = (batch["branch"], batch["prefix"], batch["position_ids"])
+        places = (batch["branch"], batch["visible_length"], batch["position_ids"])
         return inputs | {
-            "attention_mask": masks.attention_mask(self.model, *places),
+            "attention_mask": attention.attention_mask(self.model, *places),
             "position_ids": batch["position_ids"],
         }
 
@@ -286,10 +292,10 @@ class RepresentationTrainer(Trainer):
         """The views that the loss is taken on: their targets are read as target_encoder and control say."""
         if self.args.control == "random_target":
             return random_targets(views, self.args.seed)
-        if self._twin is not None:
+        if self._target_encoder is not None:
             some = torch.zeros_like(batch["labels"], dtype=torch.bool)
             some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
-            out = self._twin(self.model, logits_to_keep=some, **self._inputs(batch))
+            out = self._target_encoder(self.model, logits_to_keep=some, **self._inputs(batch))
             return replace(views, target=read(out.hidden_states[self.layer], batch).target)
         return replace(views, target=views.target.detach()) if self.args.target_encoder != "plain" else views
 
@@ -297,13 +303,13 @@ class RepresentationTrainer(Trainer):
         """(P,): each pair's loss by its objective's criterion; 0 for pairs of no objective."""
         return self.jepa.distances(views, step=self.state.global_step)
 
-    def means(self, terms: Terms, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def means(self, terms: ForwardOutput, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """gamma * LM loss over so many tokens, JEPA loss over so many pairs of each objective, distances (P,)."""
         distances = self.distances(terms.views)
         lm = self.args.gamma * terms.nll.sum() / tokens
         return lm, self.jepa.total(terms.views, distances, pairs), distances
 
-    def own_means(self, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    def own_means(self, terms: ForwardOutput) -> tuple[Tensor, Tensor, Tensor]:
         """The same over the micro-batch's own tokens and pairs."""
         return self.means(terms, max(len(terms.nll), 1), self.jepa.count(terms.views))
 
@@ -311,7 +317,7 @@ class RepresentationTrainer(Trainer):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
         undivided = "undivided_loss" in self.args.switches
         if not self.branching and not undivided:
-            self._meter.count(inputs["attention_mask"].sum())
+            self._sums.count(inputs["attention_mask"].sum())
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         terms = self.terms(model, inputs)
         if self.branching:
@@ -323,7 +329,7 @@ class RepresentationTrainer(Trainer):
         if self._measure_balance:
             self._balance(lm, jepa)
         loss = lm + self.lbd * jepa
-        self._meter.add(terms, distances, self.jepa.negatives(terms.views), inputs)
+        self._sums.add(terms, distances, self.jepa.negatives(terms.views), inputs)
         self.jepa.carry(terms.views)
         if not undivided:
             loss = loss * self.accelerator.num_processes  # ranks are averaged, the counts are of all of them
@@ -345,17 +351,17 @@ class RepresentationTrainer(Trainer):
     def floating_point_ops(self, inputs: Batch) -> int:
         """Of a step on this batch, without padding and attention."""
         parameters = self.model.num_parameters(exclude_embeddings=True)
-        return floating_point_ops(inputs, parameters, twin=self._twin is not None)
+        return floating_point_ops(inputs, parameters, target_encoder=self._target_encoder is not None)
 
     def store_flos(self) -> None:
         """Called before each log and each checkpoint, and at the end: the tokens are counted there too."""
         super().store_flos()
-        self.state.num_input_tokens_seen += self._meter.take_tokens(self.accelerator)
+        self.state.num_input_tokens_seen += self._sums.take_tokens(self.accelerator)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
         if "loss" in logs:
-            logs |= {"lm_loss": logs["loss"]} | self._meter.read(self.accelerator)
+            logs |= {"lm_loss": logs["loss"]} | self._sums.read(self.accelerator)
             logs["flops"] = float(self.state.total_flos)
             if self.args.lbd == "auto":
                 logs["lbd"] = float(self.jepa.state.lbd)
@@ -377,7 +383,7 @@ class RepresentationTrainer(Trainer):
     ):
         """Held-out figures: the LM loss is weighted by tokens, what the views show by pairs."""
         self._held_out = []
-        with self._meter.paused():
+        with self._sums.paused():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             assert isinstance(output.predictions, np.ndarray)
             assert output.metrics is not None

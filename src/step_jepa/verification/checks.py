@@ -15,12 +15,13 @@ from step_jepa.batches.views import evaluating
 from step_jepa.data import tokens
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.objectives.losses import Criterion, sigreg, vicreg
+from step_jepa.losses import references as formulas
+from step_jepa.losses.distances import Criterion, sigreg, vicreg
+from step_jepa.models.loading import load_tokenizer
+from step_jepa.models.predictors import base_rows, predictor_ids
 from step_jepa.rows.branches import TRUNK
-from step_jepa.training.models import base_rows, load_tokenizer, predictor_ids
-from step_jepa.verification import formulas
 from step_jepa.verification.compare import CompareArguments, compare_on
-from step_jepa.verification.subject import Subject, losses_of, pairs_of
+from step_jepa.verification.context import Subject, losses_of, pairs_of
 
 GENERATED = 8  # tokens that the saved model has to write
 
@@ -126,7 +127,7 @@ def predictors(subject: Subject) -> Finding:
         for pair in row.pairs:
             end, (read, _) = example.steps[pair.step][0], pair.predicted[0]
             places = range(read - count + 1, read + 1)
-            hung = [(row.input_ids[at], row.position_ids[at], row.prefix[at], row.labels[at]) for at in places]
+            hung = [(row.input_ids[at], row.position_ids[at], row.visible_length[at], row.labels[at]) for at in places]
             fine &= hung == [(token, end + k, end, IGNORED) for k, token in enumerate(ids)]
             fine &= count > 0 or read == end - 1
     return Finding(bool(fine), f"{len(subject.batch['pairs'])} predicted views, {count} predictor tokens each")

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from step_jepa import standalone
 from step_jepa.adapted import untrained
+from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import Batch
-from step_jepa.batches.masks import may_see
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 
@@ -161,7 +161,7 @@ def _first_mask(model: Any, ours: Batch, theirs: Batch, start: int) -> str | Non
     """What each view sees, as (token, position) pairs: the two rows have other columns, but must show the same."""
     if not theirs["second_step"].any():
         return None
-    mine = may_see(ours["branch"], ours["prefix"])
+    mine = may_see(ours["branch"], ours["visible_length"])
     other = standalone.second_rows(theirs, *standalone.sizes(model))
     columns = ours["reads"][:, 2].view(-1, 2).tolist()  # every view is one state here
     for number, row in enumerate(ours["pairs"][:, 0].tolist()):

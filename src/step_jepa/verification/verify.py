@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
-from step_jepa.training.models import resolve
+from step_jepa.models.builtin import resolve
 from step_jepa.verification.checks import CHECKS, Finding, Subject, findings
 
 SAID = {True: "pass", False: "FAIL", None: "not made"}

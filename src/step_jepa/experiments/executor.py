@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from step_jepa.errors import UserError
-from step_jepa.experiments import cell as cells
+from step_jepa.experiments import run as runs
 from step_jepa.experiments.design import Cell
 
 REFUSED = 2
@@ -26,7 +26,7 @@ def run_all(
 
     Left early, it stops the cells that run."""
     context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    context.set_forkserver_preload([cells.__name__])  # imports take seconds, and each cell would pay them
+    context.set_forkserver_preload([runs.__name__])  # imports take seconds, and each cell would pay them
     queue = list(waiting)
     running: dict[Any, tuple[Cell, Any]] = {}
     try:
@@ -51,7 +51,7 @@ def run_all(
 def _why(cell: Cell, code: int | None) -> str | None:
     if not code:
         return None
-    log = cell.folder / cells.LOG
+    log = cell.folder / runs.LOG
     said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     if code == REFUSED and said:
         return said[-1]
@@ -62,7 +62,7 @@ def _run(cell: Cell, threads: int) -> None:
     """In the process: everything that the cell prints goes to its log."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(cell.folder / cells.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(cell.folder / runs.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -71,7 +71,7 @@ def _run(cell: Cell, threads: int) -> None:
     tqdm.set_lock(threading.RLock())  # its own, between processes, would be left behind by a cell that is stopped
     try:
         with threadpool_limits(threads, "blas"):  # scikit-learn's probes
-            cells.run(cell)
+            runs.run(cell)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)

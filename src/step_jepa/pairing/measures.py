@@ -17,8 +17,8 @@ from rich.text import Text
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.equations import equation, numbers
-from step_jepa.evaluation.probes import Features, probe, vectorizer
+from step_jepa.pairing.equations import equation, numbers
+from step_jepa.pairing.probes import Features, probe, vectorizer
 
 Array = NDArray[Any]
 

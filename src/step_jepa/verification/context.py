@@ -22,8 +22,9 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.sources import Record
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
+from step_jepa.models.loading import load_tokenizer
+from step_jepa.models.predictors import base_rows, trained_predictors
 from step_jepa.rows.branches import Row
-from step_jepa.training.models import base_rows, load_tokenizer, trained_predictors
 
 
 class Subject:

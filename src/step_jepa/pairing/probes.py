@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from step_jepa.evaluation.equations import Equation
+from step_jepa.pairing.equations import Equation
 
 Array = NDArray[Any]
 Features = Array | list[str]  # (Q, any), or texts

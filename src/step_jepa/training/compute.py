@@ -9,16 +9,16 @@ logger = logging.getLogger(__name__)
 TRAINED, READ = 6, 2  # operations per parameter and token (arXiv 2001.08361, section 2.1)
 
 
-def floating_point_ops(batch: Batch, parameters: int, *, twin: bool) -> int:
+def floating_point_ops(batch: Batch, parameters: int, *, target_encoder: bool) -> int:
     """Of a step on this batch: forward and backward, and where a second model reads the targets its forward pass.
     Padding and attention are not counted; under LoRA the gradients of frozen weights are, though they are not made."""
-    return (TRAINED + READ * twin) * int(tokens_read(batch)) * parameters
+    return (TRAINED + READ * target_encoder) * int(tokens_read(batch)) * parameters
 
 
-def shorten(args: Any, plain: int, branching: int, *, twin: bool) -> None:
+def shorten(args: Any, plain: int, branching: int, *, target_encoder: bool) -> None:
     """As many epochs or steps as plain fine-tuning's compute pays for, given the tokens of all rows without and with
     branches."""
-    cost = branching / plain * (TRAINED + READ * twin) / TRAINED
+    cost = branching / plain * (TRAINED + READ * target_encoder) / TRAINED
     factor = 1 / (args.jepa_ratio * cost + 1 - args.jepa_ratio)
     if args.max_steps > 0:
         args.max_steps = max(1, round(args.max_steps * factor))

@@ -15,12 +15,12 @@ from step_jepa.rows.branches import TRUNK
 Mask = Tensor | dict[str, Tensor]
 
 
-def may_see(branch: Tensor, prefix: Tensor) -> Tensor:
+def may_see(branch: Tensor, visible_length: Tensor) -> Tensor:
     """The one rule of attention. int64 (B, L) twice -> bool (B, L, L), [b, q, k]: q sees k iff k is in q's own branch
-    and k <= q, or k is on the trunk and k < prefix(q)."""
+    and k <= q, or k is on the trunk and k < visible_length(q)."""
     place = torch.arange(branch.shape[1], device=branch.device)
     own = (branch[:, :, None] == branch[:, None, :]) & (place <= place[:, None])
-    trunk = (branch == TRUNK)[:, None, :] & (place < prefix[:, :, None])
+    trunk = (branch == TRUNK)[:, None, :] & (place < visible_length[:, :, None])
     return own | trunk
 
 
@@ -29,17 +29,17 @@ def within(position_ids: Tensor, window: int) -> Tensor:
     return position_ids[:, :, None] - position_ids[:, None, :] < window
 
 
-def seen(config: Any, branch: Tensor, prefix: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+def seen(config: Any, branch: Tensor, visible_length: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
     """What each kind of layer of a model of this configuration shows: bool (B, L, L) by "full_attention" or
     "sliding_attention"."""
     config = config.get_text_config()
-    all_seen = may_see(branch, prefix)
+    all_seen = may_see(branch, visible_length)
     kinds = _layer_kinds(config)
     slid = all_seen & within(position_ids, config.sliding_window) if "sliding_attention" in kinds else all_seen
     return {kind: slid if kind == "sliding_attention" else all_seen for kind in sorted(kinds)}
 
 
-def attention_mask(model: Any, branch: Tensor, prefix: Tensor, position_ids: Tensor) -> Mask:
+def attention_mask(model: Any, branch: Tensor, visible_length: Tensor, position_ids: Tensor) -> Mask:
     """What `model(attention_mask=...)` takes: (B, 1, L, L), bool for sdpa (True = sees), additive for eager; for a
     model with sliding layers one of these per layer type."""
     config = model.config.get_text_config()
@@ -47,7 +47,7 @@ def attention_mask(model: Any, branch: Tensor, prefix: Tensor, position_ids: Ten
     def formed(mask: Tensor) -> Tensor:
         return mask[:, None] if config._attn_implementation == "sdpa" else _additive(mask[:, None], model.dtype)
 
-    masks = {kind: formed(mask) for kind, mask in seen(config, branch, prefix, position_ids).items()}
+    masks = {kind: formed(mask) for kind, mask in seen(config, branch, visible_length, position_ids).items()}
     plain = set(masks) == {"full_attention"} or not getattr(config, "layer_types", None)
     return next(iter(masks.values())) if plain else masks
 
@@ -91,9 +91,9 @@ def _leak(model: Any) -> str | None:
     """Trunk 0..4, a branch 5..6 that continues trunk token 2, an isolated branch 7..8; then other tokens in places."""
     device = model.device
     branch = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 2, 2]], device=device)
-    prefix = torch.tensor([[0, 0, 0, 0, 0, 3, 3, 0, 0]], device=device)
+    visible_length = torch.tensor([[0, 0, 0, 0, 0, 3, 3, 0, 0]], device=device)
     position_ids = torch.tensor([[0, 1, 2, 3, 4, 3, 4, 3, 4]], device=device)
-    mask = attention_mask(model, branch, prefix, position_ids)
+    mask = attention_mask(model, branch, visible_length, position_ids)
     labelled = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0, 0]], device=device).bool()
 
     # Spread over the vocabulary: its first ids are often special tokens that were never trained and look all alike.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from step_jepa.objectives.losses import Loss
+from step_jepa.losses.distances import Loss
 
 Array = np.ndarray
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from step_jepa.batches import masks
+from step_jepa.batches import attention
 from step_jepa.batches.collate import PlannedRows
 from step_jepa.data.tokens import IGNORED, Example, pieces
+from step_jepa.models.predictors import predictor_ids
 from step_jepa.rows.branches import Row
 from step_jepa.rows.regions import regions
-from step_jepa.training.models import predictor_ids
+from step_jepa.run_files import ROWS_FILE
 
-ROWS_FILE = "rows.json"
 SHOWN = 16
 
 
@@ -40,7 +40,7 @@ def described(example: Example, row: Row, texts: list[str], objectives: Sequence
     return {
         "tokens": texts,
         "branch": row.branch,
-        "prefix": row.prefix,
+        "prefix": row.visible_length,
         "position": row.position_ids,
         "labelled": [label != IGNORED for label in row.labels],
         "regions": [(part.name, part.places.start, part.places.stop) for part in regions(example, row)],
@@ -58,4 +58,4 @@ def described(example: Example, row: Row, texts: list[str], objectives: Sequence
 
 def _kinds(config: Any) -> list[str]:
     none = torch.zeros(1, 1, dtype=torch.long)
-    return list(masks.seen(config, none, none, none))
+    return list(attention.seen(config, none, none, none))

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from step_jepa.batches.views import Twin, Views
+from step_jepa.batches.views import TargetEncoder, Views
 from step_jepa.errors import UserError
-from step_jepa.objectives.losses import RunningMean
+from step_jepa.losses.distances import RunningMean
+from step_jepa.run_files import STATE_FILE
 
-STATE_FILE = "jepa.safetensors"
 SIDES = ("predicted", "target")
+_OWN, _SAVED = "target_encoder.", "twin."  # files keep the first version's name of the moving average
 
 
 class JepaState(nn.Module):
@@ -22,10 +23,12 @@ class JepaState(nn.Module):
 
     lbd: Tensor
 
-    def __init__(self, centred: Sequence[str], width: int, head: nn.Module | None, twin: Twin | None) -> None:
+    def __init__(
+        self, centred: Sequence[str], width: int, head: nn.Module | None, target_encoder: TargetEncoder | None
+    ) -> None:
         super().__init__()
         self.means = nn.ModuleDict({f"{name}_{side}": RunningMean(width) for name in centred for side in SIDES})
-        self.head, self.twin = head, twin
+        self.head, self.target_encoder = head, target_encoder
         self.register_buffer("lbd", torch.zeros(()))
 
     def centred(self, name: str, views: Views) -> tuple[Tensor, Tensor]:
@@ -47,14 +50,14 @@ class JepaState(nn.Module):
         for mean in self.means.values():
             assert isinstance(mean, RunningMean)
             mean.update()
-        if self.twin is not None:
-            self.twin.update(model)
+        if self.target_encoder is not None:
+            self.target_encoder.update(model)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Nothing is written where nothing was carried."""
         path = Path(folder, STATE_FILE)
         path.unlink(missing_ok=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        state = {_saved_as(name): value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         if len(state) > 1 or self.lbd:
             save_file(state, path)
 
@@ -76,7 +79,16 @@ class JepaState(nn.Module):
         """All of it. Raises UserError where the checkpoint is of another kind of run."""
         path, own = Path(checkpoint, STATE_FILE), self.state_dict()
         saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}
+        saved = {_own_name(name): value for name, value in saved.items()}
         if saved.keys() != own.keys():
             differing = sorted(saved.keys() ^ own.keys())[0]
             raise UserError(f"{checkpoint} was saved with other options of the JEPA term ({differing}): give the same")
         self.load_state_dict(saved)
+
+
+def _saved_as(name: str) -> str:
+    return _SAVED + name.removeprefix(_OWN) if name.startswith(_OWN) else name
+
+
+def _own_name(name: str) -> str:
+    return _OWN + name.removeprefix(_SAVED) if name.startswith(_SAVED) else name

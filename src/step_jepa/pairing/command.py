@@ -18,13 +18,12 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.folder import digest, run_options, written
-from step_jepa.evaluation.pairing_measures import HeldOut, measure, show
-from step_jepa.files import write_whole
-from step_jepa.training.config import OPTIONS_FILE, view_options
-from step_jepa.training.models import load_tokenizer, resolve, saved_predictors
-
-RESULT = "pairing.json"
+from step_jepa.models.builtin import resolve
+from step_jepa.models.loading import load_tokenizer
+from step_jepa.models.predictors import saved_predictors
+from step_jepa.pairing.measures import HeldOut, measure, show
+from step_jepa.run_files import OPTIONS_FILE, PAIRING_FILE, last_modified, records_digest, run_options, write_json
+from step_jepa.training.config import view_options
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -35,7 +34,7 @@ class PairingArguments:
 
     model_name: list[str] = field(metadata={"help": "One or more models: hub id, folder, or smollm2."})
     test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    output_dir: str = field(metadata={"help": f"Where {RESULT} goes."})
+    output_dir: str = field(metadata={"help": f"Where {PAIRING_FILE} goes."})
     base_model: str | None = field(
         default=None, metadata={"help": "The model before training: the frozen judge of what was predicted."}
     )
@@ -52,7 +51,7 @@ class PairingArguments:
     pool_within: int = field(default=3, metadata={"help": "Candidates of retrieval within a problem."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
     seed: int = field(default=42, metadata={"help": "Of pools, resamples and untrained predictor rows."})
-    overwrite: bool = field(default=False, metadata={"help": f"Replace the {RESULT} that output_dir holds."})
+    overwrite: bool = field(default=False, metadata={"help": f"Replace the {PAIRING_FILE} that output_dir holds."})
 
     def __post_init__(self) -> None:
         for name, least in {"limit": 1, "batch_size": 1, "predictors": 0, "pool": 2, "pool_within": 2}.items():
@@ -79,15 +78,15 @@ def run(args: PairingArguments) -> None:
         load_tokenizer(name)  # a wrong name should not be found out after an hour
     if args.views_like and not Path(resolve(args.views_like), OPTIONS_FILE).exists():
         raise UserError(f"{args.views_like} is no run's folder, it has no {OPTIONS_FILE}: leave out --views_like")
-    results, path = _begun(args, records), Path(args.output_dir, RESULT)
+    results, path = _begun(args, records), Path(args.output_dir, PAIRING_FILE)
     bases: dict[str, Reading] = {}
     for name in args.model_name:
         if not _is_measured(results, name):
             results["models"][name] = measured(args, name, records, _base(args, name, records, bases))
-            write_whole(path, json.dumps(results, indent=2) + "\n")
+            write_json(path, results)
         found = results["models"][name]
         console.print(show(found), Text(f"{name}: LM loss {found['lm_loss']:.4f}; {_training(found['run'])}"))
-    console.print(f"{RESULT} lies in {args.output_dir}")
+    console.print(f"{PAIRING_FILE} lies in {args.output_dir}")
 
 
 def _length(record: Mapping[str, Any]) -> int:
@@ -96,9 +95,9 @@ def _length(record: Mapping[str, Any]) -> int:
 
 def _begun(args: PairingArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What an earlier call with the same settings has measured, of the same records and by the same base."""
-    path, settings = Path(args.output_dir, RESULT), {**asdict(args), "model_name": None, "overwrite": None}
-    settings["records"] = digest(records)
-    settings["base_written"] = written(args.base_model, besides=RESULT) if args.base_model else None
+    path, settings = Path(args.output_dir, PAIRING_FILE), {**asdict(args), "model_name": None, "overwrite": None}
+    settings["records"] = records_digest(records)
+    settings["base_written"] = _last_modified(args.base_model) if args.base_model else None
     begun = {"settings": settings, "models": {}}
     if args.overwrite or not path.exists():
         return begun
@@ -113,7 +112,13 @@ def _begun(args: PairingArguments, records: Sequence[Mapping[str, Any]]) -> dict
 def _is_measured(results: dict[str, Any], name: str) -> bool:
     """Whether the results have this model's figures, and it was not trained anew since."""
     found = results["models"].get(name)
-    return found is not None and found.get("model_written", "unknown") == written(name, besides=RESULT)
+    return found is not None and found.get("model_written", "unknown") == last_modified(
+        resolve(name), besides=PAIRING_FILE
+    )
+
+
+def _last_modified(model_name: str) -> float | None:
+    return last_modified(resolve(model_name), besides=PAIRING_FILE)
 
 
 def _training(run: dict[str, Any]) -> str:
@@ -149,11 +154,11 @@ def _base(
 
 def measured(args: PairingArguments, name: str, records: Sequence[Mapping[str, Any]], base: Reading | None) -> dict:
     """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
-    trained, stamp = saved_predictors(name), written(name, besides=RESULT)
+    trained, stamp = saved_predictors(name), _last_modified(name)
     predictors = args.predictors if trained is None else trained
     own = read_views(args, name, records, predictors=predictors, **_reading(args, name))
     result = measure(held_out(own, base, records), pool=args.pool, pool_within=args.pool_within, seed=args.seed)
-    about = {"run": run_options(name), "model_written": stamp, "trained_predictors": trained is not None}
+    about = {"run": run_options(resolve(name)), "model_written": stamp, "trained_predictors": trained is not None}
     return {**about, "lm_loss": own.lm_loss, **result}
 
 

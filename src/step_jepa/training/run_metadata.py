@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-RUN_FILE = "run.json"
+from step_jepa.run_files import RUN_FILE
+
 ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules")
 LIBRARIES = ("step-jepa", "torch", "transformers", "peft")
 TRAINING = (

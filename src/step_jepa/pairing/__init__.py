@@ -1,0 +1,1 @@
+"""`step-jepa pairing`: was the next step learned?"""

@@ -1,0 +1,102 @@
+"""The files of a run: their names, reading and writing them whole, and the identity of a model and of data."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from step_jepa.errors import UserError
+
+# Beside a model
+OPTIONS_FILE = "step_jepa.json"  # objective, control and all options of the JEPA term
+RUN_FILE = "run.json"  # the other settings, and counts of the data
+ROWS_FILE = "rows.json"  # the first training rows
+STATE_FILE = "jepa.safetensors"  # what the JEPA term carries from step to step
+PREDICTORS_FILE = "predictors.safetensors"  # the embeddings of the predictor tokens, (K, H)
+# In the folder of `evaluate`
+PREDICTIONS_FILE = "predictions.jsonl"
+PARTIAL_FILE = "predictions.partial.jsonl"
+SUMMARY_FILE = "summary.json"
+VIEWS_FILE = "views.safetensors"
+# In the folder of `pairing`
+PAIRING_FILE = "pairing.json"
+# In the folder of `experiment` and `ab`
+RESULTS_FILE = "results.json"
+EXPERIMENT_FILE = "experiment.yaml"
+CELL_FILE = "cell.json"
+
+
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """Write the text, or its parts in order, in UTF-8; the folder is made. The file appears whole or not at all: one
+    that was there is replaced at the end only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write the value whole; what JSON does not know is written as text."""
+    write_whole(path, json.dumps(value, indent=indent, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a run wrote. Raises UserError for a file that holds none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is not the JSON that a run writes: move it away") from None
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    """One line of JSON for each row."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of JSON lines."""
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+
+
+def run_options(folder: str | os.PathLike) -> dict[str, Any]:
+    """All options of the run that a model comes from; nothing where no run left them. Raises UserError."""
+    path = Path(folder, OPTIONS_FILE)
+    return read_json(path) if path.exists() else {}
+
+
+# Identity
+
+
+def last_modified(folder: str | os.PathLike, *, besides: str | None = None) -> float | None:
+    """When the newest file of a model's folder was written, in seconds since the epoch; None for one on the hub.
+
+    Args:
+        folder: where the model lies, or its hub id.
+        besides: the name of a file that is not the model's, should it lie there.
+    """
+    home = Path(folder)
+    files = [path for path in home.iterdir() if path.is_file() and path.name != besides] if home.is_dir() else []
+    return max((path.stat().st_mtime for path in files), default=None)
+
+
+def records_digest(records: Sequence[Mapping[str, Any]]) -> str:
+    """Equal for equal records in the same order."""
+    return hashlib.sha256(json.dumps(records, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Equal for equal files."""
+    about = path.stat()
+    return _file_digest(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
