@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from step_jepa import standalone
 from step_jepa.cli import COMMANDS, main
 from step_jepa.data.tokens import IGNORED
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]

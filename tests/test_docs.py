@@ -15,7 +15,7 @@ from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 from step_jepa.rows.branches import trunk
 from step_jepa.rows.controls import SamplingContext
 from step_jepa.train import TrainArguments

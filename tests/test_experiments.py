@@ -29,7 +29,7 @@ from step_jepa.experiments.plan import ExperimentArguments, planned
 from step_jepa.experiments.run import IDENTITY, LOCK, LOG, _correct, finished
 from step_jepa.experiments.run import run as run_cell
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
 from step_jepa.statistics import Components
 

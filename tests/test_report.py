@@ -17,7 +17,7 @@ from test_cli import code, train
 from step_jepa.batches import attention
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 from step_jepa.reporting import curves, view_maps
 from step_jepa.reporting.findings import find
 from step_jepa.reporting.report import ReportArguments, render

@@ -76,7 +76,7 @@ def dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}: one of {', '.join(COMMANDS)}")
     home, types, _ = COMMANDS[command]
-    module, parse = import_module(f"step_jepa.{home}"), import_module("step_jepa.options").parse
+    module, parse = import_module(f"step_jepa.{home}"), import_module("step_jepa.parsing").parse
     return module.run(*parse(command, [_dataclass(home, name) for name in types], argv[words:])) or 0
 
 

@@ -14,7 +14,7 @@ from step_jepa.data import prepare
 from step_jepa.data.sources import GSM_SYMBOLIC
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE
 

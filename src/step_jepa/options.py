@@ -1,123 +1,113 @@
-"""Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
+"""Options: dataclass fields that carry all facts about themselves, and the checks that follow from these facts.
 
-import json
-from argparse import ArgumentTypeError
-from collections.abc import Mapping
-from dataclasses import fields
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+A command's arguments are a dataclass whose fields are made by `option`. What the command line, YAML files, refusals,
+`--help`, a resume and the documentation need to know of an option stands in its field, and nowhere else.
+"""
 
-import yaml
-from transformers import HfArgumentParser
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 from step_jepa.errors import UserError
 
 
-def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
-    """The dataclasses from the options; those of `--config` first, so that later ones override them."""
+@dataclass(frozen=True)
+class Needs:
+    """What must be chosen for an option to mean anything.
 
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{message} (step-jepa {command} --help lists the options)")
+    words   how one chooses it, such as "--loss infonce"
+    holds   whether a configuration does
+    """
 
-    parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
-    for name, hint in _hints(types):  # HfArgumentParser would take the number alone, and knows no table
-        if hint == float | str:
-            parser._option_string_actions[f"--{name}"].type = _number_or_word
-        if get_origin(hint) is dict:
-            parser._option_string_actions[f"--{name}"].type = _table
-    parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
-    argv = _with_config(_with_first(types, argv))
-    _check_names(command, argv, list(parser._option_string_actions))
-    needs_output = any(option.dest == "output_dir" for option in parser._actions)
-    if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
-        raise UserError("--output_dir is required: say where the results go")
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except UserError:
-        raise
-    except (ValueError, ImportError) as error:  # what TrainingArguments refuses
-        raise UserError(str(error).strip().splitlines()[0]) from None
-    if unknown:
-        raise UserError(f"unknown: {' '.join(unknown)} (step-jepa {command} --help lists the options)")
-    return tuple(parsed[: len(types)])
+    words: str
+    holds: Callable[[Any], bool]
 
 
-def _check_names(command: str, argv: list[str], names: list[str]) -> None:
-    """A misspelt option is the reason for the one that then is missing, so it is named first."""
-    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
-        if name not in names:
-            meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
-            raise UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an option beside its type and default.
+
+    group              heading that it stands under in --help
+    least, more_than, most
+                       bounds of a number; None is within all of them
+    is_path            a relative one in a YAML file is read from that file's folder
+    needs              without this, a value other than the default is refused
+    of_jepa_term       means nothing in plain fine-tuning, and is refused there
+    free_on_resume     a run may be resumed with another value
+    standalone         the standalone implementation has it
+    changes_views      a trained model's views can only be read with the run's own value
+    """
+
+    group: str = ""
+    least: float | None = None
+    more_than: float | None = None
+    most: float | None = None
+    is_path: bool = False
+    needs: Needs | None = None
+    of_jepa_term: bool = False
+    free_on_resume: bool = False
+    standalone: bool = False
+    changes_views: bool = False
 
 
-def _hints(types: list[Any]) -> list[tuple[str, Any]]:
-    return [hint for kind in types for hint in get_type_hints(kind).items()]
+def option(default: Any = MISSING, *, help: str, default_factory: Any = MISSING, **facts: Any) -> Any:
+    """A dataclass field of a command's arguments.
+
+    Args:
+        default: its value where none is given; required without one.
+        help: one sentence for --help.
+        default_factory: makes the default, for lists and tables.
+        **facts: fields of `Facts`.
+    """
+    metadata = {"help": help, "facts": Facts(**facts)}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def facts(each: Field) -> Facts:
+    """Those of a dataclass field; none are known of one that `option` did not make."""
+    return each.metadata.get("facts", Facts())
 
 
-def _table(text: str) -> dict[str, Any]:
-    """A table of `--config`, as `_word` writes it; on the command line it is JSON."""
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise ArgumentTypeError(f"{text} is no table: write lines such as `name: value` under it") from None
+def default_of(each: Field) -> Any:
+    """The value of a field where none is given; MISSING for one that is required."""
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
-def _with_first(types: list[Any], argv: list[str]) -> list[str]:
-    """argv with its leading words as the command's first option, where that takes a list: `report RUN RUN`."""
-    first = fields(types[0])[0]
-    leading = bool(argv) and not argv[0].startswith("-") and get_type_hints(types[0])[first.name] == list[str]
-    return [f"--{first.name}", *argv] if leading else argv
+def changed(config: Any) -> list[Field]:
+    """The options that have another value than their default."""
+    return [each for each in fields(config) if getattr(config, each.name) != default_of(each)]
 
 
-def _with_config(argv: list[str]) -> list[str]:
-    """argv with the options of its `--config` file put before the others."""
-    rest, path = [], None
-    left = iter(argv)
-    for word in left:
-        if word.split("=")[0] == "--config":
-            if path:
-                raise UserError("--config is given twice: give one file, and other options on the command line")
-            path = word.partition("=")[2] or next(left, None)
-            if not path:
-                raise UserError("--config needs a file")
-        else:
-            rest.append(word)
-    return [*words(from_file(path)), *rest] if path else rest
+def check_bounds(config: Any) -> None:
+    """Raises UserError, naming the option, for a number out of its bounds."""
+    for each in fields(config):
+        value, known = getattr(config, each.name), facts(each)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, known):
+            raise UserError(f"{each.name} = {value}: give {_bounds(known)}")
 
 
-def from_file(path: str) -> dict[str, Any]:
-    """The options that a YAML file holds. Raises UserError."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): give a YAML file of options") from None
-    if not isinstance(options, dict):
-        raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
-    if "config" in options:
-        raise UserError(f"{path} names another file of options: write them into one")
-    return options
+def check_needs(config: Any) -> None:
+    """Raises UserError for an option that nothing reads, as what it needs is not chosen."""
+    for each in changed(config):
+        needs = facts(each).needs
+        if needs is not None and not needs.holds(config):
+            raise UserError(f"--{each.name} is read by {needs.words} alone: add that, or leave it out")
 
 
-def words(options: Mapping[str, Any]) -> list[str]:
-    """Options as one would type them; None is left out."""
-    argv: list[str] = []
-    for name, value in options.items():
-        if value is not None:
-            argv += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
-    return argv
+def _within(value: float, known: Facts) -> bool:
+    above = known.least is None or value >= known.least
+    beyond = known.more_than is None or value > known.more_than
+    below = known.most is None or value <= known.most
+    finite = value == value and abs(value) != float("inf")
+    bounded = (known.least, known.more_than, known.most) != (None, None, None)
+    return above and beyond and below and (finite or not bounded)
 
 
-def _word(value: Any) -> str:
-    """A YAML value as one would type it; `no` is a truth value to YAML, and a word to `--save_strategy`."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+def _bounds(known: Facts) -> str:
+    if known.least == 0 and known.most == 1:
+        return "a share between 0 and 1"
+    if known.most is not None and known.least is None:
+        return f"{known.most:g} or less"
+    return f"more than {known.more_than:g}" if known.more_than is not None else f"{known.least:g} or more"

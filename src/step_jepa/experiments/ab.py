@@ -19,7 +19,7 @@ from step_jepa.experiments.cost import Cost, probe
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.plan import ExperimentArguments, planned
 from step_jepa.experiments.results import extremes, shows_difference
-from step_jepa.options import parse
+from step_jepa.parsing import parse
 from step_jepa.run_files import EXPERIMENT_FILE, RESULTS_FILE, write_whole
 
 SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"

@@ -9,7 +9,7 @@ from typing import Any
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
-from step_jepa.options import parse, words
+from step_jepa.parsing import parse, words
 from step_jepa.run_files import RESULTS_FILE, file_digest, read_lines, write_whole
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}

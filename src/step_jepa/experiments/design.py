@@ -11,8 +11,8 @@ from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.experiments.data import FILES
-from step_jepa.options import parse, words
 from step_jepa.pairing.command import PairingArguments
+from step_jepa.parsing import parse, words
 from step_jepa.run_files import file_digest
 from step_jepa.train import TrainArguments
 

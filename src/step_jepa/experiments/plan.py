@@ -8,8 +8,8 @@ from typing import Any, get_origin, get_type_hints
 
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import FIXED, Cell, Comparison, Options, arms_of, comparisons_of
-from step_jepa.options import from_file
 from step_jepa.pairing.measures import MEASURES
+from step_jepa.parsing import from_file
 
 ACCURACY = "accuracy"
 # 0/1 scores that differ on a fifth of the problems, and two points of accuracy between seeds
