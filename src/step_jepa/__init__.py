@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "RepresentationConfig": "training.representation",
-    "RepresentationTrainer": "training.representation",
+    "RepresentationConfig": "training.config",
+    "RepresentationTrainer": "training.trainer",
     "StepJEPAConfig": "adapted",
     "StepJEPARepresentationTrainer": "adapted",
     "load_and_prepare_dataset": "data.dataset",

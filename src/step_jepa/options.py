@@ -4,7 +4,7 @@ A command's arguments are a dataclass whose fields are made by `option`. What th
 `--help`, a resume and the documentation need to know of an option stands in its field, and nowhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class Facts:
     group              heading that it stands under in --help
     least, more_than, most
                        bounds of a number; None is within all of them
+    choices            the names that a registry holds, which may grow
     is_path            a relative one in a YAML file is read from that file's folder
     needs              without this, a value other than the default is refused
     of_jepa_term       means nothing in plain fine-tuning, and is refused there
@@ -42,12 +43,25 @@ class Facts:
     least: float | None = None
     more_than: float | None = None
     most: float | None = None
+    choices: Iterable[str] | None = None
     is_path: bool = False
     needs: Needs | None = None
     of_jepa_term: bool = False
     free_on_resume: bool = False
     standalone: bool = False
     changes_views: bool = False
+
+
+class Help(str):
+    """The sentence for --help, with the facts. HfArgumentParser, which TRL's parser extends, hands all metadata of a field
+    to argparse, so that they can stand nowhere else: a user's own parser of our dataclasses has to work."""
+
+    facts: Facts
+
+    def __new__(cls, text: str, facts: Facts) -> "Help":
+        help = super().__new__(cls, text)
+        help.facts = facts
+        return help
 
 
 def option(default: Any = MISSING, *, help: str, default_factory: Any = MISSING, **facts: Any) -> Any:
@@ -59,15 +73,20 @@ def option(default: Any = MISSING, *, help: str, default_factory: Any = MISSING,
         default_factory: makes the default, for lists and tables.
         **facts: fields of `Facts`.
     """
-    metadata = {"help": help, "facts": Facts(**facts)}
+    metadata = {"help": Help(help, Facts(**facts))}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def option_fields(config: Any) -> list[Field]:
+    """The fields of a dataclass, or of an instance of one, that `option` made."""
+    return [each for each in fields(config) if isinstance(each.metadata.get("help"), Help)]
+
+
 def facts(each: Field) -> Facts:
-    """Those of a dataclass field; none are known of one that `option` did not make."""
-    return each.metadata.get("facts", Facts())
+    """Those of a field that `option` made."""
+    return each.metadata["help"].facts
 
 
 def default_of(each: Field) -> Any:
@@ -77,13 +96,15 @@ def default_of(each: Field) -> Any:
 
 def changed(config: Any) -> list[Field]:
     """The options that have another value than their default."""
-    return [each for each in fields(config) if getattr(config, each.name) != default_of(each)]
+    return [each for each in option_fields(config) if getattr(config, each.name) != default_of(each)]
 
 
 def check_bounds(config: Any) -> None:
-    """Raises UserError, naming the option, for a number out of its bounds."""
-    for each in fields(config):
+    """Raises UserError, naming the option, for a number out of its bounds and a word that is not among its choices."""
+    for each in option_fields(config):
         value, known = getattr(config, each.name), facts(each)
+        if known.choices is not None and value not in known.choices:
+            raise UserError(f"{each.name} = {value}: give one of {', '.join(known.choices)}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, known):
             raise UserError(f"{each.name} = {value}: give {_bounds(known)}")
 

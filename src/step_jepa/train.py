@@ -25,18 +25,10 @@ from step_jepa.errors import Interrupted, UserError
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.run_files import ROWS_FILE
-from step_jepa.training.config import own_options, save_options
+from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.run_metadata import save_settings
 
 LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-# Options of ours that the standalone implementation knows, some of them only with certain values; the last two say
-# something only beside others that it refuses.
-STANDALONE = {"objective", "lbd", "gamma", "predictors", "loss", "skip_answer_step", "max_length", "keep_adapter"} | {
-    "model_init_kwargs",
-    "logging_steps",
-    "pairs_per_example",
-    "diagnostics_rows",
-}
 
 console = Console(highlight=False)
 logger = logging.getLogger(__name__)
@@ -204,8 +196,7 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
     """The teaching implementation, on files. Raises UserError for what it does not do."""
-    foreign = {name: value for name, value in own_options(config).items() if name not in STANDALONE}
-    foreign = {name: value for name, value in foreign.items() if value != own_options(StepJEPAConfig())[name]}
+    foreign = unknown_to_standalone(config)
     if config.objective not in (["step_jepa"], ["none"]):
         foreign["objective"] = " ".join(config.objective)
     if config.loss not in standalone.LOSSES:

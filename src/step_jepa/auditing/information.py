@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from step_jepa.batches.attention import attention_mask
 from step_jepa.batches.collate import Batch, BranchCollator
-from step_jepa.batches.views import full
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
+from step_jepa.models.forward import model_inputs, token_nll
 from step_jepa.models.predictors import base_rows
 from step_jepa.rows.branches import Row
 
@@ -152,17 +150,7 @@ def _planned(examples: Sequence[Example], pairs: dict[Place, Place]) -> tuple[li
 
 def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """(labels,) in the batch's order, over the base model's vocabulary."""
-    batch = {
-        name: batch[name].to(model.device)
-        for name in ("input_ids", "labels", "branch", "visible_length", "position_ids")
-    }
-    labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
-    labelled = labels != IGNORED
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=attention_mask(model, batch["branch"], batch["visible_length"], batch["position_ids"]),
-        position_ids=batch["position_ids"],
-        logits_to_keep=labelled,
-        use_cache=False,
-    ).logits
-    return -F.cross_entropy(full(logits[..., : base_rows(model)]), labels[labelled], reduction="none")
+    names = ("input_ids", "labels", "branch", "visible_length", "position_ids")
+    batch = {name: batch[name].to(model.device) for name in names}
+    nll, _, _ = token_nll(model, batch, base_rows(model), model_inputs(model, batch))
+    return -nll

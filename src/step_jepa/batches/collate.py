@@ -1,4 +1,7 @@
-"""Rows -> one padded batch. Workers ship integers; the mask is made from them on the device (attention.py)."""
+"""Rows -> one padded batch. Workers ship integers; the mask is made from them on the device (attention.py).
+
+Axes: B rows, L tokens of a row, P pairs, R states that are read for views, S states of trajectories.
+"""
 
 from dataclasses import dataclass
 
@@ -11,6 +14,9 @@ from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK, Row
 
 PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
+PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
+READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
+STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
 Batch = dict[str, Tensor]
 
 
@@ -52,41 +58,71 @@ class BranchCollator:
     def __call__(self, rows: list[Row]) -> Batch:
         """input_ids, labels, position_ids, branch, visible_length: int64 (B, L); without a branch, attention_mask takes
         the place of the last three, and the model its own causal path.
-        pairs: int64 (P, 4), of each pair its row, objective, problem and step.
-        reads: int64 (R, 3), of each state that is read the view (2p and 2p + 1 for pair p), row and column.
-        weights: float32 (R,), the state's weight in that view."""
-        pairs = [
-            (place, pair.objective, row.problem, pair.step, pair.predicted, pair.target)
-            for place, row in enumerate(rows)
-            for pair in row.pairs
-        ]
-        reads = [
-            (2 * number + side, place, index, weight)
-            for number, (place, _, _, _, *views) in enumerate(pairs)
-            for side, view in enumerate(views)
-            for index, weight in view
-        ]
+        pair_row, pair_objective, pair_problem, pair_step: int64 (P,).
+        read_view, read_row, read_column: int64 (R,), of each state that is read its view (2p is the predicted view of
+        pair p, 2p + 1 the target) and its place. read_weight: float32 (R,), its weight in that view.
+        state_row, state_column, state_problem, state_place: int64 (S,), of each state of the rows' trajectories the
+        place in the batch, the example, and the how-manieth of its trajectory it is."""
+        return {**self._tokens(rows), **_pairs(rows), **_reads(rows), **_states(rows)}
+
+    def _tokens(self, rows: list[Row]) -> Batch:
         if all(row.branch[-1] == TRUNK for row in rows):
-            tokens = PlainCollator(self.pad_id)(rows)
-        else:
-            tokens = {
-                "input_ids": _pad([row.input_ids for row in rows], self.pad_id),
-                "labels": _pad([row.labels for row in rows], IGNORED),
-                "position_ids": _pad([row.position_ids for row in rows], 0),
-                "branch": _pad([row.branch for row in rows], PADDING),
-                "visible_length": _pad([row.visible_length for row in rows], 0),
-            }
+            return PlainCollator(self.pad_id)(rows)
         return {
-            **tokens,
-            "pairs": torch.tensor([pair[:4] for pair in pairs], dtype=torch.long).view(-1, 4),
-            "reads": torch.tensor([read[:3] for read in reads], dtype=torch.long).view(-1, 3),
-            "weights": torch.tensor([read[3] for read in reads], dtype=torch.float32),
+            "input_ids": _pad([row.input_ids for row in rows], self.pad_id),
+            "labels": _pad([row.labels for row in rows], IGNORED),
+            "position_ids": _pad([row.position_ids for row in rows], 0),
+            "branch": _pad([row.branch for row in rows], PADDING),
+            "visible_length": _pad([row.visible_length for row in rows], 0),
         }
+
+
+def _pairs(rows: list[Row]) -> Batch:
+    columns: dict[str, list[int]] = {name: [] for name in PAIR_COLUMNS}
+    for place, row in enumerate(rows):
+        for pair in row.pairs:
+            columns["pair_row"].append(place)
+            columns["pair_objective"].append(pair.objective)
+            columns["pair_problem"].append(row.problem)
+            columns["pair_step"].append(pair.step)
+    return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
+
+
+def _reads(rows: list[Row]) -> Batch:
+    columns: dict[str, list[int]] = {"read_view": [], "read_row": [], "read_column": []}
+    weights: list[float] = []
+    view = 0
+    for place, row in enumerate(rows):
+        for pair in row.pairs:
+            for states in (pair.predicted, pair.target):
+                columns["read_view"] += [view] * len(states)
+                columns["read_row"] += [place] * len(states)
+                columns["read_column"] += [index for index, _ in states]
+                weights += [weight for _, weight in states]
+                view += 1
+    integers = {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
+    return {**integers, "read_weight": torch.tensor(weights, dtype=torch.float32)}
+
+
+def _states(rows: list[Row]) -> Batch:
+    columns: dict[str, list[int]] = {name: [] for name in STATE_COLUMNS}
+    for place, row in enumerate(rows):
+        columns["state_row"] += [place] * len(row.trajectory)
+        columns["state_column"] += row.trajectory
+        columns["state_problem"] += [row.problem] * len(row.trajectory)
+        columns["state_place"] += range(len(row.trajectory))
+    return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+    padded = [row + [value] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long)
+
+
+def pair_count(batch: Batch) -> int:
+    """P."""
+    return len(batch["pair_row"])
 
 
 def tokens_read(batch: Batch) -> Tensor:
@@ -96,7 +132,7 @@ def tokens_read(batch: Batch) -> Tensor:
 
 def without_branches(batch: Batch) -> Batch:
     """The batch cut back to its trunks: what a step that drops the JEPA term (`jepa_ratio`) needs."""
-    none = {name: batch[name][:0] for name in ("pairs", "reads", "weights")}
+    none = {name: batch[name][:0] for name in (*PAIR_COLUMNS, *READ_COLUMNS, *STATE_COLUMNS)}
     if "branch" not in batch:
         return {**batch, **none}
     trunk = batch["branch"] == TRUNK

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from safetensors.torch import save_file
-from transformers import PrinterCallback
 
-from step_jepa.adapted import untrained
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.records import Record
@@ -25,7 +23,7 @@ from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm
 from step_jepa.evaluation.generation import Rules, generate, requests
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, resume, start
-from step_jepa.losses.distances import Loss
+from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import saved_predictors
@@ -43,7 +41,9 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import view_options
+from step_jepa.training.config import StepJEPAOptions, view_options
+from step_jepa.training.held_out import held_out
+from step_jepa.training.representation import Representation
 
 MOST_VIEWS = 2000
 HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
@@ -78,7 +78,7 @@ class EvaluateArguments:
     pairs: Pairs = field(
         default="all", metadata={"help": "Which pairs of consecutive steps the JEPA loss is taken on."}
     )
-    loss: Loss = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
+    loss: str = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest row of the losses in tokens; longer rows keep whole steps only."}
     )
@@ -124,7 +124,7 @@ def run(args: EvaluateArguments) -> None:
     )
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
     ready = time.perf_counter()
-    losses, held_out = heldout(
+    losses, views_of_pairs = heldout(
         model,
         data,
         processing_class=tokenizer,
@@ -144,7 +144,7 @@ def run(args: EvaluateArguments) -> None:
     summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out}
     summary |= {"seconds": time.perf_counter() - ready, "settings": settings}
     write_whole(folder / PREDICTIONS_FILE, json_lines(rows))
-    save_views(folder, held_out)
+    save_views(folder, views_of_pairs)
     write_json(folder / SUMMARY_FILE, summary)
     (folder / PARTIAL_FILE).unlink()
     console.print(_table(summary, run_options(resolve(args.model_name)).get("horizon", 1)))
@@ -153,7 +153,7 @@ def run(args: EvaluateArguments) -> None:
 
 def _begun(args: EvaluateArguments) -> tuple[list[Record], Answers]:
     """The records, and the answers that there are already, once nothing speaks against going on. Raises UserError."""
-    if args.loss.startswith("centred") and not Path(resolve(args.model_name), STATE_FILE).exists():
+    if LOSSES[args.loss].centred and not Path(resolve(args.model_name), STATE_FILE).exists():
         raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
     if args.engine == "vllm":
         require_vllm(args.model_name)
@@ -205,7 +205,7 @@ def heldout(
     processing_class: Any = None,
     predictors: int = 1,
     pairs: Pairs = "all",
-    loss: Loss = "cosine",
+    loss: str = "cosine",
     batch_size: int = 16,
     seed: int = 42,
     **views: Any,
@@ -217,11 +217,11 @@ def heldout(
     model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
     views          options of StepJEPAConfig that say how views are read
     Seeds the global random generators. Raises UserError."""
-    options = {"predictors": predictors, "pairs": pairs, "loss": loss, "per_device_eval_batch_size": batch_size}
-    with untrained(model, data=data, processing_class=processing_class, seed=seed, **options, **views) as trainer:
-        trainer.remove_callback(PrinterCallback)
-        metrics = trainer.evaluate()
-        return {name: metrics.get(f"eval_{name}") for name in HELDOUT}, trainer.held_out.of(0)
+    options = StepJEPAOptions(predictors=predictors, pairs=pairs, loss=loss, **views)
+    representation = Representation.load(model, options, seed=seed, processing_class=processing_class)
+    result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
+    figures = {"lm_loss": result.lm_loss, **result.figures}
+    return {name: figures.get(name) for name in HELDOUT}, result.views.of(0)
 
 
 def save_views(folder: Path, views: Views) -> None:

@@ -1,11 +1,7 @@
-"""Every loss once more: its formula in numpy and float64, with loops where the paper has sums. What losses.py is held
-against; it shares no code with it. Axes: P pairs, H hidden size."""
-
-from collections.abc import Callable
+"""Every loss once more: its formula in numpy and float64, with loops where the paper has sums. What distances.py and
+regularisers.py are held against; it shares no code with them. Axes: P pairs, H hidden size."""
 
 import numpy as np
-
-from step_jepa.losses.distances import Loss
 
 Array = np.ndarray
 
@@ -56,13 +52,3 @@ def epps_pulley(x: Array) -> float:
 
 def _unit(views: Array) -> Array:
     return np.array([view / np.sqrt(view @ view) for view in views])
-
-
-DISTANCES: dict[Loss, Callable[[Array, Array], Array]] = {
-    "cosine": cosine,
-    "l2": l2,
-    "mse": mse,
-    "normalised_l2": normalised_l2,
-    "normalised_mse": normalised_mse,
-    "infonce": infonce,
-}

@@ -1,41 +1,58 @@
 """What every objective is."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, Self
 
 from step_jepa.data.tokens import Example
-from step_jepa.losses.distances import Loss
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import Control, SamplingContext
 
 
 class Objective:
-    """Subclass it as a frozen dataclass and give it `pairs`.
+    """Which branches are appended to a row, and where its pairs of views are read.
+
+    Subclass it as a dataclass and give it `pairs_of`. Fields made by `options.option` are options of the run, by the
+    same name on the command line and in the configuration; `predictor_ids` gets the ids of the K predictor tokens.
 
     predicts   whether it uses the K predictor tokens
     turns      whether it reads `example.turns`, question and answer each rendered alone
-    loss       its own distance; None for the run's --loss
+    loss       its own distance, a name in LOSSES; None for the run's --loss
     controls   the controls that mean something for it, beside no_loss
-    options    names of the options that it reads and not every objective does. Not pairs and pairs_per_example, though
-               llm_jepa and ssp ignore them: recipes give pairs, and other objectives are tried with those recipes
     """
 
     predicts: ClassVar[bool] = False
     turns: ClassVar[bool] = False
-    loss: ClassVar[Loss | None] = None
+    loss: ClassVar[str | None] = None
     controls: ClassVar[frozenset[Control]] = frozenset({"frozen_target", "random_target"})
-    options: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def from_config(cls, config: Any, predictors: Sequence[int]) -> "Objective":
-        """From the options of a run and the ids of its predictor tokens. Raises UserError where they contradict."""
-        return cls()
+    def from_config(cls, config: Any, predictor_ids: Sequence[int]) -> Self:
+        """The objective with the values that a run's options have.
 
-    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
-        """Hang branches on the row and say which views make a pair."""
+        Args:
+            config: has an attribute for each of the fields.
+            predictor_ids: token ids of the K predictor tokens.
+
+        Raises:
+            UserError: where the options contradict each other, see `check_options`.
+        """
+        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+        values = {name: getattr(config, name) for name in names if name != "predictor_ids"}
+        if "predictor_ids" in names:
+            values["predictor_ids"] = tuple(predictor_ids)
+        objective = cls(**values)
+        objective.check_options(config)
+        return objective
+
+    def check_options(self, config: Any) -> None:
+        """Raises UserError where options of the run contradict each other."""
+
+    def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
+        """Append branches to the row and say which views make a pair."""
         raise NotImplementedError
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_data(self, examples: Sequence[Example]) -> None:
         """Raises UserError where the data cannot serve it."""
 
     def left_out(self, examples: Sequence[Example]) -> int:

@@ -7,39 +7,44 @@ from typing import Any, ClassVar
 from step_jepa.data.tokens import Example, Turn
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
+from step_jepa.options import option
 from step_jepa.rows.branches import Pair, Row, View, last
 from step_jepa.rows.controls import Control, SamplingContext
 
 
-@dataclass(frozen=True)
-class LLMJEPA(Objective):
-    """predictors     ids of the K predictor tokens
-    front_pred     they stand before the text instead of after it
-    reverse_pred   the answer predicts the text
-    last_token     which token of either view is read, counted from its end: -1 is the last one
-    plain          the contents alone, without the chat template's framing around each
+@dataclass
+class TurnOptions:
+    """How the two turns are read."""
+
+    front_pred: bool = option(False, help="llm_jepa: predictor tokens before the text.", group="Views")
+    reverse_pred: bool = option(False, help="llm_jepa: the answer predicts the text.", group="Views")
+    last_token: int = option(
+        -1, help="llm_jepa: the token of a view that is read, from its end.", group="Views", most=-1
+    )
+
+
+@dataclass
+class LLMJEPA(TurnOptions, Objective):
+    """The answer from the question.
+
+    plain           the contents alone, without the chat template's framing around each
+    predictor_ids   of the K predictor tokens
     """
 
-    predictors: Sequence[int] = ()
-    front_pred: bool = False
-    reverse_pred: bool = False
-    last_token: int = -1
     plain: bool = False
+    predictor_ids: Sequence[int] = ()
 
     predicts: ClassVar[bool] = True
     turns: ClassVar[bool] = True
     controls: ClassVar[frozenset[Control]] = frozenset({"shuffled_pairs", "frozen_target", "random_target"})
-    options: ClassVar[frozenset[str]] = frozenset({"front_pred", "reverse_pred", "last_token"})
 
-    @classmethod
-    def from_config(cls, config: Any, predictors: Sequence[int]) -> "LLMJEPA":
-        if config.front_pred and not predictors:
+    def check_options(self, config: Any) -> None:
+        if self.front_pred and not self.predictor_ids:
             raise UserError("--front_pred has no predictor token to put in front: use --predictors 1 or more")
-        if config.reverse_pred and config.control == "shuffled_pairs":
+        if self.reverse_pred and config.control == "shuffled_pairs":
             raise UserError("--control shuffled_pairs shuffles answers as targets: leave out --reverse_pred")
-        return cls(tuple(predictors), config.front_pred, config.reverse_pred, config.last_token, config.plain)
 
-    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
+    def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         if example.turns is None:
             return
         target_turns = sampling.target_answer(example).turns
@@ -56,8 +61,8 @@ class LLMJEPA(Objective):
     def _with_predictors(self, turn: Turn) -> list[int]:
         start, stop = turn.content
         place = start if self.front_pred else stop
-        ids = [*turn.input_ids[:place], *self.predictors, *turn.input_ids[place:]]
-        return ids[start : stop + len(self.predictors)] if self.plain else ids
+        ids = [*turn.input_ids[:place], *self.predictor_ids, *turn.input_ids[place:]]
+        return ids[start : stop + len(self.predictor_ids)] if self.plain else ids
 
     def _view(self, row: Row, input_ids: list[int]) -> View:
         branch = row.append_branch(input_ids, position_offset=0, visible_length=0)

@@ -13,16 +13,22 @@ from step_jepa.rows.controls import CONTROLS_OF_ROWS, Control, NegativeSampler, 
 @dataclass(frozen=True)
 class Planner:
     """Random choices follow from (seed, epoch, example, objective) alone, so they are the same for any batching, any
-    number of workers, and after a resume."""
+    number of workers, and after a resume.
+
+    trajectory   whether the trunk's states at the ends of steps are looked at too, which costs nothing
+    """
 
     objectives: Sequence[Objective] = ()
     seed: int = 0
     control: Control = "none"
     redraw: bool = False
     negative_sampler: NegativeSampler | None = None
+    trajectory: bool = False
 
     def __call__(self, example: Example, epoch: int = 0) -> Row:
         row = trunk(example)
+        if self.trajectory:
+            row.trajectory = [stop - 1 for start, stop in example.steps if start < stop]
         control_epoch = epoch if self.redraw else 0
         if self.control == "random_boundaries":
             example = with_random_boundaries(example, Random(f"{self.seed} {control_epoch} {example.index} boundaries"))
@@ -30,24 +36,31 @@ class Planner:
             place = f"{example.index} {type(objective).__name__}"
             rng = Random(f"{self.seed} {epoch} {place}")
             sampling = SamplingContext(rng, self.control, f"{self.seed} {control_epoch} {place}", self.negative_sampler)
-            row.pairs += [replace(pair, objective=number) for pair in objective.pairs(row, example, sampling)]
+            for pair in objective.pairs_of(row, example, sampling):
+                row.pairs.append(replace(pair, objective=number))
         return row
 
 
-def unchanged(plan: Planner, examples: Sequence[Example]) -> int:
+def unchanged_pairs(plan: Planner, examples: Sequence[Example]) -> int:
     """How many pairs of the first epoch the control leaves as they are: both views read the same tokens, and see as
     much of the trunk. 0 for controls that act elsewhere, and for none."""
     if plan.control not in CONTROLS_OF_ROWS:
         return 0
-    true = replace(plan, control="none")
-    return sum(len(_pairs(plan(example)) & _pairs(true(example))) for example in examples)
+    uncontrolled = replace(plan, control="none")
+    count = 0
+    for example in examples:
+        count += len(_contents(plan(example)) & _contents(uncontrolled(example)))
+    return count
 
 
-def _pairs(row: Row) -> set[tuple]:
-    return {(pair.objective, pair.step, _said(row, pair.predicted), _said(row, pair.target)) for pair in row.pairs}
+def _contents(row: Row) -> set[tuple]:
+    """What tells each pair of a row from other pairs."""
+    return {
+        (pair.objective, pair.step, _content(row, pair.predicted), _content(row, pair.target)) for pair in row.pairs
+    }
 
 
-def _said(row: Row, view: View) -> tuple:
+def _content(row: Row, view: View) -> tuple:
     return tuple((weight, *_state(row, index)) for index, weight in view)
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
+from step_jepa.options import option
 from step_jepa.rows.branches import Pair, Row, View, last, mean
 from step_jepa.rows.controls import Control, SamplingContext
 
@@ -18,62 +19,87 @@ Read = Literal["separator", "content"]
 Sees = Literal["nothing", "bos"]
 
 
-@dataclass(frozen=True)
-class StepJEPA(Objective):
-    """predictors         ids of the K predictor tokens; with none, the trunk's own states of step i predict
-    pairs              the first pair of steps, all of them, or `pairs_per_example` drawn at random
-    horizon            h: step i predicts step i + h
-    target             the step alone, or as it stands in the trunk, which costs nothing
-    pooling            a view is the state of its last token, or the mean over its tokens
-    read               whether a step ends with the separator that closes it, or with its content
-    target_sees        whether an isolated step sees the trunk's first token, the usual sink of attention
-    skip_answer_step   leave out pairs whose target is just the final answer
+@dataclass
+class PairOptions:
+    """How many pairs of an example."""
+
+    # All objectives take these two, though llm_jepa and ssp have nothing to choose: recipes give pairs, and other
+    # objectives are tried with those recipes.
+    pairs: Pairs = option("first", help="Which pairs of steps: the first, all, or some drawn at random.", group="Views")
+    pairs_per_example: int = option(
+        4,
+        help="How many pairs of an example with pairs random; spans of stp unless pairs first.",
+        group="Views",
+        least=1,
+        standalone=True,
+    )
+
+
+@dataclass
+class ReadOptions:
+    """Where a step ends."""
+
+    read: Read = option(
+        "separator",
+        help="A step is read at the separator that closes it, or where content ends.",
+        group="Views",
+        changes_views=True,
+    )
+
+
+@dataclass
+class StepOptions(ReadOptions, PairOptions):
+    """Which steps, and how their views are read."""
+
+    horizon: int = option(1, help="h: step i predicts step i + h.", group="Views", least=1)
+    target: Target = option(
+        "isolated", help="The target step read alone, or in its context, which costs nothing.", group="Views"
+    )
+    pooling: Pooling = option(
+        "last", help="A view is its last token's state, or the mean.", group="Views", changes_views=True
+    )
+    target_sees: Sees = option(
+        "nothing",
+        help="What an isolated step sees of the trunk: nothing, or its first token.",
+        group="Views",
+        changes_views=True,
+    )
+    skip_answer_step: bool = option(
+        True, help="Leave out pairs whose target is just the final answer line.", group="Views", standalone=True
+    )
+
+
+@dataclass
+class StepJEPA(StepOptions, Objective):
+    """Step i + h from everything up to step i.
+
+    predictor_ids   of the K predictor tokens; with none, the trunk's own states of step i predict
     """
 
-    predictors: Sequence[int] = ()
-    choice: Pairs = "first"
-    pairs_per_example: int = 4
-    horizon: int = 1
-    target: Target = "isolated"
-    pooling: Pooling = "last"
-    read: Read = "separator"
-    target_sees: Sees = "nothing"
-    skip_answer_step: bool = True
+    predictor_ids: Sequence[int] = ()
 
     predicts: ClassVar[bool] = True
     controls: ClassVar[frozenset[Control]] = frozenset(
         {"shuffled_pairs", "shuffled_steps", "past_target", "random_boundaries", "frozen_target", "random_target"}
     )
-    options: ClassVar[frozenset[str]] = frozenset(
-        {"horizon", "target", "pooling", "read", "target_sees", "skip_answer_step"}
-    )
 
-    @classmethod
-    def from_config(cls, config: Any, predictors: Sequence[int]) -> "StepJEPA":
-        if config.target == "context" and config.target_sees == "bos":
+    def check_options(self, config: Any) -> None:
+        if self.target != "context":
+            return
+        if self.target_sees == "bos":
             raise UserError("--target_sees is for isolated targets: leave it out, or use --target isolated")
-        if config.target == "context" and config.control in ("past_target", "shuffled_steps") and not predictors:
+        if config.control in ("past_target", "shuffled_steps") and not self.predictor_ids:
             raise UserError(f"--control {config.control} would compare a view with itself: use --predictors 1 or more")
-        if config.target == "context" and config.control == "shuffled_pairs":
+        if config.control == "shuffled_pairs":
             raise UserError(
                 "--control shuffled_pairs needs --target isolated: another example is not in the row's trunk"
             )
-        return cls(
-            predictors=tuple(predictors),
-            choice=config.pairs,
-            pairs_per_example=config.pairs_per_example,
-            horizon=config.horizon,
-            target=config.target,
-            pooling=config.pooling,
-            read=config.read,
-            target_sees=config.target_sees,
-            skip_answer_step=config.skip_answer_step,
-        )
 
-    def pairs(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
-        for seen, wanted in self._chosen(example, sampling.rng):
-            predicted = self._predicted(row, example, seen)
-            yield Pair(predicted, self._target(row, *sampling.target_step(example, seen, wanted)), step=wanted)
+    def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
+        for read, wanted in self._chosen(example, sampling.rng):
+            predicted = self._predicted(row, example, read)
+            source, step = sampling.target_step(example, read, wanted)
+            yield Pair(predicted, self._target(row, source, step), step=wanted)
 
     def possible(self, example: Example) -> list[tuple[int, int]]:
         """(i, i + h) for all steps with tokens of their own; a step may share its only token with its neighbour."""
@@ -82,10 +108,10 @@ class StepJEPA(Objective):
 
     def skipped(self, example: Example) -> int:
         """How many of them have just the final answer as their target and are left out."""
-        possible = self.possible(example)[: 1 if self.choice == "first" else None]
+        possible = self.possible(example)[: 1 if self.pairs == "first" else None]
         return sum(self.skip_answer_step and wanted == example.answer for _, wanted in possible)
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_data(self, examples: Sequence[Example]) -> None:
         if self.horizon > 1 and not any(map(self._kept, examples)):
             most = max(len(example.steps) for example in examples)
             raise UserError(
@@ -97,14 +123,18 @@ class StepJEPA(Objective):
         return sum(map(self.skipped, examples))
 
     def _kept(self, example: Example) -> list[tuple[int, int]]:
-        return [pair for pair in self.possible(example) if not (self.skip_answer_step and pair[1] == example.answer)]
+        possible = self.possible(example)
+        if not self.skip_answer_step:
+            return possible
+        return [(read, wanted) for read, wanted in possible if wanted != example.answer]
 
     def _chosen(self, example: Example, rng: Random) -> list[tuple[int, int]]:
         pairs = self._kept(example)
-        if self.choice == "first":
+        if self.pairs == "first":
             return pairs[:1]
-        if self.choice == "random" and len(pairs) > self.pairs_per_example:
-            return [pairs[place] for place in sorted(rng.sample(range(len(pairs)), self.pairs_per_example))]
+        if self.pairs == "random" and len(pairs) > self.pairs_per_example:
+            places = rng.sample(range(len(pairs)), self.pairs_per_example)
+            return [pairs[place] for place in sorted(places)]
         return pairs
 
     def _tokens(self, example: Example, step: int) -> range:
@@ -115,16 +145,16 @@ class StepJEPA(Objective):
         return mean(indices) if self.pooling == "mean" else last(indices)
 
     def _predicted(self, row: Row, example: Example, step: int) -> View:
-        if not self.predictors:
+        if not self.predictor_ids:
             return self._pooled(self._tokens(example, step))
-        before = example.steps[step][1]
-        return self._pooled(row.append_branch(self.predictors, position_offset=before, visible_length=before))
+        end = example.steps[step][1]
+        return self._pooled(row.append_branch(self.predictor_ids, position_offset=end, visible_length=end))
 
     def _target(self, row: Row, example: Example, step: int) -> View:
         tokens = self._tokens(example, step)
         if self.target == "context":
             return self._pooled(tokens)
-        alone = example.input_ids[tokens.start : tokens.stop]
-        return self._pooled(
-            row.append_branch(alone, position_offset=tokens.start, visible_length=int(self.target_sees == "bos"))
-        )
+        step_ids = example.input_ids[tokens.start : tokens.stop]
+        # The step keeps the positions that it has in the trunk, so that a model with absolute positions sees the same.
+        visible = 1 if self.target_sees == "bos" else 0
+        return self._pooled(row.append_branch(step_ids, position_offset=tokens.start, visible_length=visible))

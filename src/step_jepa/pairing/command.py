@@ -11,9 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
-from transformers import PrinterCallback
 
-from step_jepa.adapted import untrained
 from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
@@ -23,7 +21,9 @@ from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.pairing.measures import HeldOut, measure, show
 from step_jepa.run_files import OPTIONS_FILE, PAIRING_FILE, last_modified, records_digest, run_options, write_json
-from step_jepa.training.config import view_options
+from step_jepa.training.config import StepJEPAOptions, view_options
+from step_jepa.training.held_out import held_out as held_out_figures
+from step_jepa.training.representation import Representation
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -190,15 +190,19 @@ def held_out(own: Reading, base: Reading | None, records: Sequence[Mapping[str, 
 
 def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str, Any]], **options: Any) -> Reading:
     """The views of all pairs by one model. Raises UserError where there is none."""
-    options |= {"pairs": "all", "max_length": None, "per_device_eval_batch_size": args.batch_size, "seed": args.seed}
-    with untrained(model, data=records, model_init_kwargs={"dtype": args.dtype}, **options) as trainer:
-        trainer.remove_callback(PrinterCallback)
-        figures = trainer.evaluate()
-        views = trainer.held_out.of(0)
-        if not len(views):
-            raise UserError(f"{args.test_file}: no record has two steps beside its answer, so there is no pair")
-        embeddings = trainer.model.get_input_embeddings().weight.detach().float().cpu()
-        return Reading(views, trainer.train_dataset.examples, embeddings, figures["eval_lm_loss"])
+    representation = Representation.load(
+        model,
+        StepJEPAOptions(pairs="all", max_length=None, **options),
+        seed=args.seed,
+        model_init_kwargs={"dtype": args.dtype},
+    )
+    rows = representation.evaluation_rows(records)
+    result = held_out_figures(representation, rows, batch_size=args.batch_size)
+    views = result.views.of(0)
+    if not len(views):
+        raise UserError(f"{args.test_file}: no record has two steps beside its answer, so there is no pair")
+    embeddings = representation.model.get_input_embeddings().weight.detach().float().cpu()
+    return Reading(views, rows.examples, embeddings, result.lm_loss)
 
 
 def _embedded(embeddings: Tensor, texts: list[list[int]]) -> np.ndarray:

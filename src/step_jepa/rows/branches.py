@@ -24,7 +24,7 @@ def mean(indices: Sequence[int]) -> View:
 
 
 def difference(after: int, before: int) -> View:
-    """The way that the state went from one row index to another."""
+    """The displacement of the state from one row index to another."""
     return [(after, 1.0), (before, -1.0)]
 
 
@@ -44,11 +44,12 @@ class Pair:
 
 @dataclass
 class Row:
-    """One training row. Every list but `pairs` has one entry per token.
+    """One training row. The lists but `pairs` and `trajectory` have one entry per token.
 
     branch          0 on the trunk, 1, 2, ... on the branches
     visible_length  how many trunk tokens a branch token may see before its own branch; 0 on the trunk
     problem         index of the example in its data set
+    trajectory      row indices at which the trunk's states are looked at in order, for diagnostics
     """
 
     input_ids: list[int]
@@ -58,6 +59,7 @@ class Row:
     branch: list[int] = field(init=False)
     visible_length: list[int] = field(init=False)
     pairs: list[Pair] = field(default_factory=list)
+    trajectory: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         length = len(self.input_ids)

@@ -1,9 +1,11 @@
-"""The options of a run, beside those of TrainingArguments; which of them contradict each other."""
+"""The options of a run: `...Options` are those of the JEPA term, for whoever reads views; `...Config` are the same with
+TrainingArguments, for whoever trains."""
 
 import json
 import math
 import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,16 @@ from transformers import TrainingArguments
 
 from step_jepa.batches.views import PredictorHead, TargetReader
 from step_jepa.errors import UserError
-from step_jepa.losses.distances import Loss, Negatives, Regulariser
+from step_jepa.losses import LOSSES
+from step_jepa.losses.distances import Negatives
+from step_jepa.losses.regularisers import Regulariser
 from step_jepa.objectives import OBJECTIVES
+from step_jepa.objectives.llm_jepa import TurnOptions
+from step_jepa.objectives.registry import objectives_that_read
+from step_jepa.objectives.step_jepa import StepOptions
+from step_jepa.options import Needs, changed, check_bounds, check_needs, facts, option, option_fields
 from step_jepa.rows.controls import DRAWN, Control
-from step_jepa.run_files import OPTIONS_FILE, run_options
+from step_jepa.run_files import OPTIONS_FILE, read_json, run_options, write_json
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
 COMPAT = {
@@ -25,107 +33,147 @@ COMPAT = {
     "undivided_loss": "every micro-batch weighs as much as a whole step, so gradients grow with accumulation",
     "double_bos": "the chat template's text gets the tokenizer's own special tokens once more",
 }
-# Options that would say nothing in plain fine-tuning, though whoever gives them there expects something of them.
-OF_A_JEPA_TERM = (
-    "control",
-    "target_encoder",
-    "predictor_head",
-    "loss",
-    "regulariser",
-    "gamma",
-    "jepa_ratio",
-    "same_flop",
-)
+
+_CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
+_REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
+_AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
+_BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 
 
 @dataclass
-class RepresentationConfig(TrainingArguments):
-    """TrainingArguments, and the options of the JEPA term."""
+class RepresentationOptions(TurnOptions):
+    """The options of the JEPA term that all objectives share, and LLM-JEPA's own."""
 
-    lbd: float | str = field(
-        default=0.1,
-        metadata={"help": "Weight of the JEPA loss; with 0 nothing is added to plain SFT. auto: see lbd_ratio."},
+    lbd: float | str = option(
+        0.1,
+        help="Weight of the JEPA loss; with 0 nothing is added to plain SFT. auto: see lbd_ratio.",
+        group="JEPA term",
+        least=0,
+        standalone=True,
     )
-    lbd_ratio: float = field(
-        default=0.1,
-        metadata={"help": "With lbd auto: gradient norm of the JEPA term, as a share of the language model's."},
+    lbd_ratio: float = option(
+        0.1,
+        help="With lbd auto: gradient norm of the JEPA term, as a share of the language model's.",
+        group="JEPA term",
+        more_than=0,
+        needs=_BALANCED,
     )
-    gamma: float = field(default=1.0, metadata={"help": "Weight of the language-model loss."})
-    predictors: int = field(
-        default=1, metadata={"help": "K, the predictor tokens; with 0 the state of the last text token predicts."}
+    gamma: float = option(
+        1.0,
+        help="Weight of the language-model loss.",
+        group="JEPA term",
+        least=0,
+        of_jepa_term=True,
+        standalone=True,
     )
-    predictor_head: PredictorHead = field(
-        default="identity", metadata={"help": "What the predicted view goes through: nothing, or a linear map."}
+    predictors: int = option(
+        1,
+        help="K, the predictor tokens; with 0 the state of the last text token predicts.",
+        group="Views",
+        least=0,
+        standalone=True,
     )
-    loss: Loss = field(
-        default="cosine",
-        metadata={"help": "Distance of the views; infonce wants many pairs per micro-batch."},
+    predictor_head: PredictorHead = option(
+        "identity",
+        help="What the predicted view goes through: nothing, or a linear map.",
+        group="Views",
+        of_jepa_term=True,
+        changes_views=True,
     )
-    temperature: float = field(default=0.07, metadata={"help": "Temperature of infonce."})
-    negatives: Negatives = field(
-        default="both", metadata={"help": "infonce: negatives of other problems, of the same problem, or both."}
+    loss: str = option(
+        "cosine",
+        help=f"Distance of the views, one of {', '.join(LOSSES)}; infonce wants many pairs per micro-batch.",
+        group="JEPA term",
+        choices=LOSSES,
+        of_jepa_term=True,
+        standalone=True,
     )
-    regulariser: Regulariser = field(default="none", metadata={"help": "Against collapse, beside the loss."})
-    regulariser_weight: float = field(default=0.1, metadata={"help": "Its weight, beside the loss's 1."})
-    target_encoder: TargetReader = field(
-        default="plain",
-        metadata={"help": "Who reads the target: the model, the model without gradient, or its moving average."},
+    temperature: float = option(
+        0.07, help="Temperature of infonce.", group="JEPA term", more_than=0, needs=_CONTRASTIVE
     )
-    ema_decay: float = field(default=0.99, metadata={"help": "Decay of that average, per optimisation step."})
-    layer: int = field(
-        default=-1,
-        metadata={"help": "Layer of the views: -1 the last, after the final norm; others are read before it."},
+    negatives: Negatives = option(
+        "both",
+        help="infonce: negatives of other problems, of the same problem, or both.",
+        group="JEPA term",
+        needs=_CONTRASTIVE,
     )
-    control: Control = field(default="none", metadata={"help": "What takes the place of the next step in training."})
-    redraw: bool = field(default=False, metadata={"help": "Draw the control's random choices anew in every epoch."})
-    jepa_ratio: float = field(
-        default=1.0,
-        metadata={"help": "Share of optimisation steps that carry the JEPA loss; others are plain SFT."},
+    regulariser: Regulariser = option(
+        "none", help="Against collapse, beside the loss.", group="JEPA term", of_jepa_term=True
     )
-    same_flop: bool = field(
-        default=False, metadata={"help": "Train so much shorter as rows with branches are longer than rows without."}
+    regulariser_weight: float = option(
+        0.1, help="Its weight, beside the loss's 1.", group="JEPA term", least=0, needs=_REGULARISED
     )
-    front_pred: bool = field(default=False, metadata={"help": "llm_jepa: predictor tokens before the text."})
-    reverse_pred: bool = field(default=False, metadata={"help": "llm_jepa: the answer predicts the text."})
-    last_token: int = field(default=-1, metadata={"help": "llm_jepa: the token of a view that is read, from its end."})
-    plain: bool = field(
-        default=False, metadata={"help": "No chat framing: contents by line breaks, views of contents alone."}
+    target_encoder: TargetReader = option(
+        "plain",
+        help="Who reads the target: the model, the model without gradient, or its moving average.",
+        group="JEPA term",
+        of_jepa_term=True,
     )
-    train_all: bool = field(default=False, metadata={"help": "Language-model loss on the prompt too."})
-    compat: list[str] = field(
+    ema_decay: float = option(
+        0.99,
+        help="Decay of that average, per optimisation step.",
+        group="JEPA term",
+        least=0,
+        most=1,
+        needs=_AVERAGED,
+    )
+    layer: int = option(
+        -1,
+        help="Layer of the views: -1 the last, after the final norm; others are read before it.",
+        group="Views",
+        changes_views=True,
+    )
+    control: Control = option(
+        "none",
+        help="What takes the place of the next step in training.",
+        group="Controls",
+        of_jepa_term=True,
+    )
+    redraw: bool = option(False, help="Draw the control's random choices anew in every epoch.", group="Controls")
+    jepa_ratio: float = option(
+        1.0,
+        help="Share of optimisation steps that carry the JEPA loss; others are plain SFT.",
+        group="JEPA term",
+        least=0,
+        most=1,
+        of_jepa_term=True,
+    )
+    same_flop: bool = option(
+        False,
+        help="Train so much shorter as rows with branches are longer than rows without.",
+        group="Controls",
+        of_jepa_term=True,
+    )
+    plain: bool = option(
+        False,
+        help="No chat framing: contents by line breaks, views of contents alone.",
+        group="Data",
+        changes_views=True,
+    )
+    train_all: bool = option(False, help="Language-model loss on the prompt too.", group="Data")
+    compat: list[str] = option(
         default_factory=list,
-        metadata={"help": f"Train as published code does: llm_jepa, or some of {', '.join(COMPAT)}."},
+        help=f"Train as published code does: llm_jepa, or some of {', '.join(COMPAT)}.",
+        group="Controls",
     )
-    diagnostics_steps: int = field(
-        default=100, metadata={"help": "Log diagnostics of held-out views every so many steps; 0: never."}
+    max_length: int | None = option(
+        1024,
+        help="Longest trunk in tokens; longer rows keep whole steps only.",
+        group="Data",
+        least=1,
+        standalone=True,
     )
-    diagnostics_rows: int = field(default=16, metadata={"help": "Held-out rows that they are taken on."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or this share of them."})
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Longest trunk in tokens; longer rows keep whole steps only."}
-    )
-    keep_adapter: bool = field(
-        default=False, metadata={"help": "Export the LoRA adapter alone instead of the merged model."}
-    )
-    model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Arguments of from_pretrained for a model given by name, as JSON."}
-    )
-    pretrain: bool = field(default=False, metadata={"help": "Random weights, from the model's configuration."})
-    config_overrides: dict | str | None = field(
-        default=None, metadata={"help": "With pretrain: fields of the configuration, as JSON."}
-    )
-
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "config_overrides"]
 
     def __post_init__(self) -> None:
-        self._check_ranges()
-        self._check_combinations()
+        self._check_values()
+        for reason in self._contradictions():
+            raise UserError(reason)
+        check_needs(self)
+        if self.objectives:
+            self._check_control()
+        else:
+            self._check_plain()
         self.train_all |= "train_all" in self.switches
-        super().__post_init__()
-        for name in ("model_init_kwargs", "config_overrides"):
-            _require(isinstance(getattr(self, name), dict | None), self, name, "JSON such as '{\"name\": 1}'")
-        self.dataloader_pin_memory &= torch.cuda.is_available()
-        self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
 
     @property
     def objectives(self) -> list[tuple[str, float]]:
@@ -137,112 +185,186 @@ class RepresentationConfig(TrainingArguments):
         """Names in COMPAT that are on."""
         return set(COMPAT) if "llm_jepa" in self.compat else set(self.compat)
 
-    def _check_ranges(self) -> None:
+    def _check_values(self) -> None:
         if isinstance(self.lbd, str) and self.lbd != "auto":
             raise UserError(f"lbd = {self.lbd}: give a number, or auto")
-        numbers = ("gamma", "predictors", "regulariser_weight", "diagnostics_steps")
-        for name in numbers if self.lbd == "auto" else ("lbd", *numbers):
-            _require(0 <= getattr(self, name) < math.inf, self, name, "0 or more")
-        for name in ("temperature", "lbd_ratio"):
-            _require(getattr(self, name) > 0, self, name, "more than 0")
-        for name in ("jepa_ratio", "ema_decay"):
-            _require(0 <= getattr(self, name) <= 1, self, name, "a share between 0 and 1")
-        _require(self.max_length is None or self.max_length >= 1, self, "max_length", "1 or more")
-        _require(self.diagnostics_rows >= 2, self, "diagnostics_rows", "2 or more")
-        _require(self.last_token < 0, self, "last_token", "-1 for the last token, -2 for the one before")
+        check_bounds(self)
         unknown = [name for name in self.compat if name not in COMPAT and name != "llm_jepa"]
         if unknown:
             raise UserError(f"compat = {unknown[0]}: give llm_jepa, or some of {', '.join(COMPAT)}")
 
-    def _check_combinations(self) -> None:
-        contradictions = {
-            "--control frozen_target reads targets by the base model: leave out --target_encoder": self.control
-            == "frozen_target"
-            and self.target_encoder != "plain",
-            "--control random_target reads no target: leave out --target_encoder": self.control == "random_target"
-            and self.target_encoder != "plain",
-            "--lbd auto balances against the language model's gradient: give --gamma more than 0": self.lbd == "auto"
-            and not self.gamma,
-            "--control no_loss has no gradient to balance: give --lbd a number": self.control == "no_loss"
-            and self.lbd == "auto",
-            "--redraw redraws a control's choices: add --control, or leave it out": self.redraw
-            and self.control not in DRAWN,
-            "--config_overrides changes a model of random weights: add --pretrain": self.config_overrides
-            and not self.pretrain,
-        }
-        for reason, given in contradictions.items():
-            if given:
-                raise UserError(reason)
-        self._check_idle()
-        if self.objectives:
-            self._check_control()
-        else:
-            self._check_plain()
-
-    def _check_idle(self) -> None:
-        infonce = self.loss.endswith("infonce")
-        read = {
-            "negatives": ("--loss infonce", infonce),
-            "temperature": ("--loss infonce", infonce),
-            "regulariser_weight": ("--regulariser vicreg or sigreg", self.regulariser != "none"),
-            "ema_decay": ("--target_encoder ema", self.target_encoder == "ema"),
-            "lbd_ratio": ("--lbd auto", self.lbd == "auto"),
-        }
-        for name, (reader, given) in read.items():
-            if getattr(self, name) != self.__dataclass_fields__[name].default and not given:
-                raise UserError(f"--{name} is read by {reader} alone: add that, or leave it out")
+    def _contradictions(self) -> Iterator[str]:
+        """Why these options cannot be given together."""
+        if self.control == "frozen_target" and self.target_encoder != "plain":
+            yield "--control frozen_target reads targets by the base model: leave out --target_encoder"
+        if self.control == "random_target" and self.target_encoder != "plain":
+            yield "--control random_target reads no target: leave out --target_encoder"
+        if self.lbd == "auto" and not self.gamma:
+            yield "--lbd auto balances against the language model's gradient: give --gamma more than 0"
+        if self.lbd == "auto" and self.control == "no_loss":
+            yield "--control no_loss has no gradient to balance: give --lbd a number"
+        if self.redraw and self.control not in DRAWN:
+            yield "--redraw redraws a control's choices: add --control, or leave it out"
 
     def _check_control(self) -> None:
-        for home, kind in ((name, OBJECTIVES[name]) for name, _ in self.objectives):
-            if self.control not in ("none", "no_loss", *kind.controls):
-                raise UserError(
-                    f"--control {self.control} means nothing for the objective {home}: use one of "
-                    f"{', '.join(sorted({*kind.controls, 'no_loss'}))}"
-                )
-        if self.loss != "cosine" and all(OBJECTIVES[name].loss for name, _ in self.objectives):
-            names = " ".join(name for name, _ in self.objectives)
+        chosen = {name: OBJECTIVES[name] for name, _ in self.objectives}
+        for name, objective in chosen.items():
+            if self.control not in ("none", "no_loss", *objective.controls):
+                known = ", ".join(sorted({*objective.controls, "no_loss"}))
+                raise UserError(f"--control {self.control} means nothing for the objective {name}: use one of {known}")
+        if self.loss != "cosine" and all(objective.loss for objective in chosen.values()):
+            names = " ".join(chosen)
             raise UserError(f"--loss {self.loss} is not read by {names}, which have their own: leave it out")
 
     def _check_plain(self) -> None:
-        for name in OF_A_JEPA_TERM:
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
+        """Whoever gives an option of the JEPA term in plain fine-tuning expects something of it."""
+        for each in changed(self):
+            if facts(each).of_jepa_term:
                 raise UserError(
-                    f"--{name} {getattr(self, name)} needs a JEPA term: give --lbd more than 0 and an --objective, "
-                    "or leave it out"
+                    f"--{each.name} {getattr(self, each.name)} needs a JEPA term: give --lbd more than 0 and an "
+                    "--objective, or leave it out"
                 )
 
 
-FREE_ON_RESUME = {"logging_steps", "diagnostics_steps", "diagnostics_rows", "keep_adapter", "model_init_kwargs"}
-VIEW_OPTIONS = ("predictor_head", "layer", "plain", "pooling", "read", "target_sees")  # how a run reads its views
+@dataclass
+class RepresentationConfig(RepresentationOptions, TrainingArguments):
+    """TrainingArguments, and the options of the JEPA term."""
+
+    diagnostics_steps: int = option(
+        100,
+        help="Log diagnostics of held-out views every so many steps; 0: never.",
+        group="Logging",
+        least=0,
+        free_on_resume=True,
+    )
+    diagnostics_rows: int = option(
+        16,
+        help="Held-out rows that they are taken on.",
+        group="Logging",
+        least=2,
+        free_on_resume=True,
+        standalone=True,  # of no effect there: it says something only beside diagnostics_steps, which is refused
+    )
+    logging_steps: float = option(
+        10,
+        help="Log every so many steps, or this share of them.",
+        group="Logging",
+        free_on_resume=True,
+        standalone=True,
+    )
+    keep_adapter: bool = option(
+        False,
+        help="Export the LoRA adapter alone instead of the merged model.",
+        group="LoRA",
+        free_on_resume=True,
+        standalone=True,
+    )
+    model_init_kwargs: dict | str | None = option(
+        None,
+        help="Arguments of from_pretrained for a model given by name, as JSON.",
+        group="Model",
+        free_on_resume=True,
+        standalone=True,
+    )
+    pretrain: bool = option(False, help="Random weights, from the model's configuration.", group="Model")
+    config_overrides: dict | str | None = option(
+        None, help="With pretrain: fields of the configuration, as JSON.", group="Model"
+    )
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "config_overrides"]
+
+    def __post_init__(self) -> None:
+        RepresentationOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)
+        for name in ("model_init_kwargs", "config_overrides"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")
+        self.dataloader_pin_memory &= torch.cuda.is_available()
+        self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from super()._contradictions()
+        if self.config_overrides and not self.pretrain:
+            yield "--config_overrides changes a model of random weights: add --pretrain"
 
 
-def own_options(config: RepresentationConfig) -> dict[str, Any]:
-    """All options that are not TrainingArguments'."""
-    others = {each.name for each in fields(TrainingArguments)} - {"logging_steps"}
-    return {each.name: getattr(config, each.name) for each in fields(config) if each.name not in others}
+@dataclass
+class StepJEPAOptions(StepOptions, RepresentationOptions):
+    """The options of the JEPA term, of every objective."""
+
+    objective: list[str] = option(
+        default_factory=lambda: ["step_jepa"],
+        help=f"One or more of {', '.join(OBJECTIVES)}, or none for plain SFT.",
+        group="JEPA term",
+        standalone=True,
+    )
+    weights: list[float] = option(
+        default_factory=list,
+        help="Weight of each objective within the JEPA loss; 1 each by default.",
+        group="JEPA term",
+    )
+
+    @property
+    def objectives(self) -> list[tuple[str, float]]:
+        if not self.lbd or self.objective == ["none"]:
+            return []
+        return list(zip(self.objective, self.weights or [1.0] * len(self.objective), strict=True))
+
+    def _check_values(self) -> None:
+        if isinstance(self.objective, str):
+            self.objective = [self.objective]
+        names = " ".join(self.objective)
+        unknown = [name for name in self.objective if name not in (*OBJECTIVES, "none")]
+        if unknown or not self.objective:
+            raise UserError(f"objective = {' '.join(unknown)}: give some of {', '.join(OBJECTIVES)}, or none")
+        if len(set(self.objective)) < len(self.objective) or ("none" in self.objective and len(self.objective) > 1):
+            raise UserError(f"objective = {names}: give each once, and none alone")
+        if self.weights and len(self.weights) != len(self.objective):
+            raise UserError(f"{len(self.weights)} weights for {len(self.objective)} objectives: give one each")
+        if any(not 0 < weight < math.inf for weight in self.weights):
+            raise UserError(f"weights = {' '.join(map(str, self.weights))}: give more than 0 each")
+        super()._check_values()
+
+    def _contradictions(self) -> Iterator[str]:
+        yield from super()._contradictions()
+        chosen = [name for name, _ in self.objectives]
+        for each in changed(self) if chosen else []:
+            homes = objectives_that_read(each.name)
+            if homes and not set(homes) & set(chosen):
+                yield f"--{each.name} is for the objective {', '.join(homes)}: leave it out"
+
+
+# What is written of a run's options, and compared
+
+
+def own_options(config: Any) -> dict[str, Any]:
+    """The values of our own options."""
+    return {each.name: getattr(config, each.name) for each in option_fields(config)}
+
+
+def unknown_to_standalone(config: Any) -> dict[str, Any]:
+    """Options with another value than their default that the standalone implementation does not have."""
+    return {each.name: getattr(config, each.name) for each in changed(config) if not facts(each).standalone}
 
 
 def save_options(config: RepresentationConfig, folder: str | os.PathLike) -> None:
     """What a run was trained with, beside the model."""
-    Path(folder, OPTIONS_FILE).write_text(json.dumps(own_options(config), indent=2, default=str) + "\n")
+    write_json(Path(folder, OPTIONS_FILE), own_options(config))
 
 
 def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -> None:
     """Raises UserError where a run goes on with other options than it was begun with."""
     path = Path(checkpoint, OPTIONS_FILE)
-    begun = json.loads(path.read_text()) if path.exists() else {}
+    before = read_json(path) if path.exists() else {}
     now = json.loads(json.dumps(own_options(config), default=str))
-    for name in begun.keys() & now.keys() - FREE_ON_RESUME:
-        if begun[name] != now[name]:
-            raise UserError(f"{checkpoint} was begun with {name} = {begun[name]}, not {now[name]}: give the same")
+    for each in option_fields(config):
+        name = each.name
+        if name in before and before[name] != now[name] and not facts(each).free_on_resume:
+            raise UserError(f"{checkpoint} was begun with {name} = {before[name]}, not {now[name]}: give the same")
 
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:
     """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
     saved = run_options(folder)
-    return {name: saved[name] for name in VIEW_OPTIONS if name in saved}
-
-
-def _require(fine: bool, config: Any, name: str, wanted: str) -> None:
-    if not fine:
-        raise UserError(f"{name} = {getattr(config, name)}: give {wanted}")
+    names = [each.name for each in option_fields(StepJEPAOptions) if facts(each).changes_views]
+    return {name: saved[name] for name in names if name in saved}

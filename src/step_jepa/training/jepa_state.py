@@ -1,16 +1,18 @@
-"""What the JEPA term carries from step to step beside the model: saved with it, equal on all ranks."""
+"""What the JEPA term keeps from step to step beside the model: saved with it, equal on all ranks."""
 
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from step_jepa.batches.views import TargetEncoder, Views
+from step_jepa.batches.views import Views
 from step_jepa.errors import UserError
-from step_jepa.losses.distances import RunningMean
+from step_jepa.losses.running_mean import RunningMean
+from step_jepa.models.target_encoder import TargetEncoder
 from step_jepa.run_files import STATE_FILE
 
 SIDES = ("predicted", "target")
@@ -27,7 +29,8 @@ class JepaState(nn.Module):
         self, centred: Sequence[str], width: int, head: nn.Module | None, target_encoder: TargetEncoder | None
     ) -> None:
         super().__init__()
-        self.means = nn.ModuleDict({f"{name}_{side}": RunningMean(width) for name in centred for side in SIDES})
+        keys = [f"{name}_{side}" for name, side in product(centred, SIDES)]
+        self.means = nn.ModuleDict({key: RunningMean(width) for key in keys})
         self.head, self.target_encoder = head, target_encoder
         self.register_buffer("lbd", torch.zeros(()))
 
@@ -36,14 +39,15 @@ class JepaState(nn.Module):
         predicted, target = self._means(name)
         return predicted(views.predicted), target(views.target)
 
-    def add(self, name: str, views: Views) -> None:
-        """A micro-batch's part of the running means."""
-        for mean, own in zip(self._means(name), (views.predicted, views.target), strict=True):
+    def accumulate(self, name: str, views: Views) -> None:
+        """Add a micro-batch's part to the running means of an objective, if it is a centred one."""
+        for mean, of_side in zip(self._means(name), (views.predicted, views.target), strict=True):
             if isinstance(mean, RunningMean):
-                mean.add(own)
+                mean.add(of_side)
 
     def _means(self, name: str) -> list[nn.Module]:
-        return [self.means[f"{name}_{side}"] if f"{name}_{side}" in self.means else nn.Identity() for side in SIDES]
+        keys = [f"{name}_{side}" for side in SIDES]
+        return [self.means[key] if key in self.means else nn.Identity() for key in keys]
 
     def after_step(self, model: nn.Module) -> None:
         """Once per optimisation step, on all ranks."""
@@ -54,7 +58,7 @@ class JepaState(nn.Module):
             self.target_encoder.update(model)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Nothing is written where nothing was carried."""
+        """Write jepa.safetensors; nothing is written where there is nothing to keep."""
         path = Path(folder, STATE_FILE)
         path.unlink(missing_ok=True)
         state = {_saved_as(name): value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -71,17 +75,17 @@ class JepaState(nn.Module):
         saved = load_file(path)
         if "head.weight" in saved and self.head is None:
             raise UserError(f"{path} holds a predictor head: use --predictor_head linear, or move it away")
-        own = self.state_dict()
-        begun = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in own}
-        self.load_state_dict(begun, strict=False)
+        known = self.state_dict()
+        kept = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in known}
+        self.load_state_dict(kept, strict=False)
 
     def resume(self, checkpoint: str | os.PathLike) -> None:
         """All of it. Raises UserError where the checkpoint is of another kind of run."""
-        path, own = Path(checkpoint, STATE_FILE), self.state_dict()
+        path, known = Path(checkpoint, STATE_FILE), self.state_dict()
         saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}
         saved = {_own_name(name): value for name, value in saved.items()}
-        if saved.keys() != own.keys():
-            differing = sorted(saved.keys() ^ own.keys())[0]
+        if saved.keys() != known.keys():
+            differing = sorted(saved.keys() ^ known.keys())[0]
             raise UserError(f"{checkpoint} was saved with other options of the JEPA term ({differing}): give the same")
         self.load_state_dict(saved)
 

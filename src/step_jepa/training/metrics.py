@@ -1,10 +1,10 @@
-"""What one forward pass gives, as sums: over the steps since the last log, and over the rows of an evaluation.
+"""What is logged of training, as sums since the last log, over micro-batches and ranks.
 
-Axes: B rows, N labelled tokens, P pairs, H hidden size.
+Axes: N labelled tokens, P pairs, H hidden size.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,29 +13,78 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from step_jepa.batches.collate import tokens_read
-from step_jepa.batches.views import Views
+from step_jepa.batches.collate import Batch, tokens_read
+from step_jepa.errors import UserError
+from step_jepa.models.forward import ForwardOutput
 
 
 @dataclass
-class ForwardOutput:
-    """What one forward pass gives: nll (N,), token_row (N,), and the views of its pairs."""
+class Observation:
+    """What a metric may look at, of one micro-batch, without gradients.
 
-    nll: Tensor
-    token_row: Tensor
-    views: Views
+    output      of the forward pass, its views being those that the loss is taken on
+    distances   (P,), the JEPA loss of each pair
+    negatives   int64, how many negatives each pair of a contrastive objective has
+    batch       that was read
+    """
+
+    output: ForwardOutput
+    distances: Tensor
+    negatives: Tensor
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the training log: the ratio of two sums over all micro-batches and ranks since the last log. It is
+    left out where the second sum is 0.
+
+    parts   of an observation, what is added to either sum: numbers or tensors ()
+    """
+
+    name: str
+    parts: Callable[[Observation], tuple[Any, Any]]
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Have a figure logged by every trainer that is made from now on. Raises UserError for a name that is taken."""
+    if metric.name in METRICS:
+        raise UserError(f"metric {metric.name} is there already: give another name")
+    METRICS[metric.name] = metric
+    return metric
+
+
+def _lm_loss(seen: Observation) -> tuple[Any, Any]:
+    return seen.output.nll.sum(), len(seen.output.nll)
+
+
+def _view_cosine(seen: Observation) -> tuple[Any, Any]:
+    views = seen.output.views
+    return F.cosine_similarity(views.predicted, views.target, dim=-1).sum(), len(views)
+
+
+def _negatives(seen: Observation) -> tuple[Any, Any]:
+    return seen.negatives.sum(), len(seen.negatives)
+
+
+for _metric in (Metric("lm_loss", _lm_loss), Metric("view_cosine", _view_cosine), Metric("negatives", _negatives)):
+    register_metric(_metric)
 
 
 class MetricSums:
-    """Sums since the last log, on the device: of tokens, of pairs, and of every objective's pairs."""
+    """Sums since the last log, on the device: of every metric, of every objective's pairs, and of tokens."""
 
     def __init__(self, objectives: Sequence[str], weights: Sequence[float], device: torch.device) -> None:
         self.objectives, self.weights, self.since = objectives, weights, 0.0
-        self.tokens = torch.zeros(
-            (), dtype=torch.long, device=device
-        )  # read since `take_tokens`, those of branches too
-        self.sums = torch.zeros(6, device=device)  # nll, tokens, tokens read, cosine, negatives, pairs that have them
-        self.losses = torch.zeros(len(objectives), 2, device=device)  # distance, pairs
+        self.metrics = list(METRICS.values())
+        self.ratios = torch.zeros(len(self.metrics), 2, device=device)
+        self.distances, self.pairs = (torch.zeros(len(objectives), device=device) for _ in range(2))
+        # Tokens that the model reads, those of branches too: since the last log, and since `take_tokens`.
+        self.tokens = torch.zeros((), device=device)
+        self.untaken_tokens = torch.zeros((), dtype=torch.long, device=device)
 
     def start(self) -> None:
         """The clock runs from the first batch that is asked for."""
@@ -48,57 +97,61 @@ class MetricSums:
         yield
         self.since += time.perf_counter() - began if self.since else 0.0
 
-    def count(self, read: Tensor) -> None:
+    def count_tokens(self, read: Tensor) -> None:
         """Tokens of a micro-batch, without padding."""
-        self.sums[2] += read
         self.tokens += read
+        self.untaken_tokens += read
 
     @torch.no_grad()
-    def add(self, terms: ForwardOutput, distance: Tensor, negatives: Tensor, batch: dict[str, Tensor]) -> None:
-        views = terms.views
-        cosine = F.cosine_similarity(views.predicted, views.target, dim=-1)
-        self.count(tokens_read(batch))
-        sums = (terms.nll.sum(), len(terms.nll), 0, cosine.sum(), negatives.sum(), len(negatives))
-        self.sums += torch.stack([torch.as_tensor(x, device=self.sums.device) for x in sums])
-        self.losses.index_add_(0, views.objective, torch.stack([distance, torch.ones_like(distance)], 1).float())
+    def add(self, observation: Observation) -> None:
+        """A micro-batch."""
+        self.count_tokens(tokens_read(observation.batch))
+        for sums, metric in zip(self.ratios, self.metrics, strict=True):
+            for place, part in enumerate(metric.parts(observation)):
+                sums[place] += part
+        objective, distances = observation.output.views.objective, observation.distances
+        self.distances.index_add_(0, objective, distances.float())
+        self.pairs.index_add_(0, objective, torch.ones_like(distances).float())
 
     def take_tokens(self, accelerator: Any) -> int:
         """Tokens read since the last call, over all ranks."""
-        count = int(accelerator.reduce(self.tokens, "sum"))
-        self.tokens.zero_()
+        count = int(accelerator.reduce(self.untaken_tokens, "sum"))
+        self.untaken_tokens.zero_()
         return count
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """What has been added since the last call, over all ranks."""
-        nll, tokens, read, cosine, negatives, contrasted = accelerator.reduce(self.sums, "sum").tolist()
-        losses = accelerator.reduce(self.losses, "sum").tolist()
+        """The figures of what was added since the last call, over all ranks."""
+        tokens = accelerator.reduce(self.tokens, "sum").item()
+        ratios = accelerator.reduce(self.ratios, "sum").tolist()
+        distances, pairs = (accelerator.reduce(sums, "sum").tolist() for sums in (self.distances, self.pairs))
         now = time.perf_counter()
-        logs = {"tokens_per_second": read / (now - self.since)}
-        pairs = sum(count for _, count in losses)
-        if tokens:
-            logs |= {"lm_loss": nll / tokens, "pairs": pairs}
-        if pairs:
-            logs |= jepa_losses(self.objectives, self.weights, losses) | {"view_cosine": cosine / pairs}
-        if contrasted:
-            logs["negatives"] = negatives / contrasted
-        self.sums.zero_()
-        self.losses.zero_()
+        logs = {"tokens_per_second": tokens / (now - self.since)}
+        for metric, (over, under) in zip(self.metrics, ratios, strict=True):
+            if under:
+                logs[metric.name] = over / under
+        if "lm_loss" in logs:
+            logs["pairs"] = sum(pairs)
+        if sum(pairs):
+            logs |= jepa_losses(self.objectives, self.weights, distances, pairs)
+        for sums in (self.tokens, self.ratios, self.distances, self.pairs):
+            sums.zero_()
         self.since = now
         return logs
 
 
-def jepa_losses(names: Sequence[str], weights: Sequence[float], losses: Sequence[Sequence[float]]) -> dict[str, float]:
+def jepa_losses(
+    names: Sequence[str], weights: Sequence[float], distances: Sequence[float], pairs: Sequence[float]
+) -> dict[str, float]:
     """jepa_loss, the weighted sum over objectives of their means over pairs; with several objectives each mean too.
 
-    losses   (sum of distances, number of pairs) of each objective"""
-    means = [distance / pairs if pairs else 0.0 for distance, pairs in losses]
+    Args:
+        names: of the objectives; the other three have an entry for each.
+        weights: of each objective in the sum.
+        distances: sum of distances of each.
+        pairs: number of pairs of each.
+    """
+    means = [total / count if count else 0.0 for total, count in zip(distances, pairs, strict=True)]
     logs = {"jepa_loss": sum(weight * value for weight, value in zip(weights, means, strict=True))}
     if len(names) > 1:
         logs |= {f"{name}_loss": value for name, value in zip(names, means, strict=True)}
     return logs
-
-
-def row_sums(terms: ForwardOutput, rows: int) -> Tensor:
-    """(B, 2): nll and tokens of each row."""
-    sums = torch.zeros(rows, 2, device=terms.nll.device)
-    return sums.index_add_(0, terms.token_row, torch.stack([terms.nll, torch.ones_like(terms.nll)], 1).float())

@@ -1,15 +1,17 @@
 """Diagnostics during training: of the views of a few held-out rows, always the same, every so many steps."""
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from step_jepa.batches.collate import Batch, BranchCollator
-from step_jepa.batches.views import evaluating
+from step_jepa.batches.collate import Batch
+from step_jepa.models.target_encoder import evaluating
 from step_jepa.training.balance import gradient_norms
+from step_jepa.training.held_out import pairs_of
 
 logger = logging.getLogger(__name__)
 BATCH = 4  # rows read at once, and rows whose gradients are measured
@@ -34,23 +36,27 @@ class Monitor(TrainerCallback):
     def look(self, step: int) -> None:
         """Measure, log, and warn once where the loss falls for another reason than the pairing."""
         trainer = self.trainer
-        with trainer._sums.paused(), trainer.compute_loss_context_manager():
-            found = self.figures() | self.gradients()
-        trainer.log({f"diagnostics_{name}": value for name, value in found.items()})
+        with trainer.sums.paused(), trainer.compute_loss_context_manager():
+            figures = self.figures() | self.gradients()
+        trainer.log({f"diagnostics_{name}": value for name, value in figures.items()})
         first = self.first()
-        if proves_nothing(first, found) and not self.warned and trainer.args.should_log:
+        if proves_nothing(first, figures) and not self.warned and trainer.args.should_log:
             self.warned = True
             logger.warning(
                 "step %d: the JEPA loss fell from %.4f to %.4f, but the centred margin of paired over unpaired views "
                 "did not rise (%.4f to %.4f): the views move together, the pairing is not learned",
-                *(step, first["jepa_loss"], found["jepa_loss"], first["centred_margin"], found["centred_margin"]),
+                step,
+                first["jepa_loss"],
+                figures["jepa_loss"],
+                first["centred_margin"],
+                figures["centred_margin"],
             )
 
     def first(self) -> dict[str, float]:
         """The run's first figures that later ones can be held against; centred losses begin raw."""
-        begun = 1 if any(criterion.centred for criterion in self.trainer.jepa.criteria) else 0
+        first_step = 1 if self.trainer.jepa.centred else 0
         for entry in self.trainer.state.log_history:
-            if "diagnostics_jepa_loss" in entry and entry["step"] >= begun:
+            if "diagnostics_jepa_loss" in entry and entry["step"] >= first_step:
                 return {name.removeprefix("diagnostics_"): value for name, value in entry.items()}
         return {}
 
@@ -58,34 +64,39 @@ class Monitor(TrainerCallback):
         """This rank's share of the rows; ranks have equally many."""
         trainer, rows = self.trainer, self.trainer.eval_dataset
         args, count = trainer.args, min(trainer.args.diagnostics_rows, len(rows))
-        share = range(args.process_index, args.process_index + -(-count // args.world_size) * args.world_size)
-        own = [rows[place % count] for place in share[:: args.world_size]]
-        collate = BranchCollator(trainer.processing_class.pad_token_id)
+        ranks = args.world_size
+        share = range(args.process_index, args.process_index + math.ceil(count / ranks) * ranks, ranks)
+        chosen = [rows[place % count] for place in share]
         size = min(BATCH, args.per_device_train_batch_size)
-        return [trainer._prepare_inputs(collate(own[at : at + size])) for at in range(0, len(own), size)]
+        return [
+            trainer._prepare_inputs(trainer.data_collator(chosen[start : start + size]))
+            for start in range(0, len(chosen), size)
+        ]
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """What the views of all these rows show."""
-        trainer = self.trainer
+        trainer, forward = self.trainer, self.trainer.representation.forward
         with evaluating(trainer.model):
-            views = [trainer.terms(trainer.model, batch).views for batch in self.batches()]
-            return trainer.figures([(each.cpu(), trainer.distances(each).cpu()) for each in views])
+            outputs = [forward(batch) for batch in self.batches()]
+            return trainer.figures([pairs_of(output, trainer.jepa, trainer.state.global_step) for output in outputs])
 
     def gradients(self) -> dict[str, float]:
         """Gradient norms of gamma * LM loss and of the JEPA loss, before lbd, on the first of these rows."""
         trainer, batch = self.trainer, self.batches()[0]
-        device = trainer.args.device
+        forward, device = trainer.representation.forward, trainer.args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout must not disturb training
-            terms = trainer.terms(trainer.model, batch)
-            terms = replace(terms, views=trainer.learning_views(terms.views, batch))
-            lm_norm, jepa_norm = gradient_norms(trainer.model, trainer.own_means(terms)[:2])
+            output = forward(batch)
+            output = replace(output, views=forward.training_views(output.views, batch))
+            lm, jepa, _ = trainer.means_of_batch(output)
+            lm_norm, jepa_norm = gradient_norms(trainer.model, (lm, jepa))
         return {"grad_norm_lm": lm_norm, "grad_norm_jepa": jepa_norm}
 
 
-def proves_nothing(first: dict[str, float], found: dict[str, float]) -> bool:
+def proves_nothing(first: dict[str, float], now: dict[str, float]) -> bool:
     """The JEPA loss fell by a tenth or more, and the centred margin, where it had room to rise, did not."""
-    if not {"jepa_loss", "centred_margin"} <= found.keys() & first.keys():
+    if not {"jepa_loss", "centred_margin"} <= now.keys() & first.keys():
         return False
-    fell = found["jepa_loss"] < 0.9 * first["jepa_loss"]
-    return fell and first["centred_margin"] < 0.9 and found["centred_margin"] < first["centred_margin"] + RISE
+    fell = now["jepa_loss"] < 0.9 * first["jepa_loss"]
+    had_room = first["centred_margin"] < 0.9
+    return fell and had_room and now["centred_margin"] < first["centred_margin"] + RISE

@@ -1,0 +1,143 @@
+"""One forward pass over a batch of rows: what the language model says of each labelled token, and the views.
+
+It knows no Trainer. Training, evaluation, `verify`, `audit`, `compare` and `benchmark` all call it.
+
+Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V rows of the base model's vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from step_jepa.batches import attention
+from step_jepa.batches.collate import Batch
+from step_jepa.batches.views import (
+    Trajectories,
+    Views,
+    at_least_float32,
+    no_views,
+    random_targets,
+    read_trajectories,
+    read_views,
+)
+from step_jepa.data.tokens import IGNORED
+from step_jepa.errors import UserError
+from step_jepa.models.predictors import base_rows
+from step_jepa.models.target_encoder import TargetEncoder
+
+
+@dataclass
+class ForwardOutput:
+    """What one forward pass gives.
+
+    nll           (N,) at least float32, negative log-likelihood of each labelled token, in nats
+    token_row     (N,) int64, the row that the token is in
+    views         of the batch's pairs; none where the batch has no place for them
+    trajectories  states of the trunk at the ends of steps, where the batch asks for them
+    """
+
+    nll: Tensor
+    token_row: Tensor
+    views: Views
+    trajectories: Trajectories | None = None
+
+
+def token_nll(model: nn.Module, batch: Batch, vocabulary: int, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+    """(N,) nll of the labelled tokens, (N,) their rows, and all that the model gave. Logits are made where labels are,
+    of V tokens: the predictor tokens take no part in the softmax."""
+    labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
+    labelled = labels != IGNORED
+    out = model(logits_to_keep=labelled, **inputs)
+    logits = at_least_float32(out.logits[..., :vocabulary])
+    return F.cross_entropy(logits, labels[labelled], reduction="none"), labelled.nonzero()[:, 0], out
+
+
+def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
+    """What the model is called with: ids, who sees whom, and where each token stands."""
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "branch" not in batch:
+        return inputs | {"attention_mask": batch["attention_mask"]}
+    places = (batch["branch"], batch["visible_length"], batch["position_ids"])
+    mask = attention.attention_mask(model, *places)
+    return inputs | {"attention_mask": mask, "position_ids": batch["position_ids"]}
+
+
+class Forward:
+    """A model's forward pass over rows with or without branches, and how its views are read.
+
+    model           the model itself, not what a launcher wraps it in
+    layer           place among its hidden states, 0 being the embeddings
+    head            module that predicted views go through, or None
+    predicts        whether each objective uses the predictor tokens; the head is for those
+    target_encoder  who reads the targets in training, or None for the model itself
+    detach_targets  in training no gradient flows to the targets
+    random_seed     in training targets are random vectors from this seed, or None
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layer: int = -1,
+        head: nn.Module | None = None,
+        predicts: Sequence[bool] = (),
+        target_encoder: TargetEncoder | None = None,
+        detach_targets: bool = False,
+        random_seed: int | None = None,
+    ) -> None:
+        self.model, self.layer, self.head = model, hidden_state_index(model, layer), head
+        self.predicts = torch.tensor(list(predicts), dtype=torch.bool)
+        self.target_encoder, self.detach_targets, self.random_seed = target_encoder, detach_targets, random_seed
+
+    def __call__(self, batch: Batch, model: nn.Module | None = None) -> ForwardOutput:
+        """One pass.
+
+        Args:
+            batch: what a collator made, on the model's device.
+            model: what is called in the model's place: a launcher's wrapper, whose hooks must run.
+        """
+        nll, token_row, out = token_nll(model or self.model, batch, base_rows(self.model), self.inputs(batch))
+        if "read_view" not in batch:
+            return ForwardOutput(nll, token_row, no_views(nll))
+        states = out.hidden_states[self.layer]
+        return ForwardOutput(nll, token_row, self._views(states, batch), read_trajectories(states, batch))
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model is called with, but for the logits that are kept."""
+        inputs = model_inputs(self.model, batch)
+        return inputs | {"output_hidden_states": [self.layer]} if "read_view" in batch else inputs
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """(B, L, H): what views are read from."""
+        return self.model(logits_to_keep=1, **self.inputs(batch)).hidden_states[self.layer]
+
+    def training_views(self, views: Views, batch: Batch) -> Views:
+        """The views that the loss is taken on: their targets are read as target encoder and control say."""
+        if self.random_seed is not None:
+            return random_targets(views, self.random_seed)
+        if self.target_encoder is not None:
+            some = torch.zeros_like(batch["labels"], dtype=torch.bool)
+            some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
+            out = self.target_encoder(self.model, logits_to_keep=some, **self.inputs(batch))
+            return replace(views, target=read_views(out.hidden_states[self.layer], batch).target)
+        return replace(views, target=views.target.detach()) if self.detach_targets else views
+
+    def _views(self, states: Tensor, batch: Batch) -> Views:
+        views = read_views(states, batch)
+        if self.head is None:
+            return views
+        through_head = self.head(views.predicted)  # also without pairs: all ranks must use all parameters
+        predicted_by_tokens = self.predicts.to(views.objective.device)[views.objective][:, None]
+        return replace(views, predicted=torch.where(predicted_by_tokens, through_head, views.predicted))
+
+
+def hidden_state_index(model: Any, layer: int) -> int:
+    """The place of a layer among the hidden states, 0 being the embeddings. Raises UserError."""
+    count = model.config.get_text_config().num_hidden_layers
+    if not -count <= layer <= count:
+        raise UserError(f"layer = {layer}: the model has {count}: give -{count} to -1, or 0 to {count}")
+    return layer if layer >= 0 else count + 1 + layer

@@ -1,0 +1,369 @@
+"""RepresentationTrainer: LLM-JEPA on the trunk-and-branches mechanism, and what every objective shares.
+
+    loss = gamma * mean over labelled tokens of the step
+         + lbd * sum over objectives of weight * mean over its pairs of the step ( distance )
+
+Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V rows of the base model's vocabulary.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, set_seed
+
+from step_jepa.batches.collate import Batch, PlannedRows, without_branches
+from step_jepa.data.tokens import IGNORED
+from step_jepa.errors import UserError
+from step_jepa.models.export import export
+from step_jepa.models.forward import ForwardOutput
+from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.objectives.planner import unchanged_pairs
+from step_jepa.rows.controls import MEANING
+from step_jepa.training.balance import EVERY, balanced, gradient_norms
+from step_jepa.training.compute import floating_point_ops, shorten
+from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
+from step_jepa.training.held_out import HeldOutPairs, figures_of, gathered, pairs_of, row_sums
+from step_jepa.training.jepa_loss import JepaLoss
+from step_jepa.training.metrics import MetricSums, Observation
+from step_jepa.training.monitor import Monitor
+from step_jepa.training.representation import Representation, loading_options
+from step_jepa.training.row_preview import save_rows
+from step_jepa.training.run_metadata import named, save_settings
+from step_jepa.training.validation import check_negatives, validate
+
+logger = logging.getLogger(__name__)
+
+
+class RepresentationTrainer(Trainer):
+    """Predict the representation of the answer from that of the user's text (LLM-JEPA, arXiv 2509.14252).
+
+    Args:
+        model: hub id, folder, or module (then with `processing_class`).
+        args: options; the objectives are those that they name.
+        train_dataset: records with `messages` (and `steps`), a file that `prepare` reads, or PreparedData.
+        eval_dataset: the same, held out.
+        processing_class: the tokenizer, if not the model's own.
+        peft_config: of an adapter to train instead of the model.
+        quantization_config: of a model given by name.
+        callbacks: as for `transformers.Trainer`.
+        optimizers: as for `transformers.Trainer`.
+
+    Raises:
+        UserError: for options that contradict each other, and for data and models that cannot serve.
+    """
+
+    args: Any
+    model: Any
+    train_dataset: Any
+    processing_class: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: RepresentationConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: PeftConfig | None = None,
+        quantization_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ) -> None:
+        sources = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
+        self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
+        self._data_counts: dict[str, int] = {}
+        validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
+        set_seed(args.seed)
+        model, tokenizer = setup_model_and_tokenizer(
+            model,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+            model_init_kwargs=args.model_init_kwargs,
+            config_overrides=args.config_overrides or {} if args.pretrain else None,
+            seed=args.seed,
+            **loading_options(args),
+        )
+        self.args, self.model = args, model
+        self.representation = Representation(model, tokenizer, args, seed=args.seed)
+        train_rows, eval_rows = self._training_rows(train_dataset), self._evaluation_rows(eval_dataset)
+        if self.branching or "undivided_loss" in args.switches:
+            self.loss_is_scaled_for_ga = True
+        if self.jepa.state.head is not None:
+            args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
+        every_step = [_EveryStep(self, train_rows)] if train_rows else []
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self.representation.collator,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            callbacks=[*(callbacks or []), *every_step],
+            optimizers=optimizers,
+        )
+        self._set_up_jepa_term()
+        if self.branching and eval_rows and args.diagnostics_steps:
+            self.add_callback(Monitor(self))
+        self._say_what_is_special()
+
+    def _set_up_jepa_term(self) -> None:
+        """What lives on the device, and what an optimisation step begins with."""
+        device = self.args.device
+        self.jepa.state.to(device)
+        if self.representation.forward.target_encoder is not None:
+            self.representation.forward.target_encoder.to(device)
+        self.sums = MetricSums(self.jepa.names, self.jepa.weights, device)
+        self._step_tokens = torch.ones((), device=device)
+        self._step_pairs = torch.ones(len(self.jepa.terms), device=device)
+        self._measure_balance = False
+        self._held_out: list[HeldOutPairs] = []
+
+    def _say_what_is_special(self) -> None:
+        if self.args.should_log:
+            if self.branching and self.args.control != "none":
+                logger.info("control %s: %s", self.args.control, MEANING[self.args.control])
+            for name in sorted(self.args.switches):
+                logger.info("compat %s: %s", name, COMPAT[name])
+
+    @property
+    def branching(self) -> bool:
+        """Whether there is a JEPA term."""
+        return self.representation.branching
+
+    @property
+    def jepa(self) -> JepaLoss:
+        """The JEPA term."""
+        return self.representation.jepa
+
+    # Data
+
+    def _training_rows(self, data: Any) -> PlannedRows | None:
+        if data is None or isinstance(data, PlannedRows):
+            return data
+        prepared = self._prepared(data)
+        rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
+        self.representation.check_attention(rows)
+        pairs = self._check_training_rows(rows) if self.branching else 0
+        self._data_counts = {
+            "examples": len(rows),
+            "steps": sum(len(example.steps) for example in rows.examples),
+            "pairs": pairs,
+            "cut": prepared.cut,
+            "left_out": prepared.left_out,
+        }
+        return rows
+
+    def _evaluation_rows(self, data: Any) -> PlannedRows | None:
+        if data is None or isinstance(data, PlannedRows):
+            return data
+        return self.representation.evaluation_rows(self._prepared(data))
+
+    def _prepared(self, data: Any) -> Any:
+        prepared = self.representation.prepare(data)
+        if self.args.should_log:
+            logger.log(logging.WARNING if prepared.cut or prepared.left_out else logging.INFO, "%s", prepared)
+        return prepared
+
+    def _check_training_rows(self, rows: PlannedRows) -> int:
+        """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
+        data cannot serve an objective."""
+        pairs = tokens = 0
+        pairs_of_examples: list[list[int]] = [[] for _ in self.jepa.terms]
+        for index in range(len(rows)):
+            row = rows[index]
+            pairs, tokens = pairs + len(row.pairs), tokens + len(row.input_ids)
+            for number, counts in enumerate(pairs_of_examples):
+                counts.append(sum(pair.objective == number for pair in row.pairs))
+        for objective in self.representation.objectives:
+            objective.check_data(rows.examples)
+        contrasted = [number for number, each in enumerate(self.representation.objectives) if each.loss is None]
+        check_negatives(self.args, [pairs_of_examples[number] for number in contrasted])
+        same = unchanged_pairs(rows.plan, rows.examples)
+        if same and same == pairs:
+            raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
+        if self.args.same_flop:
+            plain = sum(len(example.input_ids) for example in rows.examples)
+            shorten(self.args, plain, tokens, target_encoder=self.representation.forward.target_encoder is not None)
+        if self.args.should_log:
+            self._say_what_is_left_out(rows, pairs, same)
+        return pairs
+
+    def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
+        if left_out := sum(objective.left_out(rows.examples) for objective in self.representation.objectives):
+            logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", left_out)
+        if same:
+            logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
+        if not pairs:
+            logger.warning("no row has a pair of views: there is only a language-model loss")
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Held-out figures, of the eval_dataset of the trainer or of other records."""
+        return super().evaluate(self._evaluation_rows(eval_dataset), ignore_keys, metric_key_prefix)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one optimisation step; tokens and pairs are counted over all of them and all ranks."""
+        self.sums.start()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.branching:
+            if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
+                batches = [without_branches(batch) for batch in batches]
+            self._count_step(batches, device)
+            # Not found while there was no pair: it is measured again in the next step.
+            due = self.state.global_step % EVERY == 0 or not self.jepa.state.lbd
+            self._measure_balance = self.args.lbd == "auto" and bool(due)
+        return batches, items
+
+    def _count_step(self, batches: list[Batch], device: torch.device) -> None:
+        """What the step's losses are means over: a plain mean over each micro-batch would weigh them unequally."""
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        objectives = torch.cat([batch["pair_objective"] for batch in batches]).to(device)
+        pairs = torch.bincount(objectives, minlength=len(self.jepa.terms))
+        counts = torch.cat([torch.tensor([tokens], device=device), pairs])
+        counts = self.accelerator.reduce(counts, "sum").clamp(min=1)
+        self._step_tokens, self._step_pairs = counts[0], counts[1:]
+
+    # Loss
+
+    def means(self, output: ForwardOutput, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma * LM loss over so many tokens, JEPA loss over so many pairs of each objective, distances (P,)."""
+        distances = self.jepa.distances(output.views, step=self.state.global_step)
+        lm = self.args.gamma * output.nll.sum() / tokens
+        return lm, self.jepa.total(output.views, distances, pairs), distances
+
+    def means_of_batch(self, output: ForwardOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """The same over the micro-batch's own tokens and pairs."""
+        return self.means(output, max(len(output.nll), 1), self.jepa.count(output.views))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
+        undivided = "undivided_loss" in self.args.switches
+        if not self.branching and not undivided:
+            self.sums.count_tokens(inputs["attention_mask"].sum())
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        output = self.representation.forward(inputs, model)
+        if self.branching:
+            output = replace(output, views=self.representation.forward.training_views(output.views, inputs))
+        if undivided:
+            lm, jepa, distances = self.means_of_batch(output)
+        else:
+            lm, jepa, distances = self.means(output, self._step_tokens, self._step_pairs)
+        if self._measure_balance:
+            self._balance(lm, jepa)
+        loss = lm + self.lbd * jepa
+        self.sums.add(Observation(output, distances, self.jepa.negatives(output.views), inputs))
+        self.jepa.accumulate(output.views)
+        if not undivided:
+            loss = loss * self.accelerator.num_processes  # ranks are averaged, the counts are of all of them
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    @property
+    def lbd(self) -> float:
+        """The weight of the JEPA loss as it is now."""
+        if self.args.control == "no_loss":
+            return 0.0
+        return float(self.jepa.state.lbd if self.args.lbd == "auto" else self.args.lbd)
+
+    def _balance(self, lm: Tensor, jepa: Tensor) -> None:
+        """On a step's first micro-batch."""
+        self._measure_balance = False
+        lm_norm, jepa_norm = gradient_norms(self.model, (lm, jepa))
+        self.jepa.state.lbd.fill_(balanced(self.lbd, lm_norm, jepa_norm, self.args.lbd_ratio))
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Of a step on this batch, without padding and attention."""
+        parameters = self.model.num_parameters(exclude_embeddings=True)
+        return floating_point_ops(
+            inputs, parameters, target_encoder=self.representation.forward.target_encoder is not None
+        )
+
+    def store_flos(self) -> None:
+        """Called before each log and each checkpoint, and at the end: the tokens are counted there too."""
+        super().store_flos()
+        self.state.num_input_tokens_seen += self.sums.take_tokens(self.accelerator)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss since the last log, over all ranks, to the training logs."""
+        if "loss" in logs:
+            logs |= {"lm_loss": logs["loss"]} | self.sums.read(self.accelerator)
+            logs["flops"] = float(self.state.total_flos)
+            if self.args.lbd == "auto":
+                logs["lbd"] = float(self.jepa.state.lbd)
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Sums per row instead of means per batch, so that the closing figures do not depend on the batching."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.representation.forward(inputs, model)
+            if self.branching:
+                self._held_out.append(pairs_of(output, self.jepa, self.state.global_step))
+        return output.nll.mean(), row_sums(output, len(inputs["labels"])), None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Held-out figures: the LM loss is weighted by tokens, what the views show by pairs."""
+        self._held_out = []
+        with self.sums.paused():
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+            assert isinstance(output.predictions, np.ndarray)
+            assert output.metrics is not None
+            nll, tokens = torch.from_numpy(output.predictions).double().sum(0).tolist()
+            figures = {"lm_loss": nll / max(tokens, 1)} | self.figures(self._held_out)
+        figures["loss"] = self.args.gamma * figures["lm_loss"] + self.lbd * figures.get("jepa_loss", 0.0)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def figures(self, parts: list[HeldOutPairs]) -> dict[str, float]:
+        """What the views of all ranks show, see `held_out.figures_of`."""
+        return figures_of(gathered(parts), self.jepa) if self.branching else {}
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models/export.py)."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: nothing to cut
+        folder = output_dir or self.args.output_dir
+        if _internal_call or sharded:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
+        if self.args.should_save:
+            self.jepa.state.save(folder)
+            save_options(self.args, folder)
+            save_settings(folder, self.args, self.model, self._sources, self._data_counts)
+            if self.train_dataset is not None:
+                save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_resumed(self.args, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.jepa.state.resume(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.jepa.state.resume(str(self.state.best_model_checkpoint))
+
+
+class _EveryStep(TrainerCallback):
+    """The rows learn the epoch before the loader's workers start to read ahead; what the JEPA term keeps moves."""
+
+    def __init__(self, trainer: RepresentationTrainer, rows: PlannedRows) -> None:
+        self.trainer, self.rows = trainer, rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.rows.epoch.fill_(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.jepa.state.after_step(self.trainer.model)
