@@ -20,7 +20,7 @@ from step_jepa.data.tokens import Example, Turn, Turns
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
-from step_jepa.objectives.planner import Planner, unchanged
+from step_jepa.objectives.planner import Planner, unchanged_pairs
 from step_jepa.objectives.stp import STP
 from step_jepa.rows.controls import MEANING, NEAREST, NegativeSampler, with_random_boundaries
 from step_jepa.run_files import OPTIONS_FILE
@@ -28,7 +28,7 @@ from step_jepa.train import TrainArguments, standalone_trainer
 from step_jepa.training.config import save_options
 
 PREDICTOR = 99
-ALL = StepJEPA([PREDICTOR], choice="all", skip_answer_step=False)
+ALL = StepJEPA(predictor_ids=[PREDICTOR], pairs="all", skip_answer_step=False)
 
 
 def example(index, *lengths, answer=False, start=2):
@@ -65,7 +65,7 @@ def targets(row):
 
 def planner(control, examples, objective=ALL, **options):
     negatives = NegativeSampler(examples) if control == "shuffled_pairs" else None
-    return Planner([objective], control=control, negatives=negatives, **options)
+    return Planner([objective], control=control, negative_sampler=negatives, **options)
 
 
 # Literal rows
@@ -103,14 +103,14 @@ def test_shuffled_steps_is_another_step_of_the_same_example():
 
 
 def test_shuffled_steps_of_two_steps_is_the_first_and_of_an_answer_alone_the_answer():
-    pair = replace(ALL, choice="first")
+    pair = replace(ALL, pairs="first")
     assert targets(planner("shuffled_steps", [], pair)(example(0, 3, 2))) == [([2, 3, 4], [2, 3, 4])]
     row = planner("shuffled_steps", [], replace(ALL, horizon=1))(example(0, 3, 2, answer=True))
     assert targets(row) == [([2, 3, 4], [2, 3, 4])]
 
 
 def test_shuffled_steps_takes_the_answer_rather_than_the_step_just_read():
-    plan = planner("shuffled_steps", [], replace(ALL, choice="first"), redraw=True)
+    plan = planner("shuffled_steps", [], replace(ALL, pairs="first"), redraw=True)
     for epoch in range(20):
         assert targets(plan(example(0, 3, 2, 4, answer=True), epoch)) == [([7, 8, 9, 10], [7, 8, 9, 10])]
 
@@ -192,7 +192,7 @@ def test_donors_stay_over_epochs_unless_redrawn():
 def test_what_stands_in_for_a_step_does_not_depend_on_the_pairs_drawn_beside_it(control):
     """Which pairs are learned from changes with the epoch; what replaces step k of an example does not."""
     examples = [example(n, *[2 + (n * k) % 3 for k in range(6)]) for n in range(20)]
-    plan = planner(control, examples, replace(ALL, choice="random", pairs_per_example=2))
+    plan = planner(control, examples, replace(ALL, pairs="random", pairs_per_example=2))
     stand_ins: dict[int, set] = {}
     chosen = set()
     for epoch in range(9):
@@ -206,13 +206,13 @@ def test_what_stands_in_for_a_step_does_not_depend_on_the_pairs_drawn_beside_it(
 
 def test_shuffled_pairs_of_llm_jepa_swaps_the_answer():
     examples = [example(0, 3, 2), example(1, 2, 2), example(2, 4, 4)]
-    row = planner("shuffled_pairs", examples, LLMJEPA([PREDICTOR]))(examples[0])
+    row = planner("shuffled_pairs", examples, LLMJEPA(predictor_ids=[PREDICTOR]))(examples[0])
     ((ids, places),) = targets(row)
     assert ids in ([1700, 1701, 1702, 1703], [2700 + place for place in range(8)])
     assert places == list(range(len(ids)))
     branch = [row.input_ids[at] for at, each in enumerate(row.branch) if each == 1]
     assert branch == [500, 501, PREDICTOR]  # its own question
-    true = targets(Planner([LLMJEPA([PREDICTOR])])(examples[0]))
+    true = targets(Planner([LLMJEPA(predictor_ids=[PREDICTOR])])(examples[0]))
     assert true == [([700, 701, 702, 703, 704], [0, 1, 2, 3, 4])]
 
 
@@ -270,11 +270,13 @@ def test_all_objectives_see_the_same_random_boundaries():
 
 def test_pairs_without_a_donor_are_unchanged():
     alone = example(5, 3, 2, 1)
-    assert unchanged(planner("shuffled_pairs", [alone]), [alone]) == 2
+    assert unchanged_pairs(planner("shuffled_pairs", [alone]), [alone]) == 2
     examples = [example(0, 3, 2, answer=True), example(1, 3, 2)]  # no other answer; step 0 of 0 for step 1 of 1
-    assert unchanged(planner("shuffled_pairs", examples), examples) == 1
-    assert unchanged(planner("shuffled_pairs", examples, LLMJEPA([PREDICTOR])), examples) == 0
-    assert unchanged(planner("shuffled_pairs", examples[:1], LLMJEPA([PREDICTOR])), examples[:1]) == 1
+    assert unchanged_pairs(planner("shuffled_pairs", examples), examples) == 1
+    assert unchanged_pairs(planner("shuffled_pairs", examples, LLMJEPA(predictor_ids=[PREDICTOR])), examples) == 0
+    assert (
+        unchanged_pairs(planner("shuffled_pairs", examples[:1], LLMJEPA(predictor_ids=[PREDICTOR])), examples[:1]) == 1
+    )
 
 
 def test_a_donor_that_says_the_same_changes_nothing():
@@ -284,15 +286,17 @@ def test_a_donor_that_says_the_same_changes_nothing():
     later = replace(first, input_ids=ids, labels=ids, steps=[(3, 6), (6, 8)], contents=[6, 8], index=1)
     plan = planner("shuffled_pairs", [first, later])
     assert targets(plan(first)) == [([5, 6], [6, 7])]
-    assert unchanged(plan, [first, later]) == 2
+    assert unchanged_pairs(plan, [first, later]) == 2
 
 
 def test_random_boundaries_that_move_nothing_are_unchanged():
     still, moved = example(0, 2, 2, 5, answer=True), example(1, 3, 1, 2, answer=True)
-    assert unchanged(planner("random_boundaries", []), [still]) == 2
-    assert unchanged(planner("random_boundaries", []), [moved]) == 1  # from all steps to the answer is what it was
-    trunk_alone = replace(ALL, predictors=(), target="context")
-    assert unchanged(planner("random_boundaries", [], trunk_alone), [still, moved]) == 3
+    assert unchanged_pairs(planner("random_boundaries", []), [still]) == 2
+    assert (
+        unchanged_pairs(planner("random_boundaries", []), [moved]) == 1
+    )  # from all steps to the answer is what it was
+    trunk_alone = replace(ALL, predictor_ids=(), target="context")
+    assert unchanged_pairs(planner("random_boundaries", [], trunk_alone), [still, moved]) == 3
 
 
 def test_a_prediction_that_sees_more_has_changed():
@@ -301,18 +305,18 @@ def test_a_prediction_that_sees_more_has_changed():
     for seed in range(20):
         plan = planner("random_boundaries", [], replace(ALL, horizon=2), seed=seed)
         found.add(tuple(targets(plan(whole))[0][0]))
-        assert unchanged(plan, [whole]) == 0
+        assert unchanged_pairs(plan, [whole]) == 0
     assert found == {(5,), (4, 5)}
 
 
 @pytest.mark.parametrize("control", ["shuffled_steps", "past_target"])
 def test_these_change_every_pair(control):
-    assert unchanged(planner(control, []), [example(0, 3, 2), example(1, 1, 2, 3, answer=True)]) == 0
+    assert unchanged_pairs(planner(control, []), [example(0, 3, 2), example(1, 1, 2, 3, answer=True)]) == 0
 
 
 @pytest.mark.parametrize("control", ["none", "frozen_target", "random_target", "no_loss"])
 def test_controls_that_do_not_act_on_rows_are_not_counted(control):
-    assert unchanged(planner(control, []), [example(0, 3, 2)]) == 0
+    assert unchanged_pairs(planner(control, []), [example(0, 3, 2)]) == 0
 
 
 # What an objective says of the data
@@ -320,20 +324,20 @@ def test_controls_that_do_not_act_on_rows_are_not_counted(control):
 
 def test_a_horizon_beyond_all_examples_is_refused():
     examples = [example(0, 3, 2, 1), example(1, 1, 1, answer=True)]
-    replace(ALL, horizon=2).check(examples)
+    replace(ALL, horizon=2).check_data(examples)
     said = "horizon = 3: no step has that many after it: examples have at most 3 steps, answer lines included: lower it"
     with pytest.raises(UserError, match=f"^{said}$"):
-        replace(ALL, horizon=3).check(examples)
+        replace(ALL, horizon=3).check_data(examples)
     with pytest.raises(UserError, match=r"horizon = 2: .* at most 3 steps"):
-        replace(ALL, horizon=2, skip_answer_step=True).check([example(0, 3, 2, 1, answer=True)])
-    ALL.check(examples[1:])  # single steps are plain fine-tuning, and no mistake
-    STP().check(examples)
+        replace(ALL, horizon=2, skip_answer_step=True).check_data([example(0, 3, 2, 1, answer=True)])
+    ALL.check_data(examples[1:])  # single steps are plain fine-tuning, and no mistake
+    STP().check_data(examples)
 
 
 def test_pairs_to_the_answer_are_counted_as_left_out():
     examples = [example(0, 3, 2, 1, answer=True), example(1, 1, 1, answer=True), example(2, 1, 1)]
     assert replace(ALL, skip_answer_step=True).left_out(examples) == 2
-    assert StepJEPA(choice="first").left_out(examples) == 1
+    assert StepJEPA(pairs="first").left_out(examples) == 1
     assert ALL.left_out(examples) == STP().left_out(examples) == 0
 
 
@@ -364,7 +368,7 @@ def test_held_out_rows_are_never_under_control(tmp_path, records, control):
     varied = [conversation("A" * n, f"So {n}.", f"Well, {n} then.", "#### 4", question=f"{n}?") for n in range(1, 6)]
     trainer, plain = (trainer_for(tmp_path, varied, pairs="all", control=each) for each in (control, "none"))
     examples = trainer.train_dataset.examples
-    held_out = trainer.planner(examples, learning=False)
+    held_out = trainer.representation.evaluation_planner()
     for place, each in enumerate(examples):
         assert trainer.eval_dataset[place] == plain.eval_dataset[place] == held_out(each, 3)
     assert any(trainer.train_dataset[place] != plain.train_dataset[place] for place in range(len(examples)))

@@ -55,9 +55,9 @@ def ours():
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory, tokenizer, records):
-    """What the python block of the page leaves behind: its names, and the model that was trained."""
-    code = PAGE.partition("```python\n")[2].partition("```")[0]
-    names = {"model": tiny_model(), "tokenizer": tokenizer, "records": records}
+    """What the python blocks of the page leave behind: its names, and the model that was trained."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+    names = {"__name__": __name__, "model": tiny_model(), "tokenizer": tokenizer, "records": records}
     known = dict(OBJECTIVES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
@@ -104,7 +104,7 @@ def test_every_deviation_has_a_row():
 
 
 def test_the_page_on_objectives_is_short():
-    assert len(PAGE.splitlines()) < 60
+    assert len(PAGE.splitlines()) < 75
 
 
 def test_the_objective_of_the_page_trains(example):
@@ -116,12 +116,12 @@ def test_the_objective_of_the_page_trains(example):
 
 
 def test_the_objective_of_the_page_sees_what_the_page_says(batch, tokenizer):
-    assert batch["pairs"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert batch["pairs"][:, 3].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]  # the step before the answer
+    assert batch["pair_row"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert batch["pair_step"].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]  # the step before the answer
     sees = may_see(batch["branch"], batch["visible_length"])
-    reads = batch["reads"].tolist()[:2]
-    seen = [batch["input_ids"][row, sees[row, column]].tolist() for _, row, column in reads]
-    assert [int(batch["position_ids"][row, column]) for _, row, column in reads] == [27, 65]
+    reads = list(zip(batch["read_row"].tolist()[:2], batch["read_column"].tolist()[:2], strict=True))
+    seen = [batch["input_ids"][row, sees[row, column]].tolist() for row, column in reads]
+    assert [int(batch["position_ids"][row, column]) for row, column in reads] == [27, 65]
     assert seen[0].pop() == 264  # the predictor token itself
     assert [tokenizer.decode(ids) for ids in seen] == [
         "<|start|>user\nIs it 1?<|end|>\n<|start|>assistant\n",
@@ -132,7 +132,7 @@ def test_the_objective_of_the_page_sees_what_the_page_says(batch, tokenizer):
 @torch.no_grad()
 def test_the_objective_of_the_page_is_what_separate_passes_give(example, batch):
     model = example["trainer"].model.cpu().eval()
-    views = example["trainer"].terms(model, batch).views
+    views = example["trainer"].representation.forward(batch, model).views
     for row, step in enumerate([2, 3, 1, 2, 3, 1, 2, 3]):
         encoded = example["trainer"].train_dataset.examples[row]
         (question, _), (start, stop) = encoded.steps[0], encoded.steps[step]
@@ -150,5 +150,5 @@ def test_the_objective_of_the_page_is_what_separate_passes_give(example, batch):
 def test_without_predictor_tokens_the_questions_last_state_predicts(example):
     encoded = example["trainer"].train_dataset.examples[0]
     row = trunk(encoded)
-    (pair,) = example["Conclusion"]().pairs(row, encoded, SamplingContext(Random(0)))
+    (pair,) = example["Conclusion"]().pairs_of(row, encoded, SamplingContext(Random(0)))
     assert pair.predicted == [(encoded.steps[0][0] - 1, 1.0)]

@@ -60,8 +60,8 @@ def test_gradient_norms_are_those_of_the_two_terms(records, tmp_path):
     norms = []
     for term in (0, 1):
         trainer.model.zero_grad()
-        terms = trainer.terms(trainer.model, monitor.batches()[0])
-        trainer.own_means(terms)[:2][term].backward()
+        terms = trainer.representation.forward(monitor.batches()[0])
+        trainer.means_of_batch(terms)[:2][term].backward()
         norms.append(sum(float(p.grad.square().sum()) for p in trainer.model.parameters() if p.grad is not None) ** 0.5)
     assert list(found.values()) == pytest.approx(norms, rel=1e-5)
 

@@ -64,13 +64,13 @@ def batch_of(trainer, places=(0, 1, 2)):
 
 
 def terms_of(trainer, batch):
-    terms = trainer.terms(trainer.model, batch)
-    return replace(terms, views=trainer.learning_views(terms.views, batch))
+    terms = trainer.representation.forward(batch)
+    return replace(terms, views=trainer.representation.forward.training_views(terms.views, batch))
 
 
 def losses_of(trainer, batch):
     terms = terms_of(trainer, batch)
-    return trainer.own_means(terms)[:2]
+    return trainer.means_of_batch(terms)[:2]
 
 
 # The reference: separate passes without any mask
@@ -388,7 +388,7 @@ def test_the_loss_of_a_micro_batch_is_its_formula_on_reference_views(tmp_path, o
     trainer = trainer_for(tmp_path, predictors=2, **options)
     batch = batch_of(trainer)
     if options.get("loss", "").startswith("centred"):
-        trainer.jepa.state.add("step_jepa", terms_of(trainer, batch).views.of(0))
+        trainer.jepa.state.accumulate("step_jepa", terms_of(trainer, batch).views.of(0))
         trainer.jepa.state.after_step(trainer.model)
     predicted, target, problem = zip(*views_of(trainer, **options), strict=True)
     reference = formula(torch.stack(predicted), torch.stack(target), problem)
@@ -530,8 +530,8 @@ def test_a_random_target_is_one_direction_per_step_as_long_as_the_view(tmp_path)
     for epoch, places in ((0, (0, 1, 2)), (0, (2,)), (1, (1, 0)), (2, (0, 1, 2))):
         trainer.train_dataset.epoch.fill_(epoch)
         batch = batch_of(trainer, places)
-        true = trainer.terms(trainer.model, batch).views
-        views = trainer.learning_views(true, batch)
+        true = trainer.representation.forward(batch).views
+        views = trainer.representation.forward.training_views(true, batch)
         assert torch.equal(views.predicted, true.predicted)
         assert not views.target.requires_grad
         torch.testing.assert_close(views.target.norm(dim=-1), true.target.norm(dim=-1))

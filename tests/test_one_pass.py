@@ -40,7 +40,7 @@ def test_one_pass_equals_separate_passes(name, attention, tokenizer, records, tm
     trainer = trainer_for(model, tokenizer, records, tmp_path)
     batch = batch_of(trainer)
     with torch.no_grad():
-        terms = trainer.terms(model, batch)
+        terms = trainer.representation.forward(batch, model)
         pair = 0
         for row, example in enumerate(trainer.train_dataset.examples[:3]):
             ids, predictors = torch.tensor([example.input_ids]), torch.tensor([[264, 265]])
@@ -72,9 +72,10 @@ def test_isolation_to_the_last_bit(name, attention, tokenizer, records, tmp_path
         return last_states(model, input_ids=ids, attention_mask=mask, position_ids=batch["position_ids"])
 
     before, own = states(batch["input_ids"]), batch["branch"]
-    targets = batch["reads"][batch["reads"][:, 0] % 2 == 1]
-    assert len(targets) == len(batch["pairs"]) > 0
-    for _, row, target in targets:
+    is_target = batch["read_view"] % 2 == 1
+    targets = torch.stack([batch["read_row"], batch["read_column"]], 1)[is_target]
+    assert len(targets) == len(batch["pair_row"]) > 0
+    for row, target in targets:
         others = batch["input_ids"].clone()
         others[row, own[row] != own[row, target]] = 77
         assert torch.equal(states(others)[row, target], before[row, target])
@@ -91,8 +92,8 @@ def test_isolation_by_gradient(tokenizer, records, tmp_path):
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
     mask = attention_mask(model, batch["branch"], batch["visible_length"], batch["position_ids"])
     out = last_states(model, inputs_embeds=embedded, attention_mask=mask, position_ids=batch["position_ids"])
-    view, row, target = batch["reads"][1].tolist()
-    assert (view, row) == (1, 0)
+    row, target = int(batch["read_row"][1]), int(batch["read_column"][1])
+    assert row == 0
     out[0, target].sum().backward()
     felt = embedded.grad[0].abs().sum(-1) > 0
     assert felt.tolist() == (batch["branch"][0] == batch["branch"][0, target]).tolist()
@@ -102,10 +103,10 @@ def test_predictor_rows_take_no_part_in_the_softmax(tokenizer, records, tmp_path
     model = tiny_model()
     trainer = trainer_for(model, tokenizer, records, tmp_path)
     batch = batch_of(trainer)
-    before = trainer.terms(model, batch).nll
+    before = trainer.representation.forward(batch, model).nll
     with torch.no_grad():
         model.get_output_embeddings().weight[264:] += 5
-    assert torch.equal(trainer.terms(model, batch).nll, before)
+    assert torch.equal(trainer.representation.forward(batch, model).nll, before)
 
 
 def test_models_that_cannot_take_the_mask_are_refused():

@@ -15,14 +15,14 @@ EXAMPLE = Example(
 
 
 def test_regions_of_a_row_by_hand():
-    row = Planner([StepJEPA(predictors=(90, 91))])(EXAMPLE)
+    row = Planner([StepJEPA(predictor_ids=(90, 91))])(EXAMPLE)
     named = [(part.name, part.places.start, part.places.stop) for part in regions(EXAMPLE, row)]
     trunk_parts = [("system", 0, 1), ("question", 1, 3), ("header", 3, 4), ("step 0", 4, 6), ("step 1", 6, 8)]
     assert named == [*trunk_parts, ("end", 8, 10), ("predictor 1", 10, 12), ("target 1", 12, 14)]
 
 
 def test_sentences_by_hand():
-    row = Planner([StepJEPA(predictors=(90,))])(EXAMPLE)
+    row = Planner([StepJEPA(predictor_ids=(90,))])(EXAMPLE)
     seen = may_see(torch.tensor([row.branch]), torch.tensor([row.visible_length]))[0]
     said = dict(sentence.split(" sees ") for sentence in sight(regions(EXAMPLE, row), seen))
     assert said["step 0"] == "system, question, header and itself up to each token."
@@ -44,7 +44,7 @@ def test_regions_of_the_second_pass_by_hand():
 def test_regions_tile_real_rows(tokenizer):
     record = conversation("So 1 + 1 = 2.", "So 2 + 1 = 3.", "#### 3")
     example = encode(tokenizer, record["messages"], record["steps"])
-    for objective in (StepJEPA(predictors=(260,), choice="all"), StepJEPA(choice="all", target="context")):
+    for objective in (StepJEPA(predictor_ids=(260,), pairs="all"), StepJEPA(pairs="all", target="context")):
         row = Planner([objective])(example)
         parts = regions(example, row)
         assert [place for part in parts for place in part.places] == list(range(len(row.input_ids)))

@@ -54,7 +54,7 @@ def test_llm_jepa_in_one_pass_is_three_passes(tmp_path):
         terms = trainer.terms(
             model, BranchCollator(tokenizer.pad_token_id)([trainer.train_dataset[i] for i in range(4)])
         )
-        lm, jepa = (float(each) for each in trainer.own_means(terms)[:2])
+        lm, jepa = (float(each) for each in trainer.means_of_batch(terms)[:2])
         nll, distances = [], []
         for record, example in zip(records, trainer.train_dataset.examples, strict=True):
             logits = model(torch.tensor([example.input_ids])).logits[0, :-1, : len(tokenizer)]

@@ -17,9 +17,9 @@ from test_one_pass import batch_of, trainer_for
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.views import TargetEncoder
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
+from step_jepa.models.target_encoder import TargetEncoder
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
 STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
@@ -82,7 +82,7 @@ def test_one_by_eight_is_eight_by_one(tokenizer, records, tmp_path, loss):
 
 def test_loss_is_its_formula(tokenizer, records, tmp_path):
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, lbd=0.5, gamma=2.0)
-    terms = trainer.terms(trainer.model, batch_of(trainer, 9))
+    terms = trainer.representation.forward(batch_of(trainer, 9))
     (loss, _) = trainer.compute_loss(trainer.model, batch_of(trainer, 9), return_outputs=True)
     cosine = F.cosine_similarity(terms.views.predicted, terms.views.target, dim=-1)
     labels = sum(x != IGNORED for example in trainer.train_dataset.examples for x in example.labels)
@@ -127,10 +127,10 @@ def test_evaluation_does_not_depend_on_the_batching(tokenizer, records, tmp_path
     (trainer, one), (_, four) = figures(1), figures(4)
     for name in ("eval_loss", "eval_lm_loss", "eval_jepa_loss", "eval_cosine_paired", "eval_cosine_unpaired"):
         assert one[name] == pytest.approx(four[name], rel=1e-5)
-    rows = trainer.rows(records)
+    rows = trainer.representation.evaluation_rows(records)
     with torch.no_grad():
-        terms = trainer.terms(trainer.model, trainer.data_collator([rows[index] for index in range(len(rows))]))
-    views = terms.views.of(0)  # the others are of no objective
+        terms = trainer.representation.forward(trainer.data_collator([rows[index] for index in range(len(rows))]))
+    views = terms.views
     predicted, target = F.normalize(views.predicted, dim=-1), F.normalize(views.target, dim=-1)
     table = predicted @ target.T
     off = table[~torch.eye(len(table), dtype=torch.bool)]
@@ -244,7 +244,8 @@ def test_twins_of_an_adapter(tokenizer, records, tmp_path, options, tied):
     assert len(history(trainer)) == 5
     trained = [value for value in trainer.model.parameters() if value.requires_grad]
     assert all(value.grad is None or value.grad.isfinite().all() for value in trained)
-    target_encoder, name = trainer._target_encoder, "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
+    target_encoder = trainer.representation.forward.target_encoder
     moved, slow = trainer.model.get_parameter(name), target_encoder.get_buffer(name.replace(".", "/"))
     assert moved.abs().sum() > 0
     assert bool(slow.abs().sum() > 0) == ("target_encoder" in options)

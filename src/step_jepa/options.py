@@ -30,6 +30,7 @@ class Facts:
     group              heading that it stands under in --help
     least, more_than, most
                        bounds of a number; None is within all of them
+    remedy             what to give instead, where the bounds do not say it well
     choices            the names that a registry holds, which may grow
     is_path            a relative one in a YAML file is read from that file's folder
     needs              without this, a value other than the default is refused
@@ -43,6 +44,7 @@ class Facts:
     least: float | None = None
     more_than: float | None = None
     most: float | None = None
+    remedy: str = ""
     choices: Iterable[str] | None = None
     is_path: bool = False
     needs: Needs | None = None
@@ -53,8 +55,8 @@ class Facts:
 
 
 class Help(str):
-    """The sentence for --help, with the facts. HfArgumentParser, which TRL's parser extends, hands all metadata of a field
-    to argparse, so that they can stand nowhere else: a user's own parser of our dataclasses has to work."""
+    """The sentence for --help, with the facts. HfArgumentParser and TRL's parser hand a field's metadata to argparse,
+    so the facts can stand nowhere else: a user's own parser of our dataclasses has to work."""
 
     facts: Facts
 
@@ -106,7 +108,7 @@ def check_bounds(config: Any) -> None:
         if known.choices is not None and value not in known.choices:
             raise UserError(f"{each.name} = {value}: give one of {', '.join(known.choices)}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, known):
-            raise UserError(f"{each.name} = {value}: give {_bounds(known)}")
+            raise UserError(f"{each.name} = {value}: give {known.remedy or _bounds(known)}")
 
 
 def check_needs(config: Any) -> None:

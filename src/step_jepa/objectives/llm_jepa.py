@@ -19,7 +19,11 @@ class TurnOptions:
     front_pred: bool = option(False, help="llm_jepa: predictor tokens before the text.", group="Views")
     reverse_pred: bool = option(False, help="llm_jepa: the answer predicts the text.", group="Views")
     last_token: int = option(
-        -1, help="llm_jepa: the token of a view that is read, from its end.", group="Views", most=-1
+        -1,
+        help="llm_jepa: the token of a view that is read, from its end.",
+        group="Views",
+        most=-1,
+        remedy="-1 for the last token, -2 for the one before",
     )
 
 
