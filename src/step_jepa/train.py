@@ -210,11 +210,9 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name,
-        predictors=config.predictors if lbd else None,
         peft_config=peft_config(args),
         quantization_config=quantization_config(args, keep_adapter=config.keep_adapter),
-        model_init_kwargs=config.model_init_kwargs,
-        seed=config.seed,
+        **config.setup_arguments(),
     )
     if lbd:
         attention.check(model)

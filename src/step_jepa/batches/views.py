@@ -44,7 +44,10 @@ class Views:
 
     @staticmethod
     def cat(parts: "list[Views]") -> "Views":
-        return Views(*(torch.cat([getattr(part, name) for part in parts]) for name in Views.__dataclass_fields__))
+        columns: dict[str, Tensor] = {}
+        for name in Views.__dataclass_fields__:
+            columns[name] = torch.cat([getattr(part, name) for part in parts])
+        return Views(**columns)
 
 
 def at_least_float32(states: Tensor) -> Tensor:

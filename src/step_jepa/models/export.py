@@ -49,13 +49,15 @@ def _base_state(model: Any, rows: int) -> dict[str, torch.Tensor]:
     """The model's weights with its embeddings, input and output, cut to `rows`."""
     owners = vocabulary_modules(model)
     state = model.state_dict()
-    cut = {value.data_ptr(): value[:rows].clone() for name, value in state.items() if name.rpartition(".")[0] in owners}
+    vocabulary = [value for name, value in state.items() if name.rpartition(".")[0] in owners]
+    # By address, so that what was tied stays tied.
+    cut = {value.data_ptr(): value[:rows].clone() for value in vocabulary}
     kept = {name: value for name, value in state.items() if not name.startswith("predictor_head.")}
-    return {name: cut.get(value.data_ptr(), value) for name, value in kept.items()}  # what was tied stays tied
+    return {name: cut.get(value.data_ptr(), value) for name, value in kept.items()}
 
 
 def _export_model(model: Any, rows: int, folder: str | os.PathLike) -> None:
-    own, exported = model.config, deepcopy(model.config)
+    original, exported = model.config, deepcopy(model.config)
     exported.get_text_config().vocab_size = rows
     if hasattr(exported, "predictors"):
         del exported.predictors
@@ -63,18 +65,15 @@ def _export_model(model: Any, rows: int, folder: str | os.PathLike) -> None:
     try:
         model.save_pretrained(folder, state_dict=_base_state(model, rows))
     finally:
-        model.config = own
+        model.config = original
 
 
 def _export_adapter(model: PeftModel, folder: str | os.PathLike) -> None:
     """The adapter without the predictor rows, which the base model does not have."""
     model.save_pretrained(str(folder), save_embedding_layers=False)
     weights = Path(folder, "adapter_model.safetensors")
-    save_file(
-        {name: value for name, value in load_file(weights).items() if "token_adapter" not in name},
-        weights,
-        metadata={"format": "pt"},
-    )
+    kept = {name: value for name, value in load_file(weights).items() if "token_adapter" not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
     path = Path(folder, "adapter_config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "trainable_token_indices": None}, indent=2, sort_keys=True) + "\n")

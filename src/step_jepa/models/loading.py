@@ -3,12 +3,21 @@
 import json
 import os
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.views import PredictorHead
 from step_jepa.data.tokens import PLAIN_TEMPLATE
@@ -18,62 +27,86 @@ from step_jepa.models.predictors import add_predictors, predictor_ids, vocabular
 
 
 def setup_model_and_tokenizer(
-    model: Any,
+    model: str | os.PathLike[str] | PreTrainedModel,
     *,
-    processing_class: Any = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
     predictors: int | None = None,
     train_predictors: bool = True,
     predictor_head: PredictorHead = "identity",
     peft_config: PeftConfig | None = None,
-    quantization_config: Any = None,
-    model_init_kwargs: Any = None,
-    config_overrides: Any = None,
+    quantization_config: QuantizationConfigMixin | None = None,
+    model_init_kwargs: dict[str, Any] | None = None,
+    config_overrides: dict[str, Any] | None = None,
     plain: bool = False,
     seed: int = 42,
-) -> tuple[Any, Any]:
-    """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """A causal language model ready for training, and its tokenizer.
 
-    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
-                       tokenizer of generated chains, for random weights), or a module
-    predictors         K >= 0; None where nothing is to be predicted
-    train_predictors   whether LoRA trains them too
-    predictor_head     "linear" adds the module `predictor_head`, (H, H), which starts as the identity
-    config_overrides   a dictionary, perhaps empty, for random weights from the model's configuration with these fields
-    plain              give the tokenizer a chat template without framing
-    Raises UserError where the model cannot be had or cannot be trained so."""
+    Args:
+        model: hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
+            tokenizer of generated chains, for random weights), or a module.
+        processing_class: the tokenizer; a model given by name has its own.
+        predictors: K >= 0 rows of predictor tokens to add; None where nothing is to be predicted.
+        train_predictors: whether LoRA trains them too.
+        predictor_head: "linear" adds the module `predictor_head`, (H, H), which starts as the identity.
+        peft_config: of an adapter to add.
+        quantization_config: of a model given by name.
+        model_init_kwargs: arguments of `from_pretrained`.
+        config_overrides: perhaps empty, for random weights from the model's configuration with these fields.
+        plain: give the tokenizer a chat template without framing.
+        seed: of predictor rows that were never trained, and of random weights.
+
+    Raises:
+        UserError: where the model cannot be had or cannot be trained so.
+    """
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
         tokenizer = processing_class or load_tokenizer(folder)
         if "model_type" not in (config_overrides or {}):
             _refuse_bare_tokenizer(folder)
         if config_overrides is None:
-            model = _load(folder, quantization_config, model_init_kwargs or {})
+            network = _load(folder, quantization_config, model_init_kwargs or {})
         else:
-            model = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
-        model.loaded_from = folder  # an adapter that was merged goes by the name of its base
+            network = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
+        network.loaded_from = folder  # an adapter that was merged goes by the name of its base
     else:
-        folder, tokenizer = None, processing_class
-        if tokenizer is None:
-            raise UserError("a model given as a module needs its tokenizer: pass processing_class")
-        if quantization_config is not None:
-            raise UserError("quantization_config applies to a model given by name, not to a loaded one")
-        if config_overrides is not None:
-            raise UserError("random weights are for a model given by name: make them in the module that you give")
+        _check_module(processing_class, quantization_config, config_overrides)
+        assert processing_class is not None
+        folder, tokenizer, network = None, processing_class, model
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has neither pad_token nor eos_token: set one of them and save it")
-        tokenizer.pad_token = tokenizer.eos_token
+    _ensure_pad_token(tokenizer)
     if predictors is not None:
-        add_predictors(model, tokenizer, predictors, folder, seed)
+        add_predictors(network, tokenizer, predictors, folder, seed)
     if peft_config is not None:
-        model = _with_adapter(model, peft_config, train_predictors=train_predictors)
-    if predictor_head == "linear" and not hasattr(model, "predictor_head"):
-        width = model.config.get_text_config().hidden_size
-        model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
-        torch.nn.init.eye_(model.predictor_head.weight)
-    return model, tokenizer
+        network = _with_adapter(network, peft_config, train_predictors=train_predictors)
+    if predictor_head == "linear" and not hasattr(network, "predictor_head"):
+        _add_predictor_head(network)
+    return network, tokenizer
+
+
+def _check_module(processing_class: Any, quantization_config: Any, config_overrides: Any) -> None:
+    """Raises UserError for what can only be said of a model given by name."""
+    if processing_class is None:
+        raise UserError("a model given as a module needs its tokenizer: pass processing_class")
+    if quantization_config is not None:
+        raise UserError("quantization_config applies to a model given by name, not to a loaded one")
+    if config_overrides is not None:
+        raise UserError("random weights are for a model given by name: make them in the module that you give")
+
+
+def _ensure_pad_token(tokenizer: Any) -> None:
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has neither pad_token nor eos_token: set one of them and save it")
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def _add_predictor_head(model: Any) -> None:
+    width = model.config.get_text_config().hidden_size
+    model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
+    torch.nn.init.eye_(model.predictor_head.weight)
 
 
 def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
@@ -159,16 +192,7 @@ def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> Pe
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
     ids = predictor_ids(model)
     if ids:
-        vocabulary = {name.rpartition(".")[2] for name in vocabulary_modules(model)}
-        adapted = (peft_config.target_modules, peft_config.modules_to_save)
-        if (
-            any(name in (names or ()) for name in vocabulary for names in adapted)
-            or peft_config.trainable_token_indices
-        ):
-            raise UserError(
-                f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
-                "leave them out of peft_config, or use --predictors 0"
-            )
+        _refuse_adapted_vocabulary(model, peft_config)
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model)
     peft_config = deepcopy(peft_config)
@@ -176,3 +200,17 @@ def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> Pe
         # Frozen embeddings would leave the predictor tokens at their random start.
         peft_config.trainable_token_indices = ids
     return get_peft_model(model, peft_config)
+
+
+def _refuse_adapted_vocabulary(model: Any, peft_config: Any) -> None:
+    """Raises UserError where the adapter changes the rows that the predictor tokens are part of."""
+    vocabulary = {name.rpartition(".")[2] for name in vocabulary_modules(model)}
+    # A field is None, a list of names, or a pattern that may hold a name.
+    adapted = (peft_config.target_modules or (), peft_config.modules_to_save or ())
+    named = any(name in modules for name, modules in product(vocabulary, adapted))
+    if named or peft_config.trainable_token_indices:
+        raise UserError(
+            f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
+            "leave them out of peft_config, or use --predictors 0"
+        )
+

@@ -51,26 +51,40 @@ def add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, s
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: resize its embeddings first"
         )
-    saved = Path(folder, PREDICTORS_FILE) if folder else None
-    trained = load_file(saved)["predictors"] if saved and saved.exists() else None
-    if trained is not None and len(trained) != count:
-        raise UserError(
-            f"{saved} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away"
-        )
+    trained = _saved_rows(folder, count)
     if count:
-        tied = model.config.get_text_config().tie_word_embeddings
-        with torch.random.fork_rng():  # an adapter that is drawn next begins the same with predictors as without
-            model.resize_token_embeddings(rows + count, mean_resizing=False)
-        weight = model.get_input_embeddings().weight
-        with torch.no_grad():
-            if trained is None:
-                known = weight[:rows].float()
-                noise = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(seed))
-                trained = known.mean(0) + known.std(0) * noise.to(known.device)
-            weight[rows:] = trained.to(weight)
-            if not tied and model.get_output_embeddings() is not None:
-                model.get_output_embeddings().weight[rows:] = 0  # never read: the language-model loss leaves them out
+        _append_rows(model, rows, count, trained, seed)
     model.config.predictors = count
+
+
+def _saved_rows(folder: str | None, count: int) -> torch.Tensor | None:
+    """(K, H), beside the model's export. Raises UserError for another K."""
+    path = Path(folder, PREDICTORS_FILE) if folder else None
+    if path is None or not path.exists():
+        return None
+    trained = load_file(path)["predictors"]
+    if len(trained) != count:
+        raise UserError(f"{path} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away")
+    return trained
+
+
+@torch.no_grad()
+def _append_rows(model: Any, rows: int, count: int, trained: torch.Tensor | None, seed: int) -> None:
+    tied = model.config.get_text_config().tie_word_embeddings
+    with torch.random.fork_rng():  # an adapter that is drawn next begins the same with predictors as without
+        model.resize_token_embeddings(rows + count, mean_resizing=False)
+    weight = model.get_input_embeddings().weight
+    if trained is None:
+        trained = _drawn_like(weight[:rows].float(), count, seed)
+    weight[rows:] = trained.to(weight)
+    if not tied and model.get_output_embeddings() is not None:
+        model.get_output_embeddings().weight[rows:] = 0  # never read: the language-model loss leaves them out
+
+
+def _drawn_like(known: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """(K, H) of the mean and spread of the rows that are there."""
+    noise = torch.randn(count, known.shape[1], generator=torch.Generator().manual_seed(seed))
+    return known.mean(0) + known.std(0) * noise.to(known.device)
 
 
 def trained_predictors(model: Any) -> torch.Tensor:

@@ -185,6 +185,16 @@ class RepresentationOptions(TurnOptions):
         """Names in COMPAT that are on."""
         return set(COMPAT) if "llm_jepa" in self.compat else set(self.compat)
 
+    def setup_arguments(self) -> dict[str, Any]:
+        """Those of `setup_model_and_tokenizer` that follow from these options."""
+        predicting = any(OBJECTIVES[name].predicts for name, _ in self.objectives)
+        return {
+            "predictors": self.predictors if predicting else None,
+            "train_predictors": "frozen_predictors" not in self.switches,
+            "predictor_head": self.predictor_head if predicting else "identity",
+            "plain": self.plain,
+        }
+
     def _check_values(self) -> None:
         if isinstance(self.lbd, str) and self.lbd != "auto":
             raise UserError(f"lbd = {self.lbd}: give a number, or auto")
@@ -281,6 +291,15 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
                 raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
+
+    def setup_arguments(self) -> dict[str, Any]:
+        overrides = self.config_overrides or {}
+        return {
+            **super().setup_arguments(),
+            "model_init_kwargs": self.model_init_kwargs,
+            "config_overrides": overrides if self.pretrain else None,
+            "seed": self.seed,
+        }
 
     def _contradictions(self) -> Iterator[str]:
         yield from super()._contradictions()

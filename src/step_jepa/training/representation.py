@@ -1,7 +1,6 @@
 """A model with all that reads its views and takes losses on them: what a trainer trains, and what every other command
 that reads a view uses without a Trainer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from step_jepa.batches import attention
@@ -62,7 +61,7 @@ class Representation:
             UserError: where the model cannot be had.
         """
         model, tokenizer = setup_model_and_tokenizer(
-            model, processing_class=processing_class, seed=seed, **loading_options(options), **loading
+            model, processing_class=processing_class, seed=seed, **options.setup_arguments(), **loading
         )
         return cls(model.eval(), tokenizer, options, seed=seed)
 
@@ -148,19 +147,3 @@ class Representation:
         if self.branching and self.options.control == "frozen_target":
             return TargetEncoder(self.model, decay=1.0)
         return self.jepa.state.target_encoder
-
-
-def uses_predictors(names: Sequence[str]) -> bool:
-    """Whether one of these objectives has predictor tokens."""
-    return any(OBJECTIVES[name].predicts for name in names)
-
-
-def loading_options(options: RepresentationOptions) -> dict[str, Any]:
-    """The arguments of `setup_model_and_tokenizer` that follow from the options of the JEPA term."""
-    predicting = uses_predictors([name for name, _ in options.objectives])
-    return {
-        "predictors": options.predictors if predicting else None,
-        "train_predictors": "frozen_predictors" not in options.switches,
-        "predictor_head": options.predictor_head if predicting else "identity",
-        "plain": options.plain,
-    }

@@ -33,7 +33,7 @@ from step_jepa.training.held_out import HeldOutPairs, figures_of, gathered, pair
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.monitor import Monitor
-from step_jepa.training.representation import Representation, loading_options
+from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings
 from step_jepa.training.validation import check_negatives, validate
@@ -86,10 +86,7 @@ class RepresentationTrainer(Trainer):
             processing_class=processing_class,
             peft_config=peft_config,
             quantization_config=quantization_config,
-            model_init_kwargs=args.model_init_kwargs,
-            config_overrides=args.config_overrides or {} if args.pretrain else None,
-            seed=args.seed,
-            **loading_options(args),
+            **args.setup_arguments(),
         )
         self.args, self.model = args, model
         self.representation = Representation(model, tokenizer, args, seed=args.seed)
