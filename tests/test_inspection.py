@@ -353,6 +353,7 @@ def test_errors_are_one_line(folders, train_file, tmp_path, inspect):
     refused("objective = fly", "tokens", "--objective", "fly")
     refused("predictors = -1", "mask", "--predictors", -1)
     refused("max_length = 3: raise it", "mask", "--max_length", 3)
+    refused("max_length = 0: give 1 or more", "mask", "--max_length", 0)
     odd = tmp_path / "odd"
     shutil.copytree(folders["gemma3"], odd)
     config = json.loads((odd / "config.json").read_text())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.prompt import Prompt
@@ -17,6 +17,7 @@ from step_jepa.inspection.mask import describe_mask, show_mask
 from step_jepa.inspection.picture import draw
 from step_jepa.inspection.stages import STAGES, colour_steps, describe_tokens, show_tokens, steps_of
 from step_jepa.models.loading import load_tokenizer
+from step_jepa.options import check_bounds, option
 
 
 def _console() -> Console:
@@ -33,18 +34,15 @@ EXAMPLES_SHOWN = 3  # by default
 class StepsArguments:
     """Which conversations, by which tokenizer. Raises UserError for a number out of range."""
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2; it may hold only a tokenizer."})
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    limit: int | None = field(default=None, metadata={"help": f"How many examples; {EXAMPLES_SHOWN} by default."})
-    index: int | None = field(default=None, metadata={"help": "This one alone, counted from 0."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut rows to whole steps within this many tokens."})
-    json: bool = field(default=False, metadata={"help": "One JSON list on stdout instead of colours."})
+    model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    limit: int | None = option(None, help=f"How many examples; {EXAMPLES_SHOWN} by default.", least=1)
+    index: int | None = option(None, help="This one alone, counted from 0.", least=0)
+    max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
+    json: bool = option(False, help="One JSON list on stdout instead of colours.")
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit = {self.limit}: give 1 or more")
-        if self.index is not None and self.index < 0:
-            raise UserError(f"index = {self.index}: examples are counted from 0")
+        check_bounds(self)
         if self.index is not None and self.limit is not None:
             raise UserError("--index picks one example: leave out --limit")
 
@@ -83,7 +81,7 @@ def describe_example(example: Example) -> dict[str, object]:
 class TokensArguments(RowArguments):
     """Which row."""
 
-    json: bool = field(default=False, metadata={"help": "JSON on stdout instead of a table."})
+    json: bool = option(False, help="JSON on stdout instead of a table.")
 
 
 def run_tokens(args: TokensArguments) -> None:
@@ -104,9 +102,9 @@ def run_tokens(args: TokensArguments) -> None:
 class MaskArguments(RowArguments):
     """Which row's mask, and where its picture goes."""
 
-    output: str | None = field(default=None, metadata={"help": "Draw it token by token, as F.png or F.svg."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the picture that is there."})
-    json: bool = field(default=False, metadata={"help": "JSON on stdout instead of words and colours."})
+    output: str | None = option(None, help="Draw it token by token, as F.png or F.svg.")
+    overwrite: bool = option(False, help="Replace the picture that is there.")
+    json: bool = option(False, help="JSON on stdout instead of words and colours.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +135,7 @@ def run_mask(args: MaskArguments) -> None:
 class PipelineArguments(RowArguments):
     """Which example."""
 
-    json: bool = field(default=False, metadata={"help": "JSON on stdout instead of tables."})
+    json: bool = option(False, help="JSON on stdout instead of tables.")
 
 
 def run_pipeline(args: PipelineArguments) -> None:
@@ -165,8 +163,8 @@ STAGE_NUMBERS = [str(number) for number in range(1, len(STAGES) + 1)]
 class MenuArguments(RowArguments):
     """Where to begin. The model and the file are asked for where they are not given."""
 
-    model_name: str = field(default="", metadata={"help": "Hub id, folder, or smollm2; asked for if not given."})
-    train_file: str = field(default="", metadata={"help": "Prepared or raw records; asked for if not given."})
+    model_name: str = option("", help="Hub id, folder, or smollm2; asked for if not given.", is_path=True)
+    train_file: str = option("", help="Prepared or raw records; asked for if not given.", is_path=True)
 
 
 def run_menu(args: MenuArguments) -> None:

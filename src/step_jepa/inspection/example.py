@@ -4,7 +4,7 @@ No weights are read, only a tokenizer and a model's configuration.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from step_jepa.models.loading import load_tokenizer
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import Pairs
+from step_jepa.options import check_bounds, option
 from step_jepa.rows.branches import Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
 
@@ -31,18 +32,17 @@ from step_jepa.rows.regions import Region, in_place_regions, row_regions
 class RowArguments:
     """Which example, and how its row is planned. Raises UserError for a number out of range."""
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2; it may hold only a tokenizer."})
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    index: int = field(default=0, metadata={"help": "Which example, counted from 0."})
-    objective: str = field(default="step_jepa", metadata={"help": f"One of {', '.join(OBJECTIVES)}, or none."})
-    pairs: Pairs = field(default="all", metadata={"help": "Which pairs of steps: the first, all, or some at random."})
-    predictors: int = field(default=1, metadata={"help": "K, the predictor tokens."})
-    plain: bool = field(default=False, metadata={"help": "No chat framing, as --plain of train."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut rows to whole steps within this many tokens."})
+    model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    index: int = option(0, help="Which example, counted from 0.", least=0)
+    objective: str = option("step_jepa", help=f"One of {', '.join(OBJECTIVES)}, or none.")
+    pairs: Pairs = option("all", help="Which pairs of steps: the first, all, or some at random.")
+    predictors: int = option(1, help="K, the predictor tokens.", least=0)
+    plain: bool = option(False, help="No chat framing, as --plain of train.")
+    max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
 
     def __post_init__(self) -> None:
-        if self.index < 0:
-            raise UserError(f"index = {self.index}: examples are counted from 0")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
