@@ -173,7 +173,7 @@ def test_pairs_to_the_final_answer_are_skipped():
     assert [[pair.step for pair in planned(keep, x).pairs] for x in (two, three, THREE)] == [[1], [1, 2], [1, 2]]
     assert [skip.skipped(x) for x in (two, three, THREE)] == [1, 1, 0]
     assert [keep.skipped(x) for x in (two, three, THREE)] == [0, 0, 0]
-    assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and nothing is_branch on the row for them
+    assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and no branch is appended for them
     assert planned(replace(skip, horizon=2), three).pairs == []
     assert planned(replace(skip, pairs="first"), three).input_ids[7:] == [90, 13]
 

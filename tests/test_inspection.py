@@ -20,16 +20,18 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, plots, standalone
+from step_jepa.batches.attention import may_see
 from step_jepa.cli import main
 from step_jepa.data.sources import read_records
-from step_jepa.inspection.mask import Matrix
-from step_jepa.inspection.menu import moved
+from step_jepa.data.tokens import Example
+from step_jepa.inspection.commands import next_screen
+from step_jepa.inspection.example import Inspector, RowArguments, inspect_example
+from step_jepa.inspection.mask import RegionMatrix, seen_ranges, sentences
 from step_jepa.inspection.picture import draw, spread
-from step_jepa.inspection.preparation import Preparation, RowArguments, specimen_of
-from step_jepa.inspection.sights import runs
-from step_jepa.inspection.stages import STAGES
-from step_jepa.inspection.words import visible
-from step_jepa.rows.regions import Region
+from step_jepa.inspection.stages import STAGES, visible
+from step_jepa.objectives.planner import Planner
+from step_jepa.objectives.step_jepa import StepJEPA
+from step_jepa.rows.regions import Region, row_regions
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": -1}
 IN_ORDER = {"num_train_epochs": 1, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
@@ -57,10 +59,10 @@ def folders(tmp_path_factory, model_folder):
 
 @pytest.fixture
 def inspect(capsys):
-    """Runs `step-jepa inspect ...`; the exit code and what was said on either stream."""
+    """Runs `step-jepa inspect ...`; the exit code and what was written to either stream."""
 
     def run(*argv):
-        capsys.readouterr()  # what a trainer said before
+        capsys.readouterr()  # what a trainer wrote before
         with pytest.raises(SystemExit) as stop:
             main(["inspect", *map(str, argv)])
         return SimpleNamespace(code=stop.value.code or 0, **capsys.readouterr()._asdict())
@@ -68,13 +70,13 @@ def inspect(capsys):
     return run
 
 
-def as_json(said):
-    assert said.code == 0, said.err
-    return json.loads(said.out)
+def as_json(result):
+    assert result.code == 0, result.err
+    return json.loads(result.out)
 
 
-def specimen(model, train_file, index=0, **options):
-    return specimen_of(RowArguments(model, train_file, index, **options))
+def inspected(model, train_file, index=0, **options):
+    return inspect_example(RowArguments(model, train_file, index, **options))
 
 
 # The masks are those of training
@@ -162,15 +164,34 @@ def test_words_are_read_off_each_kind_of_layer(folders, train_file, inspect):
         assert slid["predictor 1"].endswith("sees part of step 0 and itself up to each token.")
         assert full["target 1"].endswith("sees nothing but itself up to each token.")
         assert slid["target 1"].endswith("sees nothing but part of itself.")
-    said = inspect("mask", *files)
+    result = inspect("mask", *files)
     for line in [*found["sight"]["sliding_attention"], *found["in_place"]["sight"]["full_attention"]]:
-        assert " ".join(line.split()) in " ".join(said.out.split())
-    assert "mask: in place (standalone), sliding_attention" in said.out
+        assert " ".join(line.split()) in " ".join(result.out.split())
+    assert "mask: in place (standalone), sliding_attention" in result.out
 
 
-def test_runs_by_hand():
-    assert runs(torch.tensor([1, 1, 0, 1], dtype=torch.bool)) == [(0, 2), (3, 4)]
-    assert runs(torch.zeros(3, dtype=torch.bool)) == []
+def test_sentences_by_hand():
+    steps = [(4, 6), (6, 8)]
+    example = Example(text="", input_ids=list(range(10)), labels=[-100] * 10, steps=steps, chars=[], user=(1, 3))
+    row = Planner([StepJEPA(predictor_ids=(90,))])(example)
+    regions = row_regions(example, row)
+    seen = may_see(torch.tensor([row.branch]), torch.tensor([row.visible_length]))[0]
+
+    def by_region():
+        return dict(sentence.split(" sees ") for sentence in sentences(regions, seen))
+
+    assert by_region()["step 0"] == "system, question, header and itself up to each token."
+    assert by_region()["predictor 1"] == "system, question, header, step 0 and itself up to each token."
+    assert by_region()["target 1"] == "nothing but itself up to each token."
+    seen[7, 4] = False  # the last token of step 1 overlooks one of step 0
+    seen[12, 11] = False
+    assert "part of step 0" in by_region()["step 1"]
+    assert by_region()["target 1"] == "nothing but part of itself."
+
+
+def test_seen_ranges_by_hand():
+    assert seen_ranges(torch.tensor([1, 1, 0, 1], dtype=torch.bool)) == [(0, 2), (3, 4)]
+    assert seen_ranges(torch.zeros(3, dtype=torch.bool)) == []
 
 
 # Stages
@@ -193,8 +214,8 @@ def test_tokens_by_hand(model_folder, tmp_path, inspect):
     before = {"index": trunk_length, "text": "<|predictor_1|>", "id": 264, "labelled": False, "region": "predictor 1"}
     assert tokens[trunk_length] == {**before, "position": first + 3, "views": ["predicted 1"]}
     assert tokens[trunk_length + 1] == {**last, "position": first + 3, "region": "target 1", "views": ["target 1"]}
-    said = inspect("tokens", "--model_name", model_folder, "--train_file", file).out
-    row = next(line for line in said.splitlines() if line.split()[:1] == [str(first + 1)])
+    result = inspect("tokens", "--model_name", model_folder, "--train_file", file).out
+    row = next(line for line in result.splitlines() if line.split()[:1] == [str(first + 1)])
     assert row.split() == [str(first + 1), '"\\t"', *row.split()[2:3], str(first + 1), "yes", "step", "0"]
 
 
@@ -219,14 +240,14 @@ def test_the_pipeline_is_all_stages_in_order(model_folder, train_file, inspect):
     assert (pair["objective"], pair["step"]) == ("step_jepa", 1)
     assert pair["predicted"] == [{"index": predictor["start"], "weight": 1.0}]
     assert pair["target"] == [{"index": target["stop"] - 1, "weight": 1.0}]
-    said = inspect("pipeline", *files).out
-    places = [said.index(f" {number} {name}, example 1 ") for number, name in enumerate(STAGES, 1)]
+    result = inspect("pipeline", *files).out
+    places = [result.index(f" {number} {name}, example 1 ") for number, name in enumerate(STAGES, 1)]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_every_stage_fits_the_terminal_without_colours(width, folders, train_file):
-    shown = specimen(folders["gemma3"], train_file, 1)
+    shown = inspected(folders["gemma3"], train_file, 1)
     for name, stage in STAGES.items():
         console = Console(file=io.StringIO(), width=width)
         console.print(stage.show(shown))
@@ -237,7 +258,7 @@ def test_every_stage_fits_the_terminal_without_colours(width, folders, train_fil
 
 
 def test_colours_are_for_terminals_that_want_them(model_folder, train_file, monkeypatch):
-    shown = STAGES["mask"].show(specimen(model_folder, train_file))
+    shown = STAGES["mask"].show(inspected(model_folder, train_file))
 
     def printed(**environment):
         console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system="standard", **environment)
@@ -258,7 +279,7 @@ def test_matrix_by_hand():
 
     def lines(width):
         console = Console(file=io.StringIO(), width=width)
-        console.print(Matrix(parts, seen))
+        console.print(RegionMatrix(parts, seen))
         return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
     heads = ["             q s t", "             u 1 1", "               0"]
@@ -276,11 +297,11 @@ def test_matrix_by_hand():
 def test_a_row_without_a_pair_says_so(model_folder, train_file, inspect):
     files = ["--model_name", model_folder, "--train_file", train_file]
     for options in (["--index", 8], ["--index", 9], ["--objective", "none"]):
-        said = inspect("pipeline", *files, *options)
-        assert said.code == 0
-        assert "No branch is_branch on the trunk" in said.out
-        assert "has no pair of views here: the row trains the language model alone" in " ".join(said.out.split())
-        assert "no mask in place" in said.out
+        result = inspect("pipeline", *files, *options)
+        assert result.code == 0
+        assert "No branch is appended to the trunk" in result.out
+        assert "has no pair of views here: the row trains the language model alone" in " ".join(result.out.split())
+        assert "no mask in place" in result.out
         found = as_json(inspect("pipeline", *files, *options, "--json"))
         assert found["branches"] == found["views"] == []
         assert found["mask"]["in_place"] is None
@@ -297,9 +318,9 @@ def test_llm_jepa_where_the_template_rewrites_the_question(model_folder, train_f
     found = as_json(inspect("pipeline", "--model_name", model_folder, *options, "--json"))
     assert [(part["position"], part["prefix"]) for part in found["branches"]] == [(0, 0), (0, 0)]
     assert found["mask"]["in_place"] is None
-    said = inspect("pipeline", "--model_name", shouting, *options)
-    assert said.code == 0
-    assert "Objective llm_jepa has no pair of views here" in said.out
+    result = inspect("pipeline", "--model_name", shouting, *options)
+    assert result.code == 0
+    assert "Objective llm_jepa has no pair of views here" in result.out
     found = as_json(inspect("pipeline", "--model_name", shouting, *options, "--json"))
     assert [part["name"] for part in found["spans"][:2]] == ["prompt", "step 0"]
     assert found["branches"] == found["views"] == []
@@ -316,13 +337,13 @@ def test_weights_of_sums_are_shown(model_folder, train_file, inspect):
     ]
 
 
-def test_refusals_are_one_line(folders, train_file, tmp_path, inspect):
-    def refused(words, *argv, model=folders["llama"]):
-        said = inspect(*argv, "--model_name", model, "--train_file", train_file)
-        assert said.code == 2
-        assert said.err.startswith("step-jepa: ")
-        assert said.err.count("\n") == 1
-        assert words in said.err
+def test_errors_are_one_line(folders, train_file, tmp_path, inspect):
+    def refused(message, *argv, model=folders["llama"]):
+        result = inspect(*argv, "--model_name", model, "--train_file", train_file)
+        assert result.code == 2
+        assert result.err.startswith("step-jepa: ")
+        assert result.err.count("\n") == 1
+        assert message in result.err
 
     for stage in ("steps", "tokens", "mask", "pipeline"):
         refused("has 10 examples: give 0 to 9", stage, "--index", 10)
@@ -332,6 +353,7 @@ def test_refusals_are_one_line(folders, train_file, tmp_path, inspect):
     refused("objective = fly", "tokens", "--objective", "fly")
     refused("predictors = -1", "mask", "--predictors", -1)
     refused("max_length = 3: raise it", "mask", "--max_length", 3)
+    refused("max_length = 0: give 1 or more", "mask", "--max_length", 0)
     odd = tmp_path / "odd"
     shutil.copytree(folders["gemma3"], odd)
     config = json.loads((odd / "config.json").read_text())
@@ -365,10 +387,10 @@ def test_predictor_ids_follow_the_rows_of_the_model(folders, train_file, tmp_pat
     (checkpoint / "config.json").write_text(json.dumps({**config, "vocab_size": 266, "predictors": 2}))
     full, both = ["full_attention"], ["full_attention", "sliding_attention"]
     for folder, rows, kinds in ((bare, 260, full), (adapter, 264, both), (checkpoint, 264, full)):
-        made = specimen(str(folder), train_file, predictors=2)
-        place = next(part.places.start for part in made.sights.regions if part.name == "predictor 1")
+        made = inspected(str(folder), train_file, predictors=2)
+        place = next(part.indices.start for part in made.visibility.regions if part.name == "predictor 1")
         assert made.row.input_ids[place : place + 2] == [rows, rows + 1]
-        assert list(made.sights.layers) == kinds
+        assert list(made.visibility.layers) == kinds
 
 
 # Pictures
@@ -377,9 +399,9 @@ def test_predictor_ids_follow_the_rows_of_the_model(folders, train_file, tmp_pat
 def test_pictures_name_every_region(folders, train_file, tmp_path, inspect):
     files = ["--model_name", folders["gemma3"], "--train_file", train_file, "--index", 1]
     for name in ("mask.svg", "mask.png"):
-        said = inspect("mask", *files, "--output", tmp_path / "new" / name)
-        assert said.code == 0
-        assert name in said.out
+        result = inspect("mask", *files, "--output", tmp_path / "new" / name)
+        assert result.code == 0
+        assert name in result.out
     assert (tmp_path / "new" / "mask.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "mine.png").write_text("mine")
     again = inspect("mask", *files, "--output", tmp_path / "mine.png")
@@ -399,7 +421,7 @@ def test_pictures_name_every_region(folders, train_file, tmp_path, inspect):
 
 def test_a_picture_has_one_rectangle_of_area_1_for_each_cell(folders, train_file):
     for index, count in ((1, 4), (8, 2)):  # without a pair there is no mask in place
-        shown = specimen(folders["gemma3"], train_file, index)
+        shown = inspected(folders["gemma3"], train_file, index)
         with plots.style():
             figure = draw(shown)
         panels = list(shown.masks())
@@ -434,7 +456,7 @@ def test_a_picture_has_room_for_all_its_labels(model_folder, tmp_path):
     file = tmp_path / "many.jsonl"
     file.write_text(json.dumps(conversation(*[f"So {number}." for number in range(14)])) + "\n")
     with plots.style():
-        figure = draw(specimen(model_folder, str(file)))
+        figure = draw(inspected(model_folder, str(file)))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     for axes, count in zip(figure.axes, (2 * 44, 2 * 6), strict=True):
@@ -450,10 +472,10 @@ def test_a_picture_has_room_for_all_its_labels(model_folder, tmp_path):
 
 def test_moves_by_hand():
     """Seven stages: 0 to 6 are those of example 0, 7 to 13 those of example 1."""
-    assert [moved(3, answer, 2) for answer in ("", "b", "n", "p", "1", "7", "q")] == [4, 2, 10, 3, 0, 6, None]
-    assert [moved(6, answer, 2) for answer in ("", "n")] == [7, 13]
-    assert [moved(13, answer, 2) for answer in ("", "n", "p", "2")] == [13, 13, 6, 8]
-    assert moved(0, "b", 2) == 0
+    assert [next_screen(3, answer, 2) for answer in ("", "b", "n", "p", "1", "7", "q")] == [4, 2, 10, 3, 0, 6, None]
+    assert [next_screen(6, answer, 2) for answer in ("", "n")] == [7, 13]
+    assert [next_screen(13, answer, 2) for answer in ("", "n", "p", "2")] == [13, 13, 6, 8]
+    assert next_screen(0, "b", 2) == 0
 
 
 def typed(monkeypatch, lines):
@@ -478,22 +500,22 @@ def shown_in(out):
 def test_the_menu_walks_through_all_stages(model_folder, train_file, inspect, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     typed(monkeypatch, [model_folder, train_file, *[""] * 7, "b", "n", "p", "3", "x", "q"])
-    said = inspect()
-    assert said.code == 0
+    result = inspect()
+    assert result.code == 0
     walked = [(0, f"{number} {name}") for number, name in enumerate(STAGES, 1)]
     rest = [(1, "1 text"), (0, "7 views"), (1, "7 views"), (0, "7 views"), (0, "3 tokens")]
-    assert shown_in(said.out) == walked + rest
-    assert "select one of the available options" in said.out
+    assert shown_in(result.out) == walked + rest
+    assert "select one of the available options" in result.out
 
 
 def test_the_menu_begins_where_it_is_told_and_ends_with_the_input(model_folder, train_file, inspect, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     files = ["--model_name", model_folder, "--train_file", train_file, "--predictors", 2]
     typed(monkeypatch, ["3"])
-    said = inspect(*files, "--index", 2)
-    assert said.code == 0
-    assert shown_in(said.out) == [(2, "1 text"), (2, "3 tokens")]
-    assert "<|predictor_2|>" in said.out
+    result = inspect(*files, "--index", 2)
+    assert result.code == 0
+    assert shown_in(result.out) == [(2, "1 text"), (2, "3 tokens")]
+    assert "<|predictor_2|>" in result.out
     typed(monkeypatch, [])
     assert inspect().code == 0  # Ctrl-D at the first question
     assert "give 0 to 9" in inspect(*files, "--index", 10).err
@@ -501,18 +523,18 @@ def test_the_menu_begins_where_it_is_told_and_ends_with_the_input(model_folder, 
 
 def test_without_a_terminal_inspect_says_what_there_is(inspect):
     for argv in ([], ["--help"]):
-        said = inspect(*argv)
-        assert said.code == 0
-        assert "inspect pipeline" in said.out
+        result = inspect(*argv)
+        assert result.code == 0
+        assert "inspect pipeline" in result.out
     assert inspect("fly").code == 2
 
 
-def test_preparation_takes_no_weights(model_folder, train_file, tmp_path):
+def test_inspection_takes_no_weights(model_folder, train_file, tmp_path):
     folder = tmp_path / "weightless"
     shutil.copytree(model_folder, folder)
     Path(folder, "model.safetensors").unlink()
-    preparation = Preparation(RowArguments(str(folder), train_file))
-    assert len(preparation.examples()) == 10
+    inspector = Inspector(RowArguments(str(folder), train_file))
+    assert len(inspector.examples()) == 10
 
 
 def test_plain_serves_a_tokenizer_without_chat_template(tmp_path, records, capsys):

@@ -22,7 +22,7 @@ from step_jepa.reporting import curves, view_maps
 from step_jepa.reporting.findings import find
 from step_jepa.reporting.report import ReportArguments, render
 from step_jepa.rows.branches import Pair, trunk
-from step_jepa.training.row_preview import described
+from step_jepa.training.row_preview import describe_row
 from step_jepa.training.run_metadata import named
 
 SCRIPT = "<script>document.title = 'no'</script>"
@@ -121,7 +121,7 @@ def test_a_row_by_hand():
     row = trunk(example)
     row.append_branch([9], position_offset=2, visible_length=2)
     row.pairs.append(Pair([(4, 1.0)], [(2, 0.5), (3, 0.5)], step=1))
-    assert described(example, row, list(map(str, row.input_ids)), ["step_jepa"]) == {
+    assert describe_row(example, row, list(map(str, row.input_ids)), ["step_jepa"]) == {
         "tokens": ["5", "6", "7", "8", "9"],
         "branch": [0, 0, 0, 0, 1],
         "prefix": [0, 0, 0, 0, 2],

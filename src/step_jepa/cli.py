@@ -11,14 +11,22 @@ from step_jepa.errors import Interrupted, UserError
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 
-# command -> module, its dataclasses of arguments, what it is for
+# command -> module (and its function, where that is not `run`), its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("data.prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
-    "inspect": ("inspection.menu", ["MenuArguments"], "walk through examples, stage by stage, in a terminal"),
-    "inspect steps": ("inspection.steps", ["StepsArguments"], "how a tokenizer sees the steps"),
-    "inspect tokens": ("inspection.tokens", ["TokensArguments"], "a training row, token by token"),
-    "inspect mask": ("inspection.mask", ["MaskArguments"], "who sees whom in it, in words or as a picture"),
-    "inspect pipeline": ("inspection.pipeline", ["PipelineArguments"], "all stages of one example"),
+    "inspect": (
+        "inspection.commands:run_menu",
+        ["MenuArguments"],
+        "walk through examples, stage by stage, in a terminal",
+    ),
+    "inspect steps": ("inspection.commands:run_steps", ["StepsArguments"], "how a tokenizer sees the steps"),
+    "inspect tokens": ("inspection.commands:run_tokens", ["TokensArguments"], "a training row, token by token"),
+    "inspect mask": (
+        "inspection.commands:run_mask",
+        ["MaskArguments"],
+        "who sees whom in it, in words or as a picture",
+    ),
+    "inspect pipeline": ("inspection.commands:run_pipeline", ["PipelineArguments"], "all stages of one example"),
     "audit": ("auditing.audit", ["AuditArguments"], "what the past tells about each step, before training"),
     "train": ("train", ["TrainArguments", "adapted.StepJEPAConfig"], "fine-tune a model"),
     "verify": ("verification.verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
@@ -75,9 +83,11 @@ def dispatch(argv: list[str]) -> int:
     command = " ".join(argv[:words])
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}: one of {', '.join(COMMANDS)}")
-    home, types, _ = COMMANDS[command]
+    place, types, _ = COMMANDS[command]
+    home, _, function = place.partition(":")
     module, parse = import_module(f"step_jepa.{home}"), import_module("step_jepa.parsing").parse
-    return module.run(*parse(command, [_dataclass(home, name) for name in types], argv[words:])) or 0
+    run = getattr(module, function or "run")
+    return run(*parse(command, [_dataclass(home, name) for name in types], argv[words:])) or 0
 
 
 def _menu_without_terminal(argv: list[str]) -> bool:

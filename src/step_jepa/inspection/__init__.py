@@ -1,5 +1,5 @@
 """`step-jepa inspect`: one example on its way into the model, stage by stage, as colours, JSON or a picture.
 
-preparation.py makes of an example what training makes of it, a specimen. A stage is one small file with `show`, for
-the terminal, and `describe`, for JSON; stages.py has them in order.
+In the order of use: example.py plans an example's row as training does; mask.py says who sees whom in it, and
+picture.py draws that; stages.py describes and shows every stage of it; commands.py is what users call.
 """

@@ -213,4 +213,3 @@ def _refuse_adapted_vocabulary(model: Any, peft_config: Any) -> None:
             f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
             "leave them out of peft_config, or use --predictors 0"
         )
-

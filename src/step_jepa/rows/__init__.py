@@ -1,1 +1,1 @@
-"""What is_branch on an example: branches, the places of views, controls."""
+"""What is planned of an example: branches, the places of views, controls."""

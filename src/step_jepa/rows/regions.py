@@ -1,30 +1,31 @@
-"""Regions of a row: what each of its tokens is part of, and, from a mask, who sees whom in words."""
+"""Regions: what each token of a row is part of, such as the question, step 2 or the branch that predicts it."""
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import Literal, NamedTuple
 
 from step_jepa.data.tokens import Example, Span
-from step_jepa.rows.branches import TRUNK, Row, View
+from step_jepa.rows.branches import TRUNK, Row
 
-Kind = Literal["system", "question", "header", "prompt", "step", "end", "predictor", "target"]
-Extent = Literal["all", "causal", "part", "none"]
+BranchKind = Literal["predictor", "target"]
+Kind = Literal["system", "question", "header", "prompt", "step", "end"] | BranchKind
 
 
 @dataclass(frozen=True)
 class Region:
-    """kind     system (all before the question), question, header (of the answer), or prompt where the question cannot
-             be told from what is around it; step, end (after the last step); predictor and target: the branches that
-             a pair's views are read from
-    number   index of the step; of a predictor and a target, of the step that is predicted; else None
-    places   row indices
+    """Neighbouring tokens of a row that belong together.
+
+    Attributes:
+        kind: system (all before the question), question, header (of the answer), or prompt where the question cannot
+            be told from what is around it; step, end (after the last step); predictor and target, the branches that a
+            pair's views are read from.
+        number: index of the step; of a predictor and a target, of the step that is predicted; else None.
+        indices: where it lies in the row.
     """
 
     kind: Kind
     number: int | None
-    places: range
+    indices: range
 
     @property
     def name(self) -> str:
@@ -32,13 +33,29 @@ class Region:
 
     @property
     def is_branch(self) -> bool:
-        """Whether it is a branch."""
+        """Whether it is a branch; otherwise it lies on the trunk."""
         return self.kind in ("predictor", "target")
 
 
-def regions(example: Example, row: Row) -> list[Region]:
+class ViewOfBranch(NamedTuple):
+    """Which view of a pair is read from a branch, and the step of that pair."""
+
+    kind: BranchKind
+    step: int
+
+
+def row_regions(example: Example, row: Row) -> list[Region]:
     """What tiles a row that was planned from the example: first the trunk's regions, then one for each branch."""
-    return [*_trunk(example, row.branch.count(TRUNK)), *_branches(row)]
+    lengths = Counter(row.branch)
+    views = _views_of_branches(row)
+    regions = _trunk_regions(example, lengths[TRUNK])
+    start = lengths[TRUNK]
+    for branch in range(1, row.branch[-1] + 1):
+        stop = start + lengths[branch]
+        view = views[branch]
+        regions.append(Region(view.kind, view.step, range(start, stop)))
+        start = stop
+    return regions
 
 
 def in_place_regions(example: Example, predictors: int) -> list[Region]:
@@ -46,62 +63,39 @@ def in_place_regions(example: Example, predictors: int) -> list[Region]:
     predictor tokens, and step 1."""
     _, end = example.steps[0]
     start, stop = example.steps[1]
-    before = _trunk(example, end)
-    inserted = [Region("predictor", 1, range(end, end + predictors))] if predictors else []
-    return [*before, *inserted, Region("target", 1, range(end + predictors, stop - start + end + predictors))]
+    after_predictors = end + predictors
+    regions = _trunk_regions(example, end)
+    if predictors:
+        regions.append(Region("predictor", 1, range(end, after_predictors)))
+    return [*regions, Region("target", 1, range(after_predictors, after_predictors + stop - start))]
 
 
-def _trunk(example: Example, length: int) -> list[Region]:
-    first = example.steps[0][0]
+def _trunk_regions(example: Example, length: int) -> list[Region]:
+    """Those that lie within the first `length` tokens; regions without a token are left out."""
+    first, last = example.steps[0][0], example.steps[-1][1]
     steps = [Region("step", number, range(*span)) for number, span in enumerate(example.steps)]
-    end = Region("end", None, range(example.steps[-1][1], length))
-    parts = [*_prompt(example.user, first), *steps, end]
-    return [part for part in parts if len(part.places) and part.places.stop <= length]
+    end = Region("end", None, range(last, length))
+    regions = [*_prompt_regions(example.user, first), *steps, end]
+    return [region for region in regions if region.indices and region.indices.stop <= length]
 
 
-def _prompt(user: Span | None, first: int) -> list[Region]:
+def _prompt_regions(user: Span | None, length: int) -> list[Region]:
     if user is None:
-        return [Region("prompt", None, range(first))]
+        return [Region("prompt", None, range(length))]
+    start, stop = user
     return [
-        Region("system", None, range(user[0])),
-        Region("question", None, range(*user)),
-        Region("header", None, range(user[1], first)),
+        Region("system", None, range(start)),
+        Region("question", None, range(start, stop)),
+        Region("header", None, range(stop, length)),
     ]
 
 
-def _branches(row: Row) -> list[Region]:
-    found = []
-    for number in range(1, row.branch[-1] + 1):
-        start = row.branch.index(number)
-        places = range(start, start + row.branch.count(number))
-        pair = next(pair for pair in row.pairs if _reads(pair.predicted, places) or _reads(pair.target, places))
-        found.append(Region("predictor" if _reads(pair.predicted, places) else "target", pair.step, places))
-    return found
-
-
-def _reads(view: View, places: range) -> bool:
-    return any(index in places for index, _ in view)
-
-
-def extent(looking: Region, part: Region, seen: Tensor) -> Extent:
-    """How much of a part a region sees by the mask (as in `sight`). causal: of itself, up to each token."""
-    cells = seen[looking.places.start : looking.places.stop, part.places.start : part.places.stop]
-    if part is looking and cells.equal(cells.new_ones(cells.shape).tril()):
-        return "causal"
-    return "all" if cells.all() else "part" if cells.any() else "none"
-
-
-def sight(parts: Sequence[Region], seen: Tensor) -> list[str]:
-    """One sentence for each region, read off a mask: bool (L, L), [q, k], True where token q sees token k."""
-    return [f"{part.name} sees {_listed(_seen_by(part, parts, seen))}." for part in parts]
-
-
-def _seen_by(looking: Region, parts: Sequence[Region], seen: Tensor) -> list[str]:
-    names = [("itself" if part is looking else part.name, extent(looking, part, seen)) for part in parts]
-    said = {"all": "{}", "causal": "{} up to each token", "part": "part of {}"}
-    return [said[how].format(name) for name, how in names if how != "none"]
-
-
-def _listed(names: list[str]) -> str:
-    *head, last = names
-    return f"{', '.join(head)} and {last}" if head else f"nothing but {last}"
+def _views_of_branches(row: Row) -> dict[int, ViewOfBranch]:
+    """By the number of the branch, the first view that is read from it."""
+    views: dict[int, ViewOfBranch] = {}
+    for pair in row.pairs:
+        for index, _ in pair.predicted:
+            views.setdefault(row.branch[index], ViewOfBranch("predictor", pair.step))
+        for index, _ in pair.target:
+            views.setdefault(row.branch[index], ViewOfBranch("target", pair.step))
+    return views

@@ -1,0 +1,215 @@
+"""The inspected example: its row as a run with the same options would plan it, and who sees whom there.
+
+No weights are read, only a tokenizer and a model's configuration.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from peft import PeftConfig
+from torch import Tensor, tensor
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+
+from step_jepa import standalone
+from step_jepa.batches import attention
+from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.tokens import Encoding, Example, pieces
+from step_jepa.errors import UserError
+from step_jepa.models.builtin import resolve
+from step_jepa.models.loading import load_tokenizer
+from step_jepa.objectives import OBJECTIVES
+from step_jepa.objectives.planner import Planner
+from step_jepa.objectives.step_jepa import Pairs
+from step_jepa.options import check_bounds, option
+from step_jepa.rows.branches import Row
+from step_jepa.rows.regions import Region, in_place_regions, row_regions
+from step_jepa.training.config import StepJEPAOptions
+
+SEED = 42  # of a run that gives none
+
+
+@dataclass
+class RowArguments:
+    """Which example, and how its row is planned. Raises UserError for a number out of range."""
+
+    model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    index: int = option(0, help="Which example, counted from 0.", least=0)
+    objective: str = option("step_jepa", help=f"One of {', '.join(OBJECTIVES)}, or none.")
+    pairs: Pairs = option("all", help="Which pairs of steps: the first, all, or some at random.")
+    predictors: int = option(1, help="K, the predictor tokens.", least=0)
+    plain: bool = option(False, help="No chat framing, as --plain of train.")
+    max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees whom in one row of L tokens.
+
+    Attributes:
+        regions: what tiles the row, in order.
+        layers: by kind of layer, bool (L, L), [q, k]: whether token q sees token k.
+    """
+
+    regions: list[Region]
+    layers: dict[str, Tensor]
+
+
+class Mask(NamedTuple):
+    """The mask of one kind of layer, for people.
+
+    Attributes:
+        title: the implementation that it is of, and the kind of layer where the model has others.
+        regions: what tiles the row, in order.
+        seen: bool (L, L), [q, k]: whether token q sees token k.
+    """
+
+    title: str
+    regions: list[Region]
+    seen: Tensor
+
+
+@dataclass(frozen=True)
+class InspectedExample:
+    """One example, the row that training plans from it, and who sees whom in either implementation.
+
+    Attributes:
+        token_texts: the text of each token of the row.
+        objective: the name of the objective that the row is planned for; none for plain fine-tuning.
+        visibility: of the row, trunk and branches.
+        in_place: of the standalone implementation's second pass; None where it has no pair.
+    """
+
+    example: Example
+    row: Row
+    token_texts: list[str]
+    objective: str
+    visibility: Visibility
+    in_place: Visibility | None
+
+    def masks(self) -> Iterator[Mask]:
+        """Those of every kind of layer, in either implementation."""
+        single_kind = list(self.visibility.layers) == ["full_attention"]
+        for kind, seen in self.visibility.layers.items():
+            of_layers = "" if single_kind else f", {kind}"
+            yield Mask(f"trunk and branches{of_layers}", self.visibility.regions, seen)
+            if self.in_place:
+                yield Mask(f"in place (standalone){of_layers}", self.in_place.regions, self.in_place.layers[kind])
+
+
+class Inspector:
+    """The tokenizer, configuration and planner of a run that is never started. Raises UserError.
+
+    Attributes:
+        predictor_ids: of the predictor tokens; empty where the objective predicts nothing.
+    """
+
+    def __init__(self, args: RowArguments) -> None:
+        self.args = args
+        self.tokenizer = load_tokenizer(args.model_name, plain=args.plain)
+        self.config = _model_config(args.model_name, len(self.tokenizer))
+        options = StepJEPAOptions(
+            objective=[args.objective],
+            pairs=args.pairs,
+            predictors=args.predictors,
+            plain=args.plain,
+        )
+        kinds = [OBJECTIVES[name] for name, _ in options.objectives]
+        predicts = any(kind.predicts for kind in kinds)
+        first_id = self.config.vocab_size
+        self.predictor_ids = range(first_id, first_id + args.predictors if predicts else first_id)
+        self.planner = Planner([kind.from_config(options, self.predictor_ids) for kind in kinds], SEED)
+        self.encoding = Encoding(turns=any(kind.turns for kind in kinds))
+
+    def examples(self, limit: int | None = None) -> list[Example]:
+        """Those of the first `limit` records that can be used."""
+        data = load_and_prepare_dataset(
+            self.args.train_file,
+            self.tokenizer,
+            max_length=self.args.max_length,
+            limit=limit,
+            encoding=self.encoding,
+        )
+        return data.examples
+
+    def inspect(self, example: Example) -> InspectedExample:
+        """The row of an example, as the first epoch of a run has it."""
+        row = self.planner(example)
+        integers = [tensor([values]) for values in (row.branch, row.visible_length, row.position_ids)]
+        masks = attention.seen(self.config, *integers)
+        layers = {kind: mask[0] for kind, mask in masks.items()}
+        names = {token: f"<|predictor_{number}|>" for number, token in enumerate(self.predictor_ids, 1)}
+        return InspectedExample(
+            example=example,
+            row=row,
+            token_texts=pieces(self.tokenizer, row.input_ids, names),
+            objective=self.args.objective,
+            visibility=Visibility(row_regions(example, row), layers),
+            in_place=self._in_place(example, list(layers)),
+        )
+
+    def _in_place(self, example: Example, kinds: Sequence[str]) -> Visibility | None:
+        """By the standalone implementation's own functions, which know Step-JEPA and no empty step."""
+        if self.args.objective != "step_jepa" or any(start == stop for start, stop in example.steps):
+            return None
+        isolated = standalone.Example(example.input_ids, example.labels, example.steps, skip_pair=example.answer == 1)
+        batch = standalone.collate([isolated], pad_id=0)
+        if not batch["second_step"].any():
+            return None
+        predictors = len(self.predictor_ids)
+        rows = standalone.second_rows(batch, self.config.vocab_size, predictors)
+        masks = standalone.attention_masks(self.config, rows["sees"], rows["position_ids"])
+        # One mask alone serves every kind of layer.
+        by_kind = masks if isinstance(masks, dict) else dict.fromkeys(kinds, masks)
+        layers = {kind: by_kind[kind][0, 0] for kind in kinds}
+        return Visibility(in_place_regions(example, predictors), layers)
+
+
+def inspect_example(args: RowArguments) -> InspectedExample:
+    """The example that the arguments name. Raises UserError where there is none."""
+    inspector = Inspector(args)
+    # With max_length some of the first records may be left out, so that more have to be read.
+    limit = None if args.max_length else args.index + 1
+    return inspector.inspect(example_at(args.index, inspector.examples(limit), args.train_file))
+
+
+def example_at(index: int, examples: Sequence[Example], file: str) -> Example:
+    """The example of a file with that index. Raises UserError where there is none."""
+    if index >= len(examples):
+        raise UserError(f"--index {index}: {file} has {len(examples)} examples: give 0 to {len(examples) - 1}")
+    return examples[index]
+
+
+def _model_config(name: str, tokens: int) -> PretrainedConfig:
+    """The model's configuration; for a folder with a tokenizer alone that of a model with as many rows and no window.
+    Its vocab_size is V, the rows of the base model."""
+    saved = _saved_config(name)
+    config = LlamaConfig(vocab_size=tokens) if saved is None else saved
+    predictors = getattr(config, "predictors", 0)
+    config = config.get_text_config()
+    unknown = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UserError(f"{name} has layers of type {', '.join(sorted(unknown))}, which take no mask of branches")
+    config.vocab_size -= predictors
+    config._attn_implementation = "sdpa"  # its masks are boolean
+    return config
+
+
+def _saved_config(name: str) -> PretrainedConfig | None:
+    """The configuration of a model, or of an adapter's base; None where there is none. Raises UserError."""
+    folder = resolve(name)
+    try:
+        if Path(folder, "adapter_config.json").exists():
+            folder = PeftConfig.from_pretrained(folder).base_model_name_or_path
+        saved, _ = PretrainedConfig.get_config_dict(folder)
+        return AutoConfig.from_pretrained(folder) if "model_type" in saved else None
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(
+            f"cannot read the configuration of {name!r}: give a folder, a hub id, or smollm2 ({reason})"
+        ) from error
