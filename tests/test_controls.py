@@ -64,8 +64,8 @@ def targets(row):
 
 
 def planner(control, examples, objective=ALL, **options):
-    negatives = NegativeSampler(examples) if control == "shuffled_pairs" else None
-    return Planner([objective], control=control, negatives=negatives, **options)
+    sampler = NegativeSampler(examples) if control == "shuffled_pairs" else None
+    return Planner([objective], control=control, negative_sampler=sampler, **options)
 
 
 # Literal rows
