@@ -2,13 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from test_cli import code
 
-from step_jepa.data import prepare, sources
+from step_jepa.data import prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
 from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
 from step_jepa.data.sources import read_records
@@ -121,6 +123,7 @@ def test_options_reach_the_steps():
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
         ({"prompt": "q", "completions": [" "]}, "no steps"),
         ({"prompt": "q", "completions": "a"}, "completions is not a list of texts"),
+        ({"prompt": 3, "completions": ["a"]}, "prompt is missing, empty or not text"),
         (
             {**RAW, "metadata": {"answer_cot": "a\n#### 4", "answer_value": 5}},
             "solution disagrees with its answer: 4 and 5",
@@ -131,6 +134,59 @@ def test_options_reach_the_steps():
 def test_rejected_records(raw, reason):
     with pytest.raises(Rejected, match=reason):
         to_record(raw, ReadArguments())
+
+
+FORMAT = """
+from step_jepa.data.records import RecordFormat, cut_into_steps, make_record, question_turns, register_format
+from step_jepa.data.records import required_text, short_answer
+
+
+def read(raw, args):
+    steps = cut_into_steps(required_text(raw, "worked"), args)
+    return make_record(question_turns(raw, args, "task"), steps, short_answer(raw.get("result")))
+
+
+register_format(RecordFormat("tasks", frozenset({"task", "worked"}), read))
+"""
+TASK = {"task": "2 + 2?", "worked": "Two and two\nare 4.\n#### 4", "result": 4.0}
+
+
+@pytest.fixture
+def tasks_format(monkeypatch):
+    monkeypatch.setattr(records, "_FORMATS", dict(records._FORMATS))
+    exec(FORMAT, {})
+
+
+def test_a_format_from_outside(tasks_format, tmp_path, capsys):
+    expected = {**to_record(RAW, ReadArguments()), "answer": "4.0"}
+    assert to_record(TASK, ReadArguments()) == to_record(TASK, ReadArguments(format="tasks")) == expected
+    source, output = write(tmp_path / "in.jsonl", TASK, {**TASK, "worked": " "}), tmp_path / "out.jsonl"
+    for how in ([], ["--format", "tasks", "--overwrite"]):
+        assert code("prepare", "--input_file", source, "--output_file", output, *how) == 0
+        assert read_lines(output) == [expected]
+        (reject,) = read_lines(tmp_path / "out.rejected.jsonl")
+        assert reject["reason"] == "worked is missing, empty or not text"
+    assert code("prepare", "--input_file", source, "--output_file", output, "--format", "task") == 2
+    complaint = "format = task: give one of tasks, prepared, messages, stepwise, deepseek_response, gsm_symbolic, gsm8k"
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_format_from_outside_comes_before_ours(tasks_format):
+    raw = {**TASK, **RAW, "messages": [USER, assistant("a")], "steps": ["a"]}
+    assert to_record(raw, ReadArguments())["answer"] == "4.0"
+    assert to_record({**raw, "worked": None}, ReadArguments())["steps"] == ["a"]
+
+
+def test_a_format_in_place_of_ours(tasks_format):
+    ours = records._FORMATS["gsm8k"]
+    records.register_format(replace(ours, read=lambda raw, args: {**ours.read(raw, args), "answer": "mine"}))
+    assert to_record(RAW, ReadArguments())["answer"] == "mine"
+    assert records.format_names().count("gsm8k") == 1
+
+
+def test_unknown_format():
+    with pytest.raises(UserError, match="^format = gsm9k: give one of prepared, messages, .*, gsm8k$"):
+        ReadArguments(format="gsm9k")
 
 
 def test_run_sets_unusable_lines_aside(tmp_path, capsys):
@@ -195,10 +251,11 @@ def test_run_replaces_no_file_by_accident(tmp_path):
 
 def test_numbers_out_of_range():
     for number in (0, -1):
-        with pytest.raises(UserError, match="--max_examples"):
+        with pytest.raises(UserError, match=f"^max_examples = {number}: give 1 or more$"):
             ReadArguments(max_examples=number)
-    with pytest.raises(UserError, match="--min_step_tokens"):
-        ReadArguments(min_step_tokens=-1)
+    for name in ("min_step_tokens", "skip"):
+        with pytest.raises(UserError, match=f"^{name} = -1: give 0 or more$"):
+            ReadArguments(**{name: -1})
 
 
 def test_read_records(tmp_path):
@@ -293,9 +350,9 @@ def test_gsm_symbolic_without_its_package(monkeypatch):
 def test_all_of_gsm8k(tmp_path):
     output = tmp_path / "out.jsonl"
     run(PrepareArguments(input_file=str(GSM8K), output_file=str(output)))
-    records = read_lines(output)
-    assert len(records) == 7473
-    for raw, record in zip(read_lines(GSM8K), records, strict=True):
+    prepared = read_lines(output)
+    assert len(prepared) == 7473
+    for raw, record in zip(read_lines(GSM8K), prepared, strict=True):
         lines = [line.strip() for line in strip_annotations(raw["answer"]).split("\n")]
         assert record["steps"] == [line for line in lines if line]
         assert record["answer_step"] == record["total_steps"] - 1

@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from step_jepa.batches.views import PredictorHead
-from step_jepa.data.tokens import PLAIN_TEMPLATE
+from step_jepa.data.template import PLAIN_TEMPLATE
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, predictor_ids, vocabulary_modules

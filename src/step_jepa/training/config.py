@@ -14,7 +14,7 @@ from step_jepa.batches.views import PredictorHead, TargetReader
 from step_jepa.errors import UserError
 from step_jepa.losses.distances import Loss, Negatives, Regulariser
 from step_jepa.objectives import OBJECTIVES
-from step_jepa.rows.controls import DRAWN, Control
+from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, run_options
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
@@ -166,7 +166,7 @@ class RepresentationConfig(TrainingArguments):
             "--control no_loss has no gradient to balance: give --lbd a number": self.control == "no_loss"
             and self.lbd == "auto",
             "--redraw redraws a control's choices: add --control, or leave it out": self.redraw
-            and self.control not in DRAWN,
+            and self.control not in RANDOM_CONTROLS,
             "--config_overrides changes a model of random weights: add --pretrain": self.config_overrides
             and not self.pretrain,
         }

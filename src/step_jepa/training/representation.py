@@ -156,7 +156,7 @@ class RepresentationTrainer(Trainer):
     def _say_what_is_special(self) -> None:
         if self.args.should_log:
             if self.branching and self.args.control != "none":
-                logger.info("control %s: %s", self.args.control, controls.MEANING[self.args.control])
+                logger.info("control %s: %s", self.args.control, controls.CONTROL_MEANINGS[self.args.control])
             for name in sorted(self.args.switches):
                 logger.info("compat %s: %s", name, COMPAT[name])
 

@@ -1,0 +1,114 @@
+"""The formats of raw records that are known by themselves: each makes the turns before the answer, the steps and the
+short answer."""
+
+from math import nan
+from typing import Any
+
+from step_jepa.data.records import (
+    Message,
+    RawRecord,
+    ReadArguments,
+    Record,
+    RecordFormat,
+    Rejected,
+    cut_into_steps,
+    make_record,
+    question_turns,
+    register_format,
+    required_messages,
+    required_text,
+    required_texts,
+    short_answer,
+    without_annotations,
+)
+from step_jepa.data.steps import final_answer
+
+
+def _read_gsm8k(raw: RawRecord, args: ReadArguments) -> Record:
+    text = required_text(raw, "answer")
+    return make_record(question_turns(raw, args), cut_into_steps(text, args), final_answer(text))
+
+
+def _read_gsm_symbolic(raw: RawRecord, args: ReadArguments) -> Record:
+    """A problem of reasoning-gym, or why there is none."""
+    metadata = raw.get("metadata")
+    if not isinstance(metadata, dict):
+        raise Rejected("metadata is missing, or no JSON object")
+    if "error" in metadata:
+        raise Rejected(f"template failed: {metadata['error']}")
+    solution = required_text(metadata, "answer_cot")
+    answer, value = final_answer(solution), metadata.get("answer_value")
+    if answer is None or _number(answer) != _number(value):
+        raise Rejected(f"solution disagrees with its answer: {answer} and {value}")
+    return make_record(question_turns(raw, args), cut_into_steps(solution, args), answer)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return nan
+
+
+def _read_deepseek(raw: RawRecord, args: ReadArguments) -> Record:
+    text = required_text(raw, "deepseek_response")
+    answer = short_answer(raw.get("ground_truth")) or short_answer(raw.get("answer")) or final_answer(text)
+    return make_record(question_turns(raw, args), cut_into_steps(text, args), answer)
+
+
+def _read_stepwise(raw: RawRecord, args: ReadArguments) -> Record:
+    """Steps that are given as such, as TRL's stepwise supervision has them."""
+    completions = required_texts(raw, "completions")
+    if not all(raw.get("labels") or ()):
+        raise Rejected("labels mark a step as wrong: it must not be learned")
+    if isinstance(raw.get("prompt"), list):
+        context = required_messages(raw, "prompt")
+    else:
+        context = question_turns(raw, args, "prompt")
+    stripped = [without_annotations(step, args).strip() for step in completions]
+    steps = [step for step in stripped if step]
+    return make_record(context, steps, short_answer(raw.get("answer")) or final_answer("\n".join(steps)))
+
+
+def _read_messages(raw: RawRecord, args: ReadArguments) -> Record:
+    context, last = _conversation(raw)
+    text = required_text(last, "content")
+    reasoning = last.get("reasoning_content") or ""
+    if not isinstance(reasoning, str):
+        raise Rejected("reasoning_content is not text")
+    steps = cut_into_steps(text, args, reasoning)
+    return make_record(context, steps, short_answer(raw.get("answer")) or final_answer(text))
+
+
+def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record:
+    """Our own output; what follows from steps and messages is worked out anew, the messages stay as they are."""
+    context, last = _conversation(raw)
+    text, steps, end = required_text(last, "content"), required_texts(raw, "steps"), 0
+    for number, step in enumerate(steps, 1):
+        start = text.find(step, end)
+        if not step.strip() or start < 0 or text[end:start].strip():
+            raise Rejected(f"steps are not the assistant's content: step {number} does not follow")
+        end = start + len(step)
+    if text[end:].strip():
+        raise Rejected("steps are not the assistant's content: text follows the last step")
+    return {**make_record(context, steps, short_answer(raw.get("answer"))), "messages": raw["messages"]}
+
+
+def _conversation(raw: RawRecord) -> tuple[list[Message], Message]:
+    """The turns before the answer, and the answer's."""
+    *context, last = required_messages(raw, "messages")
+    if last["role"] != "assistant":
+        raise Rejected(f"last turn is not the assistant's: {last['role']}")
+    return context, last
+
+
+# A record is held against the last one first: the general stand before the particular.
+for _format in (
+    RecordFormat("gsm8k", frozenset({"question", "answer"}), _read_gsm8k),
+    RecordFormat("gsm_symbolic", frozenset({"question", "metadata.answer_cot"}), _read_gsm_symbolic),
+    RecordFormat("deepseek_response", frozenset({"question", "deepseek_response"}), _read_deepseek),
+    RecordFormat("stepwise", frozenset({"prompt", "completions"}), _read_stepwise),
+    RecordFormat("messages", frozenset({"messages"}), _read_messages),
+    RecordFormat("prepared", frozenset({"messages", "steps"}), _read_prepared),
+):
+    register_format(_format)
