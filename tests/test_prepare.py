@@ -185,7 +185,7 @@ def test_a_format_in_place_of_ours(tasks_format):
 
 
 def test_unknown_format():
-    with pytest.raises(UserError, match="^format = gsm9k: give one of prepared, messages, .*, gsm8k$"):
+    with pytest.raises(UserError, match=r"^format = gsm9k: give one of prepared, messages, .*, gsm8k$"):
         ReadArguments(format="gsm9k")
 
 

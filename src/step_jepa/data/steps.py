@@ -25,7 +25,9 @@ _AFTER_BOXED = re.compile(r"[^\n]*+(?:\s|\\\]|\$\$|\*\*|\.)*+")
 _HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
 _AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
 _NUMBER = re.compile(r"[-+]?(?:\\?\$)?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?")
-_ANNOTATION = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
+_ANNOTATION = re.compile(  # a calculation, "=", a number: what else stands between such brackets may be code
+    r"<<[-+*/%(). \t]*[0-9][-+*/%().,0-9 \t]*=[ \t]*[-+]?(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)%?[ \t]*>>"
+)
 
 
 def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
@@ -101,7 +103,7 @@ def wrap_thinking(steps: list[str]) -> list[str]:
 
 
 def strip_annotations(text: str) -> str:
-    """Remove GSM8K's calculator annotations, such as <<48/2=24>>."""
+    """Remove GSM8K's calculator annotations, such as <<48/2=24>>: a calculation in digits, "=" and a number."""
     return _ANNOTATION.sub("", text)
 
 
