@@ -84,6 +84,13 @@ def test_other_formats(raw, context, steps, answer):
     assert (record["steps"], record["answer"], record["question"]) == (steps, answer, "2 + 2?")
 
 
+@pytest.mark.parametrize("label", [1, True, 1.0, "+", "GOOD", "good", "Good"])
+def test_steps_that_are_labelled_right(label):
+    raw = {"prompt": "2 + 2?", "completions": ["a", " ", "b"], "labels": [label] * 3}
+    assert to_record(raw, ReadArguments())["steps"] == ["a", "b"]
+    assert to_record({**raw, "labels": None}, ReadArguments())["steps"] == ["a", "b"]
+
+
 def test_prepared_record_keeps_its_content():
     messages = [USER, assistant("a\nb\n\nc")]
     record = to_record({"messages": messages, "steps": ["a", "b\n\nc"], "answer": "4"}, ReadArguments())
@@ -117,7 +124,33 @@ def test_options_reach_the_steps():
         ({"messages": [USER, assistant("<think>a")]}, "never closed"),
         ({"messages": [USER, assistant([{"type": "text"}])]}, "each with role and content, both text"),
         ({"messages": [USER, {"role": "tool", "content": None}, assistant("a")]}, "both text"),
-        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "a step as wrong"),
+        (
+            {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
+            "a step as wrong, or not as we know it: step 2 has False",
+        ),
+        (
+            {"prompt": "q", "completions": ["a", "b", "c"], "labels": [1, -1, -1]},
+            "a step as wrong, or not as we know it: step 2 has -1",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": [0.0]},
+            "a step as wrong, or not as we know it: step 1 has 0.0",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": ["-"]},
+            "a step as wrong, or not as we know it: step 1 has '-'",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": ["BAD"]},
+            "a step as wrong, or not as we know it: step 1 has 'BAD'",
+        ),
+        ({"prompt": "q", "completions": ["a"], "labels": [None]}, r"step 1 has None; right are 1, true, \+ and good$"),
+        ({"prompt": "q", "completions": ["a"], "labels": [0.7]}, "as we know it: step 1 has 0.7; right are"),
+        ({"prompt": "q", "completions": ["a"], "labels": [2]}, "as we know it: step 1 has 2; right are"),
+        ({"prompt": "q", "completions": ["a"], "labels": [[1]]}, r"as we know it: step 1 has \[1\]"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True]}, "labels and steps differ in number: 1 and 2"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": []}, "labels and steps differ in number: 0 and 2"),
+        ({"prompt": "q", "completions": ["a"], "labels": 1}, "labels is not a list"),
         ({"messages": [USER, assistant("a b")], "steps": ["a", "c"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a x b")], "steps": ["a", "b"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),

@@ -59,8 +59,8 @@ def _read_deepseek(raw: RawRecord, args: ReadArguments) -> Record:
 def _read_stepwise(raw: RawRecord, args: ReadArguments) -> Record:
     """Steps that are given as such, as TRL's stepwise supervision has them."""
     completions = required_texts(raw, "completions")
-    if not all(raw.get("labels") or ()):
-        raise Rejected("labels mark a step as wrong: it must not be learned")
+    if raw.get("labels") is not None:
+        _refuse_wrong_steps(raw["labels"], len(completions))
     if isinstance(raw.get("prompt"), list):
         context = required_messages(raw, "prompt")
     else:
@@ -68,6 +68,22 @@ def _read_stepwise(raw: RawRecord, args: ReadArguments) -> Record:
     stripped = [without_annotations(step, args).strip() for step in completions]
     steps = [step for step in stripped if step]
     return make_record(context, steps, short_answer(raw.get("answer")) or final_answer("\n".join(steps)))
+
+
+def _refuse_wrong_steps(labels: Any, steps: int) -> None:
+    """A wrong step must not be learned. What its label means must be known for a step to be right: in some data sets -1
+    and "-" are wrong, and would be true."""
+    if not isinstance(labels, list):
+        raise Rejected("labels is not a list")
+    if len(labels) != steps:
+        raise Rejected(f"labels and steps differ in number: {len(labels)} and {steps}")
+    for number, label in enumerate(labels, 1):
+        right = label.lower() in ("+", "good") if isinstance(label, str) else label == 1
+        if not right:
+            raise Rejected(
+                f"labels mark a step as wrong, or not as we know it: step {number} has {label!r}; right are 1, true, + and "
+                "good"
+            )
 
 
 def _read_messages(raw: RawRecord, args: ReadArguments) -> Record:
