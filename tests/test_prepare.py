@@ -155,6 +155,13 @@ def test_options_reach_the_steps():
         ({"messages": [USER, assistant("a x b")], "steps": ["a", "b"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
         ({"prompt": "q", "completions": [" "]}, "no steps"),
+        (
+            {"messages": [USER, assistant("a")], "answer": ["2"]},
+            r"answer is neither text nor a number: it is a list, \['2'\]",
+        ),
+        ({"messages": [USER, assistant("a")], "steps": ["a"], "answer": {"x": 2}}, "answer is neither .* a dict, "),
+        ({"prompt": "q", "completions": ["a"], "answer": ["2"]}, "answer is neither text nor a number"),
+        ({**RAW, "deepseek_response": "a", "ground_truth": ["2"]}, "ground_truth is neither text nor a number"),
         ({"prompt": "q", "completions": "a"}, "completions is not a list of texts"),
         ({"prompt": 3, "completions": ["a"]}, "prompt is missing, empty or not text"),
         (
@@ -176,7 +183,7 @@ from step_jepa.data.records import required_text, short_answer
 
 def read(raw, args):
     steps = cut_into_steps(required_text(raw, "worked"), args)
-    return make_record(question_turns(raw, args, "task"), steps, short_answer(raw.get("result")))
+    return make_record(question_turns(raw, args, "task"), steps, short_answer(raw, "result"))
 
 
 register_format(RecordFormat("tasks", frozenset({"task", "worked"}), read))

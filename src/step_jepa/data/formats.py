@@ -52,7 +52,7 @@ def _number(value: Any) -> float:
 
 def _read_deepseek(raw: RawRecord, args: ReadArguments) -> Record:
     text = required_text(raw, "deepseek_response")
-    answer = short_answer(raw.get("ground_truth")) or short_answer(raw.get("answer")) or final_answer(text)
+    answer = short_answer(raw, "ground_truth") or short_answer(raw, "answer") or final_answer(text)
     return make_record(question_turns(raw, args), cut_into_steps(text, args), answer)
 
 
@@ -67,7 +67,7 @@ def _read_stepwise(raw: RawRecord, args: ReadArguments) -> Record:
         context = question_turns(raw, args, "prompt")
     stripped = [without_annotations(step, args).strip() for step in completions]
     steps = [step for step in stripped if step]
-    return make_record(context, steps, short_answer(raw.get("answer")) or final_answer("\n".join(steps)))
+    return make_record(context, steps, short_answer(raw, "answer") or final_answer("\n".join(steps)))
 
 
 def _refuse_wrong_steps(labels: Any, steps: int) -> None:
@@ -80,10 +80,8 @@ def _refuse_wrong_steps(labels: Any, steps: int) -> None:
     for number, label in enumerate(labels, 1):
         right = label.lower() in ("+", "good") if isinstance(label, str) else label == 1
         if not right:
-            raise Rejected(
-                f"labels mark a step as wrong, or not as we know it: step {number} has {label!r}; right are 1, true, + and "
-                "good"
-            )
+            which = f"step {number} has {label!r}; right are 1, true, + and good"
+            raise Rejected(f"labels mark a step as wrong, or not as we know it: {which}")
 
 
 def _read_messages(raw: RawRecord, args: ReadArguments) -> Record:
@@ -93,7 +91,7 @@ def _read_messages(raw: RawRecord, args: ReadArguments) -> Record:
     if not isinstance(reasoning, str):
         raise Rejected("reasoning_content is not text")
     steps = cut_into_steps(text, args, reasoning)
-    return make_record(context, steps, short_answer(raw.get("answer")) or final_answer(text))
+    return make_record(context, steps, short_answer(raw, "answer") or final_answer(text))
 
 
 def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record:
@@ -107,7 +105,7 @@ def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record:
         end = start + len(step)
     if text[end:].strip():
         raise Rejected("steps are not the assistant's content: text follows the last step")
-    return {**make_record(context, steps, short_answer(raw.get("answer"))), "messages": raw["messages"]}
+    return {**make_record(context, steps, short_answer(raw, "answer")), "messages": raw["messages"]}
 
 
 def _conversation(raw: RawRecord) -> tuple[list[Message], Message]:

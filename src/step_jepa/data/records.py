@@ -7,6 +7,7 @@ and reads its records with what stands under "For readers" below.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal, NotRequired, TypedDict
 
 from step_jepa.data.steps import (
@@ -243,7 +244,13 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(field), str) for field in fields)
 
 
-def short_answer(truth: Any) -> str | None:
-    """A ground truth as `final_answer` gives it, also where it stands behind "####" or in a box; None for none."""
-    text = "" if truth is None else " ".join(str(truth).split())
+def short_answer(raw: RawRecord, key: str) -> str | None:
+    """The ground truth under a key, as `final_answer` gives it, also where it stands behind "####" or in a box; None
+    where there is none. Raises Rejected for anything but text and numbers: of several values one cannot know which."""
+    truth = raw.get(key)
+    if truth is None:
+        return None
+    if not isinstance(truth, str | Number):
+        raise Rejected(f"{key} is neither text nor a number: it is a {type(truth).__name__}, {truth}")
+    text = " ".join(str(truth).split())
     return final_answer(text) or final_answer(f"#### {text}")
