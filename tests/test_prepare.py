@@ -399,6 +399,37 @@ def test_all_of_gsm8k(tmp_path):
         assert record["answer"] == raw["answer"].split("####")[1].strip().replace(",", "")
 
 
+def test_what_lies_on_disk_comes_before_generated_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generated = {name: list(read_records(name, max_examples=2)) for name in ("chains", "builtin:chains")}
+    assert generated["chains"] == generated["builtin:chains"]
+    assert len(list(read_records("builtin:chains"))) == 1000  # as many as of chains
+    for name in ("chains", "gsm_symbolic"):
+        write(tmp_path / name, RAW)
+        assert list(read_records(name)) == [to_record(RAW, ReadArguments())]
+        with pytest.raises(UserError, match=f"builtin:gsm_symbolic and builtin:chains; leave it out for {name}$"):
+            next(read_records(name, templates="test"))
+    assert list(read_records("builtin:chains", max_examples=2)) == generated["chains"]
+    output = tmp_path / "out.jsonl"
+    run(PrepareArguments(input_file="builtin:chains", output_file=str(output), max_examples=2))
+    assert read_lines(output) == generated["chains"]
+
+
+def test_a_folder_is_not_generated_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chains").mkdir()
+    with pytest.raises(UserError, match=r"^chains: .* could be loaded: .*; builtin:chains is generated$"):
+        next(read_records("chains"))
+    with pytest.raises(UserError, match=r"^builtin:chain: give one of builtin:gsm_symbolic and builtin:chains$"):
+        next(read_records("builtin:chain"))
+
+
+def test_builtin_gsm_symbolic(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'step-jepa\[demo\]'"):
+        next(read_records("builtin:gsm_symbolic"))
+
+
 def test_the_first_records_can_be_left_out(tmp_path, capsys):
     source = tmp_path / "raw.jsonl"
     source.write_text(

@@ -26,7 +26,8 @@ class PrepareArguments(ReadArguments):
     """Arguments of `step-jepa prepare`."""
 
     input_file: str = option(
-        help="A .jsonl or .json file, a hub data set or local folder, or gsm_symbolic or chains (generated).",
+        help="A .jsonl or .json file, a hub data set or local folder, or gsm_symbolic or chains (generated; after "
+        "builtin: also where a file has that name).",
         is_path=True,
     )
     output_file: str = option(help="Where the JSON lines go; rejects go to its .rejected.jsonl.")

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,14 @@ from step_jepa.errors import UserError
 GSM_SYMBOLIC = "gsm_symbolic"
 CHAINS = "chains"
 GENERATED = (GSM_SYMBOLIC, CHAINS)  # endless
+BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
 
 
 def read_records(source: str, **options: Any) -> Iterator[Record]:
     """Records of any prepared or raw source.
 
     Args:
-        source: a file, the id of a hub data set, or the name of generated problems.
+        source: a file, the id of a hub data set, or the name of generated problems, which `builtin:` may precede.
         **options: fields of ReadArguments.
 
     Raises:
@@ -59,16 +60,47 @@ def raw_records(source: str, args: ReadArguments) -> Iterator[tuple[int, Any]]:
 
 def record_limit(source: str, args: ReadArguments) -> int | None:
     """How many records are wanted; None for all that there are."""
-    return args.max_examples or (1000 if source in GENERATED else None)
+    return args.max_examples or (1000 if _generator(source) else None)
+
+
+def builtin_name(name: str, known: Collection[str], *, on_disk: bool) -> str | None:
+    """The one of ours that a name stands for: what lies on disk wins, unless `builtin:` precedes the name.
+
+    Args:
+        name: of a model or of data.
+        known: names that are ours.
+        on_disk: whether the name is that of something on disk.
+
+    Returns:
+        The name without `builtin:`; None where it stands for nothing of ours.
+
+    Raises:
+        UserError: `builtin:` precedes anything else.
+    """
+    if not name.startswith(BUILTIN):
+        return name if name in known and not on_disk else None
+    if name.removeprefix(BUILTIN) not in known:
+        raise UserError(f"{name}: give one of {_with_prefix(known)}")
+    return name.removeprefix(BUILTIN)
+
+
+def _with_prefix(names: Iterable[str]) -> str:
+    return " and ".join(f"{BUILTIN}{name}" for name in names)
+
+
+def _generator(source: str) -> str | None:
+    """The one of GENERATED that the source is."""
+    return builtin_name(source, GENERATED, on_disk=Path(source).exists())
 
 
 def _open(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
-    if source == GSM_SYMBOLIC:
+    generator = _generator(source)
+    if generator == GSM_SYMBOLIC:
         return _gsm_symbolic(args)
-    if source == CHAINS:
+    if generator == CHAINS:
         return _chains(args)
     if args.templates != "all":
-        raise UserError(f"--templates {args.templates} is for {' and '.join(GENERATED)}; leave it out for {source}")
+        raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")
     path = Path(source)
     if path.is_file():
         return _array_items(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
@@ -109,6 +141,8 @@ def _hub(source: str, args: ReadArguments) -> Iterable[Any]:
         return load_dataset(source, args.dataset_config, split=args.dataset_split)
     except Exception as error:  # the hub, the network and every loader have their own
         reason = " ".join(str(error).split()) or type(error).__name__
+        if source in GENERATED:  # a folder has its name
+            reason += f"; {BUILTIN}{source} is generated"
         raise UserError(f"{source}: no such file, and no hub data set could be loaded: {reason}") from error
 
 
@@ -117,7 +151,8 @@ def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Drawn are twenty times as many as wanted: one in five is of a test template, and few templates repeat themselves.
     """
-    problems = _gsm_symbolic_problems(args.seed, 20 * (record_limit(GSM_SYMBOLIC, args) or 0) + 1000)
+    wanted = record_limit(BUILTIN + GSM_SYMBOLIC, args) or 0
+    problems = _gsm_symbolic_problems(args.seed, 20 * wanted + 1000)
     seen: set[str] = set()
     for index, template in enumerate(problems.task_indices):
         if not _has_wanted_template(template, args):

@@ -33,8 +33,8 @@ def setup_model_and_tokenizer(
 ) -> tuple[Any, Any]:
     """A causal language model with `predictors` rows added, under LoRA if `peft_config` says so, and its tokenizer.
 
-    model              hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
-                       tokenizer of generated chains, for random weights), or a module
+    model              hub id, folder (plain, or an adapter's), "builtin:smollm2" (the weights in the demo extra),
+                       "builtin:chains" (the tokenizer of generated chains, for random weights), or a module
     predictors         K >= 0; None where nothing is to be predicted
     train_predictors   whether LoRA trains them too
     predictor_head     "linear" adds the module `predictor_head`, (H, H), which starts as the identity
@@ -91,7 +91,7 @@ def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBa
 
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or smollm2 ({reason})")
+    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or builtin:smollm2 ({reason})")
 
 
 def _refuse_bare_tokenizer(folder: str) -> None:
