@@ -84,6 +84,26 @@ def test_other_formats(raw, context, steps, answer):
     assert (record["steps"], record["answer"], record["question"]) == (steps, answer, "2 + 2?")
 
 
+@pytest.mark.parametrize(
+    ("fields", "steps", "answer"),
+    [
+        ({"answer": "14"}, ["14"], "14"),
+        ({"answer": " $1,200 "}, ["$1,200"], "1200"),
+        ({"answer": "It is 14."}, ["It is 14."], None),  # a sentence may be all that is learned, and is no truth
+        ({"answer": "14", "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
+        ({"answer": 14, "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
+        ({"answer": "14 cats", "solution": "Two\nand 12\n#### 15"}, ["Two", "and 12", "#### 15"], "14 cats"),
+        ({"answer": "Two\nand 12.\n#### 14", "solution": "14"}, ["Two", "and 12.", "#### 14"], "14"),
+        ({"answer": "Two\nand 12.\n#### 14", "solution": ["x"]}, ["Two", "and 12.", "#### 14"], "14"),
+        ({"answer": "14", "solution": "14"}, ["14"], "14"),
+    ],
+)
+def test_a_bare_answer_is_the_truth(fields, steps, answer):
+    record = to_record({"question": "2 + 2?", **fields}, ReadArguments())
+    assert (record["steps"], record["answer"]) == (steps, answer)
+    assert record["messages"] == [SYSTEM, USER, assistant("\n\n".join(steps))]
+
+
 @pytest.mark.parametrize("label", [1, True, 1.0, "+", "GOOD", "good", "Good"])
 def test_steps_that_are_labelled_right(label):
     raw = {"prompt": "2 + 2?", "completions": ["a", " ", "b"], "labels": [label] * 3}
@@ -161,6 +181,7 @@ def test_options_reach_the_steps():
         ),
         ({"messages": [USER, assistant("a")], "steps": ["a"], "answer": {"x": 2}}, "answer is neither .* a dict, "),
         ({"prompt": "q", "completions": ["a"], "answer": ["2"]}, "answer is neither text nor a number"),
+        ({"question": "q", "solution": "a b", "answer": ["2"]}, "answer is neither text nor a number"),
         ({**RAW, "deepseek_response": "a", "ground_truth": ["2"]}, "ground_truth is neither text nor a number"),
         ({"prompt": "q", "completions": "a"}, "completions is not a list of texts"),
         ({"prompt": 3, "completions": ["a"]}, "prompt is missing, empty or not text"),
@@ -207,8 +228,8 @@ def test_a_format_from_outside(tasks_format, tmp_path, capsys):
         (reject,) = read_lines(tmp_path / "out.rejected.jsonl")
         assert reject["reason"] == "worked is missing, empty or not text"
     assert code("prepare", "--input_file", source, "--output_file", output, "--format", "task") == 2
-    complaint = "format = task: give one of tasks, prepared, messages, stepwise, deepseek_response, gsm_symbolic, gsm8k"
-    assert complaint in capsys.readouterr().err
+    known = "tasks, prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k"
+    assert f"format = task: give one of {known}" in capsys.readouterr().err
 
 
 def test_a_format_from_outside_comes_before_ours(tasks_format):

@@ -25,8 +25,24 @@ from step_jepa.data.steps import final_answer
 
 
 def _read_gsm8k(raw: RawRecord, args: ReadArguments) -> Record:
+    """An answer of one word is the truth itself, as test problems have it."""
     text = required_text(raw, "answer")
-    return make_record(question_turns(raw, args), cut_into_steps(text, args), final_answer(text))
+    truth = short_answer(raw, "answer") if len(text.split()) == 1 else final_answer(text)
+    return make_record(question_turns(raw, args), cut_into_steps(text, args), truth)
+
+
+def _read_solution(raw: RawRecord, args: ReadArguments) -> Record:
+    """A chain of thought and the truth; the two names are used either way round."""
+    if not _is_truth(raw["answer"], raw["solution"]):
+        return _read_gsm8k(raw, args)
+    steps = cut_into_steps(required_text(raw, "solution"), args)
+    return make_record(question_turns(raw, args), steps, short_answer(raw, "answer"))
+
+
+def _is_truth(answer: Any, solution: Any) -> bool:
+    """Whether the answer is the short one of the two."""
+    text = str(answer).strip()
+    return isinstance(solution, str) and "\n" not in text and len(text.split()) < len(solution.split())
 
 
 def _read_gsm_symbolic(raw: RawRecord, args: ReadArguments) -> Record:
@@ -119,6 +135,7 @@ def _conversation(raw: RawRecord) -> tuple[list[Message], Message]:
 # A record is held against the last one first: the general stand before the particular.
 for _format in (
     RecordFormat("gsm8k", frozenset({"question", "answer"}), _read_gsm8k),
+    RecordFormat("solution", frozenset({"question", "solution", "answer"}), _read_solution),
     RecordFormat("gsm_symbolic", frozenset({"question", "metadata.answer_cot"}), _read_gsm_symbolic),
     RecordFormat("deepseek_response", frozenset({"question", "deepseek_response"}), _read_deepseek),
     RecordFormat("stepwise", frozenset({"prompt", "completions"}), _read_stepwise),

@@ -81,8 +81,8 @@ class ReadArguments:
 
     format: str | None = option(
         None,
-        help="Input format: prepared, messages, stepwise, deepseek_response, gsm_symbolic, gsm8k, or one that you "
-        "registered; recognised by its keys if not given.",
+        help="Input format: prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k, or one "
+        "that you registered; recognised by its keys if not given.",
     )
     split_by: SplitBy = option("auto", help="What ends a step; auto: markers, else paragraphs, else lines.")
     keep_thinking: bool = option(False, help="Keep the <think> tags around thinking, not just its steps.")
