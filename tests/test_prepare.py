@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from test_cli import code
+from test_cli import ROOT, code
 
 from step_jepa.data import prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
@@ -197,19 +197,9 @@ def test_rejected_records(raw, reason):
         to_record(raw, ReadArguments())
 
 
-FORMAT = """
-from step_jepa.data.records import RecordFormat, cut_into_steps, make_record, question_turns, register_format
-from step_jepa.data.records import required_text, short_answer
-
-
-def read(raw, args):
-    steps = cut_into_steps(required_text(raw, "worked"), args)
-    return make_record(question_turns(raw, args, "task"), steps, short_answer(raw, "result"))
-
-
-register_format(RecordFormat("tasks", frozenset({"task", "worked"}), read))
-"""
-TASK = {"task": "2 + 2?", "worked": "Two and two\nare 4.\n#### 4", "result": 4.0}
+PAGE = (ROOT / "docs" / "adding-a-format.md").read_text(encoding="utf-8")
+FORMAT = PAGE.partition("```python\n")[2].partition("```")[0]
+TASK = json.loads(PAGE.partition("```json\n")[2].partition("```")[0])
 
 
 @pytest.fixture
@@ -219,7 +209,7 @@ def tasks_format(monkeypatch):
 
 
 def test_a_format_from_outside(tasks_format, tmp_path, capsys):
-    expected = {**to_record(RAW, ReadArguments()), "answer": "4.0"}
+    expected = to_record(RAW, ReadArguments())
     assert to_record(TASK, ReadArguments()) == to_record(TASK, ReadArguments(format="tasks")) == expected
     source, output = write(tmp_path / "in.jsonl", TASK, {**TASK, "worked": " "}), tmp_path / "out.jsonl"
     for how in ([], ["--format", "tasks", "--overwrite"]):
@@ -234,7 +224,7 @@ def test_a_format_from_outside(tasks_format, tmp_path, capsys):
 
 def test_a_format_from_outside_comes_before_ours(tasks_format):
     raw = {**TASK, **RAW, "messages": [USER, assistant("a")], "steps": ["a"]}
-    assert to_record(raw, ReadArguments())["answer"] == "4.0"
+    assert to_record(raw, ReadArguments())["steps"] == ["Two and two", "are 4.", "#### 4"]
     assert to_record({**raw, "worked": None}, ReadArguments())["steps"] == ["a"]
 
 
