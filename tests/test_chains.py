@@ -7,7 +7,7 @@ import pytest
 from test_cli import QUICK, ROOT, code, state_of
 
 from step_jepa.data import chains
-from step_jepa.data.chains_tokenizer import chains_tokenizer
+from step_jepa.data.chains_tokenizer import CHAINS_TEMPLATE, chains_tokenizer
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import IGNORED
@@ -77,7 +77,7 @@ def test_the_parts_make_the_whole():
 def test_a_problem_follows_from_seed_and_number_alone():
     assert list(islice(chains.problems(7), 5)) == list(islice(chains.problems(7), 50))[:5]
     assert next(chains.problems(7)) != next(chains.problems(8))
-    with pytest.raises(UserError, match="gsm_symbolic and chains"):
+    with pytest.raises(UserError, match=r"for builtin:gsm_symbolic and builtin:chains; leave it out for other$"):
         next(read_records("other", templates="test"))
 
 
@@ -118,6 +118,42 @@ def test_the_model_name(tmp_path, monkeypatch):
     assert model.config.pad_token_id == tokenizer.pad_token_id
     with pytest.raises(UserError, match="--pretrain"):
         setup_model_and_tokenizer("chains")
+
+
+def test_a_folder_comes_before_a_model_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    ours = resolve("chains")
+    assert resolve("builtin:chains") == ours
+    for name in ("smollm2", "chains"):
+        tokenizer = chains_tokenizer()
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        tokenizer.save_pretrained(tmp_path / name)
+        assert resolve(name) == name
+        assert load_tokenizer(name).chat_template == "{{ messages[0].content }}"
+    assert resolve("builtin:chains") == ours
+    assert load_tokenizer("builtin:chains").chat_template == CHAINS_TEMPLATE
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^smollm2 means the weights in the demo extra"):
+        resolve("builtin:smollm2")
+
+
+def test_a_file_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chains").write_text("data")
+    assert resolve("chains") == resolve("builtin:chains")
+
+
+def test_names_that_stand_for_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^builtin:smollm: give one of builtin:smollm2 and builtin:chains$"):
+        resolve("builtin:smollm")
+    with pytest.raises(UserError, match=r"no such folder: give a model folder, a hub id, or builtin:smollm2$"):
+        resolve("./smollm2")
+    (tmp_path / "smollm2").mkdir()
+    with pytest.raises(UserError, match=r"^cannot load the tokenizer of 'smollm2': .* a hub id, or builtin:smollm2 "):
+        load_tokenizer("smollm2")
 
 
 def test_the_recipe_by_the_command_line(tmp_path):

@@ -22,7 +22,7 @@ from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
 from step_jepa.objectives.planner import Planner, unchanged_pairs
 from step_jepa.objectives.stp import STP
-from step_jepa.rows.controls import MEANING, NEAREST, NegativeSampler, with_random_boundaries
+from step_jepa.rows.controls import CONTROL_MEANINGS, NEAREST, NegativeSampler, with_random_boundaries
 from step_jepa.run_files import OPTIONS_FILE
 from step_jepa.train import TrainArguments, standalone_trainer
 from step_jepa.training.config import save_options
@@ -64,8 +64,8 @@ def targets(row):
 
 
 def planner(control, examples, objective=ALL, **options):
-    negatives = NegativeSampler(examples) if control == "shuffled_pairs" else None
-    return Planner([objective], control=control, negative_sampler=negatives, **options)
+    sampler = NegativeSampler(examples) if control == "shuffled_pairs" else None
+    return Planner([objective], control=control, negative_sampler=sampler, **options)
 
 
 # Literal rows
@@ -127,31 +127,31 @@ def test_shuffled_pairs_is_a_step_of_another_example_at_its_own_place():
 def test_a_donor_is_of_the_same_index_and_kind():
     """Example 0's answer is step 2, its step 1 is none: negatives are an answer and no answer."""
     examples = [example(0, 3, 2, 1, answer=True), example(1, 3, 2, 1), example(2, 3, 2, answer=True)]
-    negatives = NegativeSampler(examples)
+    sampler = NegativeSampler(examples)
     for seed in range(20):
-        donor, step = negatives.step(examples[0], 1, Random(seed))
+        donor, step = sampler.mismatched_step(examples[0], 1, Random(seed))
         assert (donor.index, step) == (1, 1)  # step 1 of example 2 is an answer
-        donor, step = negatives.step(examples[0], 2, Random(seed))
+        donor, step = sampler.mismatched_step(examples[0], 2, Random(seed))
         assert (donor.index, step) == (2, 1)  # no other answer has index 2: the nearest lower index
-        donor, step = negatives.step(examples[1], 2, Random(seed))
+        donor, step = sampler.mismatched_step(examples[1], 2, Random(seed))
         assert (donor.index, step) == (0, 1)  # step 2 of example 0 is an answer; a lower index of the same kind
 
 
 def test_a_donor_is_among_the_nearest_in_length():
     examples = [example(n, 1, 1 + n) for n in range(40)]  # step 1 of example n has 1 + n tokens
-    negatives = NegativeSampler(examples)
-    drawn = {negatives.step(examples[20], 1, Random(seed))[0].index for seed in range(300)}
+    sampler = NegativeSampler(examples)
+    drawn = {sampler.mismatched_step(examples[20], 1, Random(seed))[0].index for seed in range(300)}
     assert drawn == {16, 17, 18, 19, 21, 22, 23, 24}
     assert len(drawn) == NEAREST
-    assert {negatives.step(examples[0], 1, Random(seed))[0].index for seed in range(300)} == set(range(1, 9))
+    assert {sampler.mismatched_step(examples[0], 1, Random(seed))[0].index for seed in range(300)} == set(range(1, 9))
 
 
 def test_all_that_are_nearest_stand_before_any_other():
     """Nine negatives of the same length beside a longer one: that one is never drawn, wherever the own step stands."""
     examples = [*(example(n, 1, 2) for n in range(10)), example(10, 1, 3)]
     for order in range(5):
-        negatives = NegativeSampler(examples, order)
-        drawn = {negatives.step(own, 1, Random(seed))[0].index for own in examples[:10] for seed in range(300)}
+        sampler = NegativeSampler(examples, order)
+        drawn = {sampler.mismatched_step(own, 1, Random(seed))[0].index for own in examples[:10] for seed in range(300)}
         assert drawn == set(range(10))
 
 
@@ -386,16 +386,16 @@ def test_held_out_figures_are_of_the_true_targets(tmp_path, records, control):
     assert figures["eval_jepa_loss"] == pytest.approx(control_off.evaluate()["eval_jepa_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("control", [*MEANING, "none"])
+@pytest.mark.parametrize("control", [*CONTROL_MEANINGS, "none"])
 def test_a_control_says_in_one_line_what_it_does(tmp_path, records, caplog, control):
     caplog.set_level(logging.INFO, "step_jepa")
     trainer_for(tmp_path, records, control=control)
     said = [record.message for record in caplog.records if record.message.startswith(f"control {control}:")]
-    assert said == ([f"control {control}: {MEANING[control]}"] if control != "none" else [])
+    assert said == ([f"control {control}: {CONTROL_MEANINGS[control]}"] if control != "none" else [])
 
 
 def test_every_control_means_something_for_some_objective():
-    assert set().union(*(kind.controls for kind in OBJECTIVES.values())) == set(MEANING) - {"no_loss"}
+    assert set().union(*(kind.controls for kind in OBJECTIVES.values())) == set(CONTROL_MEANINGS) - {"no_loss"}
 
 
 # Refused combinations: the options, and what the message must say

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from test_cli import ROOT, code
 
-from step_jepa.data import prepare, sources
+from step_jepa.data import prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
 from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
 from step_jepa.data.sources import read_records
@@ -82,6 +84,33 @@ def test_other_formats(raw, context, steps, answer):
     assert (record["steps"], record["answer"], record["question"]) == (steps, answer, "2 + 2?")
 
 
+@pytest.mark.parametrize(
+    ("fields", "steps", "answer"),
+    [
+        ({"answer": "14"}, ["14"], "14"),
+        ({"answer": " $1,200 "}, ["$1,200"], "1200"),
+        ({"answer": "It is 14."}, ["It is 14."], None),  # a sentence may be all that is learned, and is no truth
+        ({"answer": "14", "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
+        ({"answer": 14, "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
+        ({"answer": "14 cats", "solution": "Two\nand 12\n#### 15"}, ["Two", "and 12", "#### 15"], "14 cats"),
+        ({"answer": "Two\nand 12.\n#### 14", "solution": "14"}, ["Two", "and 12.", "#### 14"], "14"),
+        ({"answer": "Two\nand 12.\n#### 14", "solution": ["x"]}, ["Two", "and 12.", "#### 14"], "14"),
+        ({"answer": "14", "solution": "14"}, ["14"], "14"),
+    ],
+)
+def test_a_bare_answer_is_the_truth(fields, steps, answer):
+    record = to_record({"question": "2 + 2?", **fields}, ReadArguments())
+    assert (record["steps"], record["answer"]) == (steps, answer)
+    assert record["messages"] == [SYSTEM, USER, assistant("\n\n".join(steps))]
+
+
+@pytest.mark.parametrize("label", [1, True, 1.0, "+", "GOOD", "good", "Good"])
+def test_steps_that_are_labelled_right(label):
+    raw = {"prompt": "2 + 2?", "completions": ["a", " ", "b"], "labels": [label] * 3}
+    assert to_record(raw, ReadArguments())["steps"] == ["a", "b"]
+    assert to_record({**raw, "labels": None}, ReadArguments())["steps"] == ["a", "b"]
+
+
 def test_prepared_record_keeps_its_content():
     messages = [USER, assistant("a\nb\n\nc")]
     record = to_record({"messages": messages, "steps": ["a", "b\n\nc"], "answer": "4"}, ReadArguments())
@@ -115,12 +144,47 @@ def test_options_reach_the_steps():
         ({"messages": [USER, assistant("<think>a")]}, "never closed"),
         ({"messages": [USER, assistant([{"type": "text"}])]}, "each with role and content, both text"),
         ({"messages": [USER, {"role": "tool", "content": None}, assistant("a")]}, "both text"),
-        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "a step as wrong"),
+        (
+            {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
+            "a step as wrong, or not as we know it: step 2 has False",
+        ),
+        (
+            {"prompt": "q", "completions": ["a", "b", "c"], "labels": [1, -1, -1]},
+            "a step as wrong, or not as we know it: step 2 has -1",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": [0.0]},
+            "a step as wrong, or not as we know it: step 1 has 0.0",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": ["-"]},
+            "a step as wrong, or not as we know it: step 1 has '-'",
+        ),
+        (
+            {"prompt": "q", "completions": ["a"], "labels": ["BAD"]},
+            "a step as wrong, or not as we know it: step 1 has 'BAD'",
+        ),
+        ({"prompt": "q", "completions": ["a"], "labels": [None]}, r"step 1 has None; right are 1, true, \+ and good$"),
+        ({"prompt": "q", "completions": ["a"], "labels": [0.7]}, "as we know it: step 1 has 0.7; right are"),
+        ({"prompt": "q", "completions": ["a"], "labels": [2]}, "as we know it: step 1 has 2; right are"),
+        ({"prompt": "q", "completions": ["a"], "labels": [[1]]}, r"as we know it: step 1 has \[1\]"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True]}, "labels and steps differ in number: 1 and 2"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": []}, "labels and steps differ in number: 0 and 2"),
+        ({"prompt": "q", "completions": ["a"], "labels": 1}, "labels is not a list"),
         ({"messages": [USER, assistant("a b")], "steps": ["a", "c"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a x b")], "steps": ["a", "b"]}, "step 2 does not follow"),
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
         ({"prompt": "q", "completions": [" "]}, "no steps"),
+        (
+            {"messages": [USER, assistant("a")], "answer": ["2"]},
+            r"answer is neither text nor a number: it is a list, \['2'\]",
+        ),
+        ({"messages": [USER, assistant("a")], "steps": ["a"], "answer": {"x": 2}}, "answer is neither .* a dict, "),
+        ({"prompt": "q", "completions": ["a"], "answer": ["2"]}, "answer is neither text nor a number"),
+        ({"question": "q", "solution": "a b", "answer": ["2"]}, "answer is neither text nor a number"),
+        ({**RAW, "deepseek_response": "a", "ground_truth": ["2"]}, "ground_truth is neither text nor a number"),
         ({"prompt": "q", "completions": "a"}, "completions is not a list of texts"),
+        ({"prompt": 3, "completions": ["a"]}, "prompt is missing, empty or not text"),
         (
             {**RAW, "metadata": {"answer_cot": "a\n#### 4", "answer_value": 5}},
             "solution disagrees with its answer: 4 and 5",
@@ -131,6 +195,49 @@ def test_options_reach_the_steps():
 def test_rejected_records(raw, reason):
     with pytest.raises(Rejected, match=reason):
         to_record(raw, ReadArguments())
+
+
+PAGE = (ROOT / "docs" / "adding-a-format.md").read_text(encoding="utf-8")
+FORMAT = PAGE.partition("```python\n")[2].partition("```")[0]
+TASK = json.loads(PAGE.partition("```json\n")[2].partition("```")[0])
+
+
+@pytest.fixture
+def tasks_format(monkeypatch):
+    monkeypatch.setattr(records, "_FORMATS", dict(records._FORMATS))
+    exec(FORMAT, {})
+
+
+def test_a_format_from_outside(tasks_format, tmp_path, capsys):
+    expected = to_record(RAW, ReadArguments())
+    assert to_record(TASK, ReadArguments()) == to_record(TASK, ReadArguments(format="tasks")) == expected
+    source, output = write(tmp_path / "in.jsonl", TASK, {**TASK, "worked": " "}), tmp_path / "out.jsonl"
+    for how in ([], ["--format", "tasks", "--overwrite"]):
+        assert code("prepare", "--input_file", source, "--output_file", output, *how) == 0
+        assert read_lines(output) == [expected]
+        (reject,) = read_lines(tmp_path / "out.rejected.jsonl")
+        assert reject["reason"] == "worked is missing, empty or not text"
+    assert code("prepare", "--input_file", source, "--output_file", output, "--format", "task") == 2
+    known = "tasks, prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k"
+    assert f"format = task: give one of {known}" in capsys.readouterr().err
+
+
+def test_a_format_from_outside_comes_before_ours(tasks_format):
+    raw = {**TASK, **RAW, "messages": [USER, assistant("a")], "steps": ["a"]}
+    assert to_record(raw, ReadArguments())["steps"] == ["Two and two", "are 4.", "#### 4"]
+    assert to_record({**raw, "worked": None}, ReadArguments())["steps"] == ["a"]
+
+
+def test_a_format_in_place_of_ours(tasks_format):
+    ours = records._FORMATS["gsm8k"]
+    records.register_format(replace(ours, read=lambda raw, args: {**ours.read(raw, args), "answer": "mine"}))
+    assert to_record(RAW, ReadArguments())["answer"] == "mine"
+    assert records.format_names().count("gsm8k") == 1
+
+
+def test_unknown_format():
+    with pytest.raises(UserError, match=r"^format = gsm9k: give one of prepared, messages, .*, gsm8k$"):
+        ReadArguments(format="gsm9k")
 
 
 def test_run_sets_unusable_lines_aside(tmp_path, capsys):
@@ -195,10 +302,11 @@ def test_run_replaces_no_file_by_accident(tmp_path):
 
 def test_numbers_out_of_range():
     for number in (0, -1):
-        with pytest.raises(UserError, match="--max_examples"):
+        with pytest.raises(UserError, match=f"^max_examples = {number}: give 1 or more$"):
             ReadArguments(max_examples=number)
-    with pytest.raises(UserError, match="--min_step_tokens"):
-        ReadArguments(min_step_tokens=-1)
+    for name in ("min_step_tokens", "skip"):
+        with pytest.raises(UserError, match=f"^{name} = -1: give 0 or more$"):
+            ReadArguments(**{name: -1})
 
 
 def test_read_records(tmp_path):
@@ -293,13 +401,44 @@ def test_gsm_symbolic_without_its_package(monkeypatch):
 def test_all_of_gsm8k(tmp_path):
     output = tmp_path / "out.jsonl"
     run(PrepareArguments(input_file=str(GSM8K), output_file=str(output)))
-    records = read_lines(output)
-    assert len(records) == 7473
-    for raw, record in zip(read_lines(GSM8K), records, strict=True):
+    prepared = read_lines(output)
+    assert len(prepared) == 7473
+    for raw, record in zip(read_lines(GSM8K), prepared, strict=True):
         lines = [line.strip() for line in strip_annotations(raw["answer"]).split("\n")]
         assert record["steps"] == [line for line in lines if line]
         assert record["answer_step"] == record["total_steps"] - 1
         assert record["answer"] == raw["answer"].split("####")[1].strip().replace(",", "")
+
+
+def test_what_lies_on_disk_comes_before_generated_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generated = {name: list(read_records(name, max_examples=2)) for name in ("chains", "builtin:chains")}
+    assert generated["chains"] == generated["builtin:chains"]
+    assert len(list(read_records("builtin:chains"))) == 1000  # as many as of chains
+    for name in ("chains", "gsm_symbolic"):
+        write(tmp_path / name, RAW)
+        assert list(read_records(name)) == [to_record(RAW, ReadArguments())]
+        with pytest.raises(UserError, match=f"builtin:gsm_symbolic and builtin:chains; leave it out for {name}$"):
+            next(read_records(name, templates="test"))
+    assert list(read_records("builtin:chains", max_examples=2)) == generated["chains"]
+    output = tmp_path / "out.jsonl"
+    run(PrepareArguments(input_file="builtin:chains", output_file=str(output), max_examples=2))
+    assert read_lines(output) == generated["chains"]
+
+
+def test_a_folder_is_not_generated_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chains").mkdir()
+    with pytest.raises(UserError, match=r"^chains: .* could be loaded: .*; builtin:chains is generated$"):
+        next(read_records("chains"))
+    with pytest.raises(UserError, match=r"^builtin:chain: give one of builtin:gsm_symbolic and builtin:chains$"):
+        next(read_records("builtin:chain"))
+
+
+def test_builtin_gsm_symbolic(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'step-jepa\[demo\]'"):
+        next(read_records("builtin:gsm_symbolic"))
 
 
 def test_the_first_records_can_be_left_out(tmp_path, capsys):

@@ -1,11 +1,16 @@
 """Where chains of thought are cut. Expected steps are written out by hand."""
 
+import json
+import re
+
 import pytest
+from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from step_jepa.data.steps import answer_step, final_answer, part_thinking, split, strip_annotations, wrap_thinking
 
+GSM8K = SHARED / "gsm8k" / "train.jsonl"
 MARKERS = {
     "bold": (
         "**Step 1:** Add.\n4\n\n**Step 2:** Take.\n\n\\boxed{2}",
@@ -175,5 +180,23 @@ def test_wrapped_thinking_joins_to_the_wrapper():
     assert wrap_thinking([]) == []
 
 
-def test_strip_annotations():
-    assert strip_annotations("48/2 = <<48/2=24>>24, 1 << 2 >> 3") == "48/2 = 24, 1 << 2 >> 3"
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("48/2 = <<48/2=24>>24, 1 << 2 >> 3", "48/2 = 24, 1 << 2 >> 3"),
+        ("<<(2.5 + .5)*-3=-9>><<20%*50=10.00>>10<<1,000-1=+999>> <<6=6>>", "10 "),
+        ("cout<<(a==b)>>1", None),
+        ("cout<<(1==2)>>1", None),
+        ("x<<y=3>>1, <<=>>, <<=3>>, <<3=>>, <<1+1=two>>, <<1\n+1=2>>, <<1+1=2>", None),
+    ],
+)
+def test_annotations_are_gsm8ks(text, stripped):
+    assert strip_annotations(text) == (text if stripped is None else stripped)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not at hand")
+def test_all_annotations_of_gsm8k():
+    answers = [json.loads(line)["answer"] for line in GSM8K.open()]
+    assert sum(answer.count("<<") for answer in answers) == 23716
+    for answer in answers:
+        assert strip_annotations(answer) == re.sub("<<.*?>>", "", answer)

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from step_jepa.data import tokens
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.tokens import IGNORED, PLAIN_TEMPLATE, Encoding, Example, encode, truncate
+from step_jepa.data.template import PLAIN_TEMPLATE
+from step_jepa.data.tokens import IGNORED, Encoding, Example, encode, truncate
 from step_jepa.errors import UserError
 
 

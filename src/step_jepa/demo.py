@@ -11,7 +11,7 @@ from rich.table import Table
 from step_jepa import train
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.data import prepare
-from step_jepa.data.sources import GSM_SYMBOLIC
+from step_jepa.data.sources import BUILTIN, GSM_SYMBOLIC
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.parsing import parse
@@ -47,7 +47,14 @@ def run(args: DemoArguments) -> None:
     if not Path(args.recipe).exists():
         raise UserError(f"{args.recipe} is not here: run the demo in the project's folder, or give --recipe")
     for name, count in (("train", args.train_problems), ("test", args.test_problems)):
-        options = ["--input_file", GSM_SYMBOLIC, "--output_file", f"{folder}/{name}.jsonl", "--templates", name]
+        options = [
+            "--input_file",
+            BUILTIN + GSM_SYMBOLIC,
+            "--output_file",
+            f"{folder}/{name}.jsonl",
+            "--templates",
+            name,
+        ]
         _call(prepare, "prepare", [prepare.PrepareArguments], [*options, "--max_examples", str(count), *again])
     scoring = ["--test_file", f"{folder}/test.jsonl", "--max_new_tokens", str(args.max_new_tokens), *again]
     before = ["--model_name", args.model_name, "--output_dir", f"{folder}/before"]

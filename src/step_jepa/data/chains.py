@@ -21,11 +21,20 @@ GIVEN = range(1, 10)
 LARGEST = 99
 
 
-class Term(NamedTuple):
-    """An operand: how the question writes it, how a template does, and its value."""
+class Operand(NamedTuple):
+    """How the question writes it, how the template of the question does, and its value."""
 
     text: str
     shape: str
+    value: int
+
+
+class Operation(NamedTuple):
+    """`left sign right`, and the value that it has."""
+
+    left: Operand
+    sign: str
+    right: Operand
     value: int
 
 
@@ -39,36 +48,41 @@ def problems(seed: int) -> Iterator[dict[str, Any]]:
         yield _problem(Random(f"{seed} {index}"))
 
 
-def _problem(draw: Random) -> dict[str, Any]:
-    given = _given(draw)
-    question, shape, solution = [f"{NAMES[0]} = {given.text}"], [f"{NAMES[0]} = {given.shape}"], []
-    known: list[Term] = []
-    last = Term(NAMES[0], NAMES[0], given.value)
-    for name in NAMES[1 : draw.choice(STEPS) + 1]:
-        left, sign, right, value = _operation(draw, last, known)
+def _problem(rng: Random) -> dict[str, Any]:
+    given = _given_number(rng)
+    question = [f"{NAMES[0]} = {given.text}"]
+    shape = [f"{NAMES[0]} = {given.shape}"]
+    solution: list[str] = []
+    earlier: list[Operand] = []
+    last = Operand(NAMES[0], NAMES[0], given.value)
+    for name in NAMES[1 : rng.choice(STEPS) + 1]:
+        left, sign, right, value = _operation(rng, last, earlier)
         question.append(f"{name} = {left.text} {sign} {right.text}")
         shape.append(f"{name} = {left.shape} {sign} {right.shape}")
         solution.append(f"{name} = {left.value} {sign} {right.value} = {value}")
-        known.append(last)
-        last = Term(name, name, value)
-    turns = {"user": question, "assistant": [*solution, f"#### {last.value}"]}
+        earlier.append(last)
+        last = Operand(name, name, value)
+    solution.append(f"#### {last.value}")
     return {
-        "messages": [{"role": role, "content": "\n".join(lines)} for role, lines in turns.items()],
+        "messages": [
+            {"role": "user", "content": "\n".join(question)},
+            {"role": "assistant", "content": "\n".join(solution)},
+        ],
         "template": crc32("\n".join(shape).encode()),
     }
 
 
-def _given(draw: Random) -> Term:
-    number = draw.choice(GIVEN)
-    return Term(str(number), "#", number)
+def _given_number(rng: Random) -> Operand:
+    number = rng.choice(GIVEN)
+    return Operand(str(number), "#", number)
 
 
-def _operation(draw: Random, last: Term, known: list[Term]) -> tuple[Term, str, Term, int]:
-    """The last quantity and a given or known number, in either order, by an operation whose result is in range."""
+def _operation(rng: Random, last: Operand, earlier: list[Operand]) -> Operation:
+    """The last quantity and a given or earlier one, in either order, by an operation whose result is in range."""
     while True:
-        other = draw.choice(known) if known and draw.random() < 0.5 else _given(draw)
-        left, right = draw.sample([last, other], 2)
-        sign = draw.choice(list(OPERATIONS))
+        other = rng.choice(earlier) if earlier and rng.random() < 0.5 else _given_number(rng)
+        left, right = rng.sample([last, other], 2)
+        sign = rng.choice(list(OPERATIONS))
         value = OPERATIONS[sign](left.value, right.value)
         if 0 < value <= LARGEST:
-            return left, sign, right, value
+            return Operation(left, sign, right, value)

@@ -1,17 +1,25 @@
 """Records -> examples: a file or a set of conversations, tokenised, cut to length, and counted."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.sources import read_records
 from step_jepa.data.steps import split
 from step_jepa.data.tokens import Encoding, Example, encode, truncate
 from step_jepa.errors import UserError
+
+
+class Records(Protocol):
+    """A list of records with `messages` (and `steps`), or a data set of `datasets`."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
 
 
 @dataclass
@@ -23,39 +31,44 @@ class PreparedData:
     left_out: int
 
     def __str__(self) -> str:
-        counts = [len(example.steps) for example in self.examples]
-        single = sum(count < 2 for count in counts)
+        step_counts = [len(example.steps) for example in self.examples]
         notes = {
             "end with an answer step": sum(example.answer is not None for example in self.examples),
             "cut to whole steps within max_length": self.cut,
             "left out, as not one whole step fits into max_length": self.left_out,
-            "with fewer than two steps, which train the language model only": single,
+            "with fewer than two steps, which train the language model only": sum(n < 2 for n in step_counts),
         }
-        said = [f"{count} {note}" for note, count in notes.items() if count]
-        return "; ".join([f"{len(counts)} examples, {sum(counts)} steps", *said])
+        parts = [f"{count} {note}" for note, count in notes.items() if count]
+        return "; ".join([f"{len(step_counts)} examples, {sum(step_counts)} steps", *parts])
 
 
 def load_and_prepare_dataset(
-    data: Any,
-    tokenizer: Any,
+    data: str | os.PathLike | Records,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
     limit: int | None = None,
     encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
 ) -> PreparedData:
-    """Examples from a file or id that `prepare` reads, or from records that carry `messages` (and `steps`).
+    """Examples of a data set.
 
-    A record without `steps` is cut into steps as `prepare` does it; its content stays as it is. Raises UserError,
-    naming the record, where one cannot be used, and where none is left."""
-    named = isinstance(data, str | os.PathLike)
-    if isinstance(data, Mapping) or not (named or hasattr(data, "__len__")):
-        raise UserError("give one data set of known length: no dictionary of them, no stream")
-    records: Iterable[Mapping[str, Any]] = read_records(str(data)) if named else data
-    source = f" of {data}" if named else ""
+    Args:
+        data: a file or id that `prepare` reads, or records that carry `messages` (and `steps`). A record without
+            `steps` is cut into steps as `prepare` does it; its content stays as it is.
+        tokenizer: a fast one, with a chat template.
+        max_length: most tokens of an example; longer ones are cut to whole steps, or left out where none fits.
+        limit: most records that are read.
+        encoding: what else is encoded, and how.
+
+    Raises:
+        UserError: a record, which is named, cannot be used, or none is left.
+    """
+    records, source = _opened(data)
     examples: list[Example] = []
     cut = left_out = 0
     for index, record in enumerate(tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)):
-        whole = to_example(record, tokenizer, f"example {index}{source}", encoding)
+        where = f"example {index} of {source}" if source else f"example {index}"
+        whole = to_example(record, tokenizer, where, encoding)
         example = truncate(whole, max_length)
         if not example.steps:
             left_out += 1
@@ -64,23 +77,43 @@ def load_and_prepare_dataset(
         examples.append(replace(example, index=len(examples)))
     if not examples:
         reason = f"no whole step fits into max_length = {max_length}: raise it" if left_out else "it is empty"
-        raise UserError(f"{data if named else 'the data set'}: no example to use, {reason}")
+        raise UserError(f"{source or 'the data set'}: no example to use, {reason}")
     return PreparedData(examples, cut, left_out)
+
+
+def _opened(data: str | os.PathLike | Records) -> tuple[Iterable[Mapping[str, Any]], str]:
+    """The records, and the name of the source that they are read from; "" for records themselves."""
+    if isinstance(data, str | os.PathLike):
+        return read_records(str(data)), str(data)
+    if isinstance(data, Mapping) or not hasattr(data, "__len__"):
+        raise UserError("give one data set of known length: no dictionary of them, no stream")
+    return data, ""
 
 
 def to_example(
     record: Mapping[str, Any],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     where: str,
     encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
 ) -> Example:
-    """One record with `messages`, and `steps` where they are known. Raises UserError."""
+    """One record as the model reads it.
+
+    Args:
+        record: with `messages`, and `steps` where they are known.
+        tokenizer: a fast one, with a chat template.
+        where: what the record is called in messages to the user.
+        encoding: what else is encoded, and how.
+
+    Raises:
+        UserError: the record cannot be used.
+    """
     messages = record.get("messages")
     if not messages or not all(isinstance(turn.get("content"), str) for turn in messages):
         raise UserError(f"{where}: `messages` must be turns whose `content` is text")
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    last = messages[-1]
+    if last["role"] != "assistant" or not last["content"].strip():
         raise UserError(f"{where}: `messages` must end with an assistant turn that says something")
-    if messages[-1].get("reasoning_content"):
+    if last.get("reasoning_content"):
         raise UserError(f"{where}: reasoning_content would be read but not trained: run step-jepa prepare")
-    steps = record.get("steps") or split(messages[-1]["content"])
+    steps = record.get("steps") or split(last["content"])
     return encode(tokenizer, [dict(message) for message in messages], list(steps), where, encoding)

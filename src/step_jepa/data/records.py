@@ -1,9 +1,13 @@
-"""One raw record -> a conversation with steps. Knows the record formats; no file, no tokenizer, no model."""
+"""One raw record -> a conversation with steps, by the format that the record has. Knows no file, tokenizer or model.
+
+A format is one entry, `RecordFormat`; formats.py holds ours. A module of a user's own adds one by `register_format`,
+and reads its records with what stands under "For readers" below.
+"""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from math import nan
+from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal, NotRequired, TypedDict
 
 from step_jepa.data.steps import (
@@ -16,10 +20,11 @@ from step_jepa.data.steps import (
     wrap_thinking,
 )
 from step_jepa.errors import UserError
+from step_jepa.options import check_bounds, option
 
 SYSTEM_PROMPT = "Reason step by step, then give the final answer."
-Format = Literal["deepseek_response", "gsm8k", "messages", "stepwise", "gsm_symbolic", "prepared"]
-Turn = dict[str, Any]
+Message = dict[str, Any]  # `role` and `content`, and whatever else a chat template reads
+RawRecord = dict[str, Any]
 
 
 class Record(TypedDict):
@@ -30,7 +35,7 @@ class Record(TypedDict):
     steps: list[str]
     total_steps: int
     answer_step: int | None
-    messages: list[Turn]
+    messages: list[Message]
     template: NotRequired[int]  # problems that were generated from one template have it in common
 
 
@@ -38,61 +43,87 @@ class Rejected(ValueError):
     """A raw record that cannot be used, and why: "what: detail"."""
 
 
+@dataclass(frozen=True)
+class RecordFormat:
+    """A kind of raw record.
+
+    name   what `--format` calls it
+    keys   a record that has all of them, none of them null, is taken for one; "metadata.answer_cot" is a key of the
+           object under "metadata"
+    read   makes a conversation of it, or raises Rejected
+    """
+
+    name: str
+    keys: frozenset[str]
+    read: Callable[[RawRecord, "ReadArguments"], Record]
+
+
+_FORMATS: dict[str, RecordFormat] = {}
+
+
+def register_format(record_format: RecordFormat) -> None:
+    """Make a format known, in place of one of the same name.
+
+    The last one registered is the first that a record is held against, so general formats go before particular ones.
+    """
+    _FORMATS.pop(record_format.name, None)  # so that it becomes the last
+    _FORMATS[record_format.name] = record_format
+
+
+def format_names() -> list[str]:
+    """All that are known, in the order in which a record is held against them."""
+    return list(reversed(_FORMATS))
+
+
 @dataclass(kw_only=True)
 class ReadArguments:
-    """How raw records are read. Raises UserError for a number out of range."""
+    """How raw records are read. Raises UserError for an unknown format and for a number out of range."""
 
-    format: Format | None = field(default=None, metadata={"help": "Input format; recognised by its keys if not given."})
-    split_by: SplitBy = field(
-        default="auto", metadata={"help": "What ends a step; auto: markers, else paragraphs, else lines."}
+    format: str | None = option(
+        None,
+        help="Input format: prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k, or one "
+        "that you registered; recognised by its keys if not given.",
     )
-    keep_thinking: bool = field(
-        default=False, metadata={"help": "Keep the <think> tags around thinking, not just its steps."}
+    split_by: SplitBy = option("auto", help="What ends a step; auto: markers, else paragraphs, else lines.")
+    keep_thinking: bool = option(False, help="Keep the <think> tags around thinking, not just its steps.")
+    keep_annotations: bool = option(False, help="Keep GSM8K's calculator annotations, <<48/2=24>>.")
+    min_step_tokens: int = option(
+        0, least=0, help="Steps of fewer tokens (here: whitespace-separated words) join a neighbour."
     )
-    keep_annotations: bool = field(
-        default=False, metadata={"help": "Keep GSM8K's calculator annotations, <<48/2=24>>."}
+    max_examples: int | None = option(
+        None,
+        least=1,
+        help="Stop after this many usable examples (1000 of gsm_symbolic or chains, which are endless).",
     )
-    min_step_tokens: int = field(
-        default=0,
-        metadata={"help": "Steps of fewer tokens (here: whitespace-separated words) join a neighbour."},
+    skip: int = option(0, least=0, help="Leave out the first so many records.")
+    seed: int = option(42, help="Seed of gsm_symbolic and chains. Seeds share some problems: hold out templates.")
+    templates: Literal["all", "train", "test"] = option(
+        "all", help="Templates of gsm_symbolic and chains; train and test have none in common."
     )
-    max_examples: int | None = field(
-        default=None,
-        metadata={"help": "Stop after this many usable examples (1000 of gsm_symbolic or chains, which are endless)."},
-    )
-    skip: int = field(default=0, metadata={"help": "Leave out the first so many records."})
-    seed: int = field(
-        default=42, metadata={"help": "Seed of gsm_symbolic and chains. Seeds share some problems: hold out templates."}
-    )
-    templates: Literal["all", "train", "test"] = field(
-        default="all", metadata={"help": "Templates of gsm_symbolic and chains; train and test have none in common."}
-    )
-    system_prompt: str = field(
-        default=SYSTEM_PROMPT, metadata={"help": "System turn of formats that have none; empty: no such turn."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub data set."})
+    system_prompt: str = option(SYSTEM_PROMPT, help="System turn of formats that have none; empty: no such turn.")
+    dataset_config: str | None = option(None, help="Configuration of a hub data set.")
+    dataset_split: str = option("train", help="Split of a hub data set.")
 
     def __post_init__(self) -> None:
-        if self.max_examples is not None and self.max_examples < 1:
-            raise UserError(f"--max_examples is {self.max_examples}; give 1 or more, or leave it out to take all")
-        for name in ("min_step_tokens", "skip"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name} is {getattr(self, name)}; give 0 or more")
+        check_bounds(self)
+        if self.format is not None and self.format not in _FORMATS:
+            raise UserError(f"format = {self.format}: give one of {', '.join(format_names())}")
 
 
 def to_record(raw: Any, args: ReadArguments) -> Record:
-    """One raw record, a dict or a line of JSON, as a conversation with steps. Raises Rejected."""
-    if isinstance(raw, str):
-        try:
-            raw = json.loads(raw)
-        except ValueError as error:
-            raise Rejected(f"not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise Rejected("not a JSON object")
-    record = _READERS[args.format or _recognised(raw)](raw, args)
-    if isinstance(raw.get("template"), int):
-        record["template"] = raw["template"]
+    """One raw record as a conversation with steps.
+
+    Args:
+        raw: a dictionary, or a line of JSON that holds one.
+        args: how it is read.
+
+    Raises:
+        Rejected: it cannot be used.
+    """
+    parsed = _parsed(raw)
+    record = _FORMATS[args.format or _recognised(parsed)].read(parsed, args)
+    if isinstance(parsed.get("template"), int):
+        record["template"] = parsed["template"]
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -100,106 +131,54 @@ def to_record(raw: Any, args: ReadArguments) -> Record:
     return record
 
 
-# Formats: each makes the turns before the answer, the steps and the short answer.
+def _parsed(raw: Any) -> RawRecord:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except ValueError as error:
+            raise Rejected(f"not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise Rejected("not a JSON object")
+    return raw
 
 
-def _recognised(raw: dict[str, Any]) -> Format:
-    given = {key for key, value in raw.items() if value is not None}
-    if isinstance(raw.get("metadata"), dict):
-        given |= {f"metadata.{key}" for key in raw["metadata"]}
-    for name, keys in _KEYS.items():
-        if keys <= given:
+def _recognised(raw: RawRecord) -> str:
+    """The name of the format that a record has."""
+    keys = _keys(raw)
+    for name in format_names():
+        if _FORMATS[name].keys <= keys:
             return name
     raise Rejected(f"format not recognised: keys {', '.join(raw)}")
 
 
-def _from_deepseek(raw: dict[str, Any], args: ReadArguments) -> Record:
-    text = _text(raw, "deepseek_response")
-    answer = _short(raw.get("ground_truth")) or _short(raw.get("answer")) or final_answer(text)
-    return _record(_asked(raw, args), _cut(text, args), answer)
+def _keys(raw: RawRecord) -> set[str]:
+    """Those that hold something, also of objects inside."""
+    keys = {key for key, value in raw.items() if value is not None}
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            keys.update(f"{key}.{inner}" for inner in value)
+    return keys
 
 
-def _from_gsm8k(raw: dict[str, Any], args: ReadArguments) -> Record:
-    text = _text(raw, "answer")
-    return _record(_asked(raw, args), _cut(text, args), final_answer(text))
+# For readers of formats
 
 
-def _from_gsm_symbolic(raw: dict[str, Any], args: ReadArguments) -> Record:
-    metadata = raw.get("metadata") or {}
-    if "error" in metadata:
-        raise Rejected(f"template failed: {metadata['error']}")
-    solution = _text(metadata, "answer_cot")
-    answer, value = final_answer(solution), metadata.get("answer_value")
-    if answer is None or _number(answer) != _number(value):
-        raise Rejected(f"solution disagrees with its answer: {answer} and {value}")
-    return _record(_asked(raw, args), _cut(solution, args), answer)
+def make_record(context: list[Message], steps: list[str], answer: str | None) -> Record:
+    """The conversation of the turns before the answer, and the answer: its steps, joined by blank lines.
 
+    Args:
+        context: turns, one of them the user's.
+        steps: of the answer.
+        answer: the short ground truth, where it is known.
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return nan
-
-
-def _from_messages(raw: dict[str, Any], args: ReadArguments) -> Record:
-    context, last = _conversation(raw)
-    text = _text(last, "content")
-    reasoning = last.get("reasoning_content") or ""
-    if not isinstance(reasoning, str):
-        raise Rejected("reasoning_content is not text")
-    steps = _cut(text, args, reasoning)
-    return _record(context, steps, _short(raw.get("answer")) or final_answer(text))
-
-
-def _from_stepwise(raw: dict[str, Any], args: ReadArguments) -> Record:
-    prompt, completions = raw.get("prompt"), _strings(raw, "completions")
-    if not all(raw.get("labels") or ()):
-        raise Rejected("labels mark a step as wrong: it must not be learned")
-    context = _turns(raw, "prompt") if isinstance(prompt, list) else _asked({"question": prompt}, args)
-    steps = [_annotated(step, args).strip() for step in completions if step.strip()]
-    return _record(context, steps, _short(raw.get("answer")) or final_answer("\n".join(steps)))
-
-
-def _from_prepared(raw: dict[str, Any], args: ReadArguments) -> Record:
-    """Our own output; what follows from steps and messages is worked out anew, the messages stay as they are."""
-    context, last = _conversation(raw)
-    text, steps, end = _text(last, "content"), _strings(raw, "steps"), 0
-    for number, step in enumerate(steps, 1):
-        start = text.find(step, end)
-        if not step.strip() or start < 0 or text[end:start].strip():
-            raise Rejected(f"steps are not the assistant's content: step {number} does not follow")
-        end = start + len(step)
-    if text[end:].strip():
-        raise Rejected("steps are not the assistant's content: text follows the last step")
-    return {**_record(context, steps, _short(raw.get("answer"))), "messages": raw["messages"]}
-
-
-# The first whose keys a record has is its format, so the particular ones stand before the general.
-_KEYS: dict[Format, set[str]] = {
-    "prepared": {"messages", "steps"},
-    "messages": {"messages"},
-    "stepwise": {"prompt", "completions"},
-    "deepseek_response": {"question", "deepseek_response"},
-    "gsm_symbolic": {"question", "metadata.answer_cot"},
-    "gsm8k": {"question", "answer"},
-}
-_READERS: dict[Format, Callable[[dict[str, Any], ReadArguments], Record]] = {
-    "prepared": _from_prepared,
-    "messages": _from_messages,
-    "stepwise": _from_stepwise,
-    "deepseek_response": _from_deepseek,
-    "gsm_symbolic": _from_gsm_symbolic,
-    "gsm8k": _from_gsm8k,
-}
-
-
-def _record(context: list[Turn], steps: list[str], answer: str | None) -> Record:
-    questions = [turn for turn in context if turn.get("role") == "user"]
+    Raises:
+        Rejected: there is no user turn, or no step.
+    """
+    questions = [message for message in context if message.get("role") == "user"]
     if not questions or not steps:
         raise Rejected("no user turn" if not questions else "no steps")
     return {
-        "question": _text(questions[-1], "content"),
+        "question": required_text(questions[-1], "content"),
         "answer": answer,
         "steps": steps,
         "total_steps": len(steps),
@@ -208,56 +187,70 @@ def _record(context: list[Turn], steps: list[str], answer: str | None) -> Record
     }
 
 
-def _cut(text: str, args: ReadArguments, reasoning: str = "") -> list[str]:
+def question_turns(raw: RawRecord, args: ReadArguments, key: str = "question") -> list[Message]:
+    """The turns before the answer of a record that has a question alone: the system's, if wanted, and the user's.
+    Raises Rejected where there is no text under the key."""
+    user = {"role": "user", "content": required_text(raw, key).strip()}
+    return [{"role": "system", "content": args.system_prompt}, user] if args.system_prompt else [user]
+
+
+def cut_into_steps(text: str, args: ReadArguments, reasoning: str = "") -> list[str]:
+    """The steps of an answer, those of its thinking first. Raises Rejected.
+
+    Args:
+        text: the answer, perhaps with its thinking in `<think>` tags.
+        args: how it is cut.
+        reasoning: the thinking, where it is given apart.
+    """
     try:
-        parts = part_thinking(_annotated(text, args), _annotated(reasoning, args))
+        parts = part_thinking(without_annotations(text, args), without_annotations(reasoning, args))
     except ValueError as error:
         raise Rejected(str(error)) from error
     thinking, answer = (split(part, args.split_by, args.min_step_tokens) for part in parts)
-    return (wrap_thinking(thinking) if args.keep_thinking else thinking) + answer
+    return [*(wrap_thinking(thinking) if args.keep_thinking else thinking), *answer]
 
 
-def _annotated(text: str, args: ReadArguments) -> str:
+def without_annotations(text: str, args: ReadArguments) -> str:
+    """The text without GSM8K's calculator annotations, unless these are kept."""
     return text if args.keep_annotations else strip_annotations(text)
 
 
-def _asked(raw: dict[str, Any], args: ReadArguments) -> list[Turn]:
-    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    return [*system, {"role": "user", "content": _text(raw, "question").strip()}]
-
-
-def _conversation(raw: dict[str, Any]) -> tuple[list[Turn], Turn]:
-    *context, last = _turns(raw, "messages")
-    if last["role"] != "assistant":
-        raise Rejected(f"last turn is not the assistant's: {last['role']}")
-    return context, last
-
-
-def _turns(raw: dict[str, Any], key: str) -> list[Turn]:
-    turns = raw.get(key)
-    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
-        raise Rejected(f"{key} is not a list of turns, each with role and content, both text")
-    return turns
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-
-
-def _strings(raw: dict[str, Any], key: str) -> list[str]:
-    strings = raw.get(key)
-    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
-        raise Rejected(f"{key} is not a list of texts")
-    return strings
-
-
-def _text(raw: Any, key: str) -> str:
-    text = raw.get(key) if isinstance(raw, dict) else None
+def required_text(raw: RawRecord, key: str) -> str:
+    """The text under a key. Raises Rejected where there is none."""
+    text = raw.get(key)
     if not isinstance(text, str) or not text.strip():
         raise Rejected(f"{key} is missing, empty or not text")
     return text
 
 
-def _short(truth: Any) -> str | None:
-    text = "" if truth is None else " ".join(str(truth).split())
+def required_texts(raw: RawRecord, key: str) -> list[str]:
+    """The list of texts under a key. Raises Rejected where there is none."""
+    texts = raw.get(key)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Rejected(f"{key} is not a list of texts")
+    return texts
+
+
+def required_messages(raw: RawRecord, key: str) -> list[Message]:
+    """The turns under a key. Raises Rejected where there are none."""
+    messages = raw.get(key)
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise Rejected(f"{key} is not a list of turns, each with role and content, both text")
+    return messages
+
+
+def _is_message(message: Any) -> bool:
+    fields = ("role", "content")
+    return isinstance(message, dict) and all(isinstance(message.get(field), str) for field in fields)
+
+
+def short_answer(raw: RawRecord, key: str) -> str | None:
+    """The ground truth under a key, as `final_answer` gives it, also where it stands behind "####" or in a box; None
+    where there is none. Raises Rejected for anything but text and numbers: of several values one cannot know which."""
+    truth = raw.get(key)
+    if truth is None:
+        return None
+    if not isinstance(truth, str | Number):
+        raise Rejected(f"{key} is neither text nor a number: it is a {type(truth).__name__}, {truth}")
+    text = " ".join(str(truth).split())
     return final_answer(text) or final_answer(f"#### {text}")

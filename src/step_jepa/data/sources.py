@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,16 +19,21 @@ from step_jepa.errors import UserError
 GSM_SYMBOLIC = "gsm_symbolic"
 CHAINS = "chains"
 GENERATED = (GSM_SYMBOLIC, CHAINS)  # endless
+BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
 
 
 def read_records(source: str, **options: Any) -> Iterator[Record]:
-    """Records of any prepared or raw source; `options` are fields of ReadArguments.
+    """Records of any prepared or raw source.
 
-    Raises UserError, when the iteration gets there, for a source that is missing or empty and for the first record
-    that cannot be used.
+    Args:
+        source: a file, the id of a hub data set, or the name of generated problems, which `builtin:` may precede.
+        **options: fields of ReadArguments.
+
+    Raises:
+        UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
     """
     args = ReadArguments(**options)
-    for line, raw in islice(raw_records(source, args), limit_of(source, args)):
+    for line, raw in islice(raw_records(source, args), record_limit(source, args)):
         try:
             record = to_record(raw, args)
         except Rejected as error:
@@ -44,7 +49,7 @@ def read_records(source: str, **options: Any) -> Iterator[Record]:
 def raw_records(source: str, args: ReadArguments) -> Iterator[tuple[int, Any]]:
     """Raw records with the line of the file, else their number. Raises UserError, also where there are none."""
     empty = True
-    for numbered in islice(_opened(source, args), args.skip, None):
+    for numbered in islice(_open(source, args), args.skip, None):
         empty = False
         yield numbered
     if empty and args.skip:
@@ -53,20 +58,52 @@ def raw_records(source: str, args: ReadArguments) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{source} holds no records: give a file with one JSON object a line")
 
 
-def limit_of(source: str, args: ReadArguments) -> int | None:
-    return args.max_examples or (1000 if source in GENERATED else None)
+def record_limit(source: str, args: ReadArguments) -> int | None:
+    """How many records are wanted; None for all that there are."""
+    return args.max_examples or (1000 if _generator(source) else None)
 
 
-def _opened(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
-    if source == GSM_SYMBOLIC:
+def builtin_name(name: str, known: Collection[str], *, on_disk: bool) -> str | None:
+    """The one of ours that a name stands for: what lies on disk wins, unless `builtin:` precedes the name.
+
+    Args:
+        name: of a model or of data.
+        known: names that are ours.
+        on_disk: whether the name is that of something on disk.
+
+    Returns:
+        The name without `builtin:`; None where it stands for nothing of ours.
+
+    Raises:
+        UserError: `builtin:` precedes anything else.
+    """
+    if not name.startswith(BUILTIN):
+        return name if name in known and not on_disk else None
+    if name.removeprefix(BUILTIN) not in known:
+        raise UserError(f"{name}: give one of {_with_prefix(known)}")
+    return name.removeprefix(BUILTIN)
+
+
+def _with_prefix(names: Iterable[str]) -> str:
+    return " and ".join(f"{BUILTIN}{name}" for name in names)
+
+
+def _generator(source: str) -> str | None:
+    """The one of GENERATED that the source is."""
+    return builtin_name(source, GENERATED, on_disk=Path(source).exists())
+
+
+def _open(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
+    generator = _generator(source)
+    if generator == GSM_SYMBOLIC:
         return _gsm_symbolic(args)
-    if source == CHAINS:
+    if generator == CHAINS:
         return _chains(args)
     if args.templates != "all":
-        raise UserError(f"--templates {args.templates} is for {' and '.join(GENERATED)}; leave it out for {source}")
+        raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")
     path = Path(source)
     if path.is_file():
-        return _array(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
+        return _array_items(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
     if path.suffix in (".jsonl", ".json"):
         raise UserError(f"{source}: no such file; check --input_file, --train_file, --eval_file or --test_file")
     return enumerate(_hub(source, args), 1)
@@ -83,7 +120,7 @@ def _begins_array(path: Path) -> bool:
     return path.read_bytes().removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
-def _array(path: Path) -> Iterable[tuple[int, Any]]:
+def _array_items(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         return enumerate(json.loads(_decoded(path.read_bytes(), str(path))), 1)
     except json.JSONDecodeError as error:
@@ -104,6 +141,8 @@ def _hub(source: str, args: ReadArguments) -> Iterable[Any]:
         return load_dataset(source, args.dataset_config, split=args.dataset_split)
     except Exception as error:  # the hub, the network and every loader have their own
         reason = " ".join(str(error).split()) or type(error).__name__
+        if source in GENERATED:  # a folder has its name
+            reason += f"; {BUILTIN}{source} is generated"
         raise UserError(f"{source}: no such file, and no hub data set could be loaded: {reason}") from error
 
 
@@ -112,23 +151,28 @@ def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Drawn are twenty times as many as wanted: one in five is of a test template, and few templates repeat themselves.
     """
-    problems = _gsm_symbolic_problems(args.seed, 20 * (limit_of(GSM_SYMBOLIC, args) or 0) + 1000)
+    wanted = record_limit(BUILTIN + GSM_SYMBOLIC, args) or 0
+    problems = _gsm_symbolic_problems(args.seed, 20 * wanted + 1000)
     seen: set[str] = set()
     for index, template in enumerate(problems.task_indices):
-        if _wanted(template, args):
-            raw = _problem(problems, index, template)
-            if raw["question"] not in seen:
-                seen.add(raw["question"])
-                yield index, raw
+        if not _has_wanted_template(template, args):
+            continue
+        raw = _problem(problems, index, template)
+        if raw["question"] not in seen:
+            seen.add(raw["question"])
+            yield index, raw
 
 
 def _chains(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
-    return ((index, raw) for index, raw in enumerate(chains.problems(args.seed)) if _wanted(raw["template"], args))
+    for index, raw in enumerate(chains.problems(args.seed)):
+        if _has_wanted_template(raw["template"], args):
+            yield index, raw
 
 
-def _wanted(template: int, args: ReadArguments) -> bool:
+def _has_wanted_template(template: int, args: ReadArguments) -> bool:
     """One template in five is for testing, by its number alone."""
-    return args.templates == "all" or (args.templates == "test") == (template % 5 == 0)
+    part = "test" if template % 5 == 0 else "train"
+    return args.templates in ("all", part)
 
 
 def _problem(problems: Any, index: int, template: int) -> dict[str, Any]:
@@ -154,11 +198,11 @@ def _gsm_symbolic_problems(seed: int, size: int) -> Any:
 def _bare_packages(root: Path) -> Iterator[None]:
     """Packages of reasoning-gym whose `__init__` is not run: it imports a dozen libraries that we do not need."""
 
-    def take_out() -> dict[str, types.ModuleType]:
+    def take_modules_out() -> dict[str, types.ModuleType]:
         names = [name for name in sys.modules if name.partition(".")[0] == root.name]
         return {name: sys.modules.pop(name) for name in names}
 
-    before = take_out()
+    before = take_modules_out()
     try:
         for folder in (root, root / "arithmetic", root / "coaching"):
             package = types.ModuleType(".".join(folder.relative_to(root.parent).parts))
@@ -166,5 +210,5 @@ def _bare_packages(root: Path) -> Iterator[None]:
             sys.modules[package.__name__] = package
         yield
     finally:
-        take_out()
+        take_modules_out()
         sys.modules.update(before)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 SplitBy = Literal["auto", "markers", "paragraphs", "lines"]
 
@@ -25,7 +25,9 @@ _AFTER_BOXED = re.compile(r"[^\n]*+(?:\s|\\\]|\$\$|\*\*|\.)*+")
 _HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
 _AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
 _NUMBER = re.compile(r"[-+]?(?:\\?\$)?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?")
-_ANNOTATION = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
+_ANNOTATION = re.compile(  # a calculation, "=", a number: what else stands between such brackets may be code
+    r"<<[-+*/%(). \t]*[0-9][-+*/%().,0-9 \t]*=[ \t]*[-+]?(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)%?[ \t]*>>"
+)
 
 
 def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
@@ -38,10 +40,11 @@ def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
     """
     answer = _answer_start(text)
     body = text[:answer].rstrip()
-    cut_by = _recognised(text, body, answer) if how == "auto" else how
-    cuts = _keep_long(body, _CUTTERS[cut_by](body), min_words)
-    pieces = [body[start:end] for start, end in pairwise([0, *cuts, len(body)])] + [text[answer:]]
-    return [step for piece in pieces if (step := piece.strip())]
+    find_cuts = _CUTTERS[_usual_cut(text, body, answer) if how == "auto" else how]
+    cuts = _keep_long(body, find_cuts(body), min_words)
+    pieces = [body[start:stop] for start, stop in pairwise([0, *cuts, len(body)])]
+    steps = [piece.strip() for piece in [*pieces, text[answer:]]]
+    return [step for step in steps if step]
 
 
 def answer_step(steps: list[str]) -> int | None:
@@ -56,12 +59,17 @@ def final_answer(text: str) -> str | None:
 
     A number loses its thousands separators and its dollar sign: "$1,200" is "1200".
     """
-    if boxed := _last_boxed(text):
-        start, end = boxed
-        answer = text[text.index("{", start) + 1 : end - 1].strip()
+    boxed = _last_boxed(text)
+    if boxed is None:
+        after_hashes = _AFTER_HASHES.findall(text)
+        answer = after_hashes[-1] if after_hashes else ""
     else:
-        answer = (_AFTER_HASHES.findall(text) or [""])[-1].strip()
-    return (re.sub(r"[\\$,]", "", answer) if _NUMBER.fullmatch(answer) else answer) or None
+        start, stop = boxed
+        answer = text[text.index("{", start) + 1 : stop - 1]
+    answer = answer.strip()
+    if _NUMBER.fullmatch(answer):
+        answer = re.sub(r"[\\$,]", "", answer)
+    return answer or None
 
 
 def part_thinking(text: str, reasoning: str = "") -> tuple[str, str]:
@@ -70,11 +78,12 @@ def part_thinking(text: str, reasoning: str = "") -> tuple[str, str]:
     Thinking is what comes before `</think>` (the opening tag may be missing: some chat templates write it into the
     prompt), or it is given apart from the text, as `reasoning`. Raises ValueError where the two cannot be told apart.
     """
-    before, closed, after = text.partition("</think>") if "</think>" in text else ("", "", text)
-    lead, _, inside = before.rpartition("<think>")
+    closed = "</think>" in text
+    before, _, after = text.partition("</think>") if closed else ("", "", text)
+    preamble, _, inside = before.rpartition("<think>")
     if "<think>" in after and not closed:
         raise ValueError("<think> is never closed (cut off?)")
-    if lead.strip() or "<think>" in after or "</think>" in after:
+    if preamble.strip() or "<think>" in after or "</think>" in after:
         raise ValueError("the response is not one <think> block followed by an answer")
     if inside.strip() and reasoning.strip():
         raise ValueError("thinking is given twice, inside the response and apart from it")
@@ -87,12 +96,14 @@ def wrap_thinking(steps: list[str]) -> list[str]:
     r"""Put the wrapper around thinking steps: joined by blank lines they are "<think>\n...\n</think>"."""
     if not steps:
         return []
-    *head, last = ["<think>\n" + steps[0], *steps[1:]]
-    return [*head, last + "\n</think>"]
+    wrapped = list(steps)
+    wrapped[0] = "<think>\n" + wrapped[0]
+    wrapped[-1] += "\n</think>"
+    return wrapped
 
 
 def strip_annotations(text: str) -> str:
-    """Remove GSM8K's calculator annotations, such as <<48/2=24>>."""
+    """Remove GSM8K's calculator annotations, such as <<48/2=24>>: a calculation in digits, "=" and a number."""
     return _ANNOTATION.sub("", text)
 
 
@@ -107,15 +118,15 @@ def _line_cuts(text: str) -> list[int]:
 def _marker_cuts(text: str) -> list[int]:
     """Where steps begin, after the first (a preamble joins it), and where a closing paragraph does."""
     markers = _markers(text)
-    return markers[1:] + (_closing_cut(text, markers[-1]) if markers else [])
+    return [*markers[1:], *_closing_cut(text, markers[-1])] if markers else []
 
 
-def _recognised(text: str, body: str, answer: int) -> SplitBy:
+def _usual_cut(text: str, body: str, answer: int) -> SplitBy:
     """How a text is cut that does not say. GSM8K's "#### N", right under a line, says that lines are the steps."""
     if len(_markers(body)) > 1:
         return "markers"
-    hugged = _HASHES.match(text, answer) and text.count("\n", len(body), answer) == 1
-    return "paragraphs" if _paragraph_cuts(body.lstrip()) and not hugged else "lines"
+    right_under_a_line = _HASHES.match(text, answer) and text.count("\n", len(body), answer) == 1
+    return "paragraphs" if _paragraph_cuts(body.lstrip()) and not right_under_a_line else "lines"
 
 
 _CUTTERS: dict[SplitBy, Callable[[str], list[int]]] = {
@@ -135,22 +146,44 @@ def _keep_long(text: str, cuts: Iterable[int], min_words: int) -> list[int]:
     return kept[:-1] if len(text[start:].split()) < least else kept
 
 
+class _Style(NamedTuple):
+    """How a marker is written: the word "Step", or else a bare number with what stands around it."""
+
+    has_word: bool
+    indent: str = ""
+    dress: str = ""
+    point: str = ""
+
+
+class _Marker(NamedTuple):
+    offset: int
+    number: int
+
+
 def _markers(text: str) -> list[int]:
     """Where the markers of one style begin: the word "Step" before bare numbers, two before one, early before late."""
-    styles: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+    by_style: dict[_Style, list[_Marker]] = defaultdict(list)
     for match in _MARKER.finditer(text):
-        style = ("step",) if match["step"] else ("number", match["indent"], match["dress"], match["point"])
-        styles[style].append((match.start(), int(match["step"] or match["number"])))
-    chains = {style: chain for style, marks in styles.items() if (chain := _ascending(marks))}
-    best = max(chains, key=lambda style: (len(chains[style]) > 1, style[0] == "step", -chains[style][0]), default=None)
-    return chains[best] if best else []
+        by_style[_style(match)].append(_Marker(match.start(), int(match["step"] or match["number"])))
+    chains = {style: _ascending(markers) for style, markers in by_style.items()}
+    numbered = [style for style, chain in chains.items() if chain]
+
+    def rank(style: _Style) -> tuple[bool, bool, int]:
+        chain = chains[style]
+        return len(chain) > 1, style.has_word, -chain[0]
+
+    return chains[max(numbered, key=rank)] if numbered else []
 
 
-def _ascending(marks: list[tuple[int, int]]) -> list[int]:
-    """Of (offset, number), the offsets numbered 1, 2, 3, ...; a list that restarts at 1 inside a step is skipped."""
+def _style(match: re.Match[str]) -> _Style:
+    return _Style(True) if match["step"] else _Style(False, match["indent"], match["dress"], match["point"])
+
+
+def _ascending(markers: list[_Marker]) -> list[int]:
+    """Offsets of those numbered 1, 2, 3, ...; a list that restarts at 1 inside a step is skipped."""
     chain: list[int] = []
-    nested = 0
-    for offset, number in marks:
+    nested = 0  # the last number of such a list
+    for offset, number in markers:
         if chain and (number == 1 or (nested and number == nested + 1)):
             nested = number
         elif number == len(chain) + 1:
@@ -175,16 +208,17 @@ def _answer_start(text: str) -> int:
     boxed = _last_boxed(text)
     if boxed is None or not _AFTER_BOXED.fullmatch(text, boxed[1]):
         return len(text)
-    start, end = boxed
+    start, stop = boxed
     for opening, closing in ((r"\[", r"\]"), ("$$", "$$")):
         # A displayed formula stays whole: its opening may be lines above the box.
-        if closing in text[end:] and opening in text[:start]:
+        if closing in text[stop:] and opening in text[:start]:
             start = text.rindex(opening, 0, start)
     return text.rfind("\n", 0, start) + 1
 
 
 def _last_boxed(text: str) -> tuple[int, int] | None:
-    return next(iter([*boxes(text)][-1:]), None)
+    found = list(boxes(text))
+    return found[-1] if found else None
 
 
 def boxes(text: str) -> Iterator[tuple[int, int]]:
@@ -193,5 +227,7 @@ def boxes(text: str) -> Iterator[tuple[int, int]]:
     for brace in _BRACE.finditer(text):
         if brace["boxed"] or brace[0] == "{":
             opened.append(brace)
-        elif brace[0] == "}" and opened and (opener := opened.pop())["boxed"]:
-            yield opener.start(), brace.end()
+        elif brace[0] == "}" and opened:
+            opener = opened.pop()
+            if opener["boxed"]:
+                yield opener.start(), brace.end()

@@ -1,4 +1,7 @@
-"""Model names that stand for something of ours: "smollm2" (the weights of the demo extra), "chains" (a tokenizer)."""
+"""Model names that stand for something of ours: "smollm2" (the weights of the demo extra), "chains" (a tokenizer).
+
+A folder of that name wins; "builtin:smollm2" and "builtin:chains" are always ours.
+"""
 
 import importlib.util
 import os
@@ -12,15 +15,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from step_jepa.data.chains_tokenizer import chains_tokenizer
+from step_jepa.data.sources import builtin_name
 from step_jepa.errors import UserError
 
 
 def resolve(name: str) -> str:
-    """The folder or hub id that a model name stands for; "smollm2" and "chains" are made in a cache the first time."""
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"{name}: no such folder: give a model folder, a hub id, or smollm2")
-    own = {"smollm2": _smollm2, "chains": _chains}
-    return str(own[name]()) if name in own else name
+    """The folder or hub id that a model name stands for. What is ours is made in a cache the first time.
+
+    Raises UserError for a folder that is not there, and for an unknown name behind "builtin:"."""
+    is_folder = Path(name).expanduser().is_dir()
+    if name.startswith((".", "/", "~")) and not is_folder:
+        raise UserError(f"{name}: no such folder: give a model folder, a hub id, or builtin:smollm2")
+    makers = {"smollm2": _smollm2, "chains": _chains}
+    ours = builtin_name(name, makers, on_disk=is_folder)
+    return name if ours is None else str(makers[ours]())
 
 
 def _smollm2() -> Path:

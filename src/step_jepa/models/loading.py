@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.views import PredictorHead
-from step_jepa.data.tokens import PLAIN_TEMPLATE
+from step_jepa.data.template import PLAIN_TEMPLATE
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, predictor_ids, vocabulary_modules
@@ -43,8 +43,8 @@ def setup_model_and_tokenizer(
     """A causal language model ready for training, and its tokenizer.
 
     Args:
-        model: hub id, folder (plain, or an adapter's), "smollm2" (the weights in the demo extra), "chains" (the
-            tokenizer of generated chains, for random weights), or a module.
+        model: hub id, folder (plain, or an adapter's), "builtin:smollm2" (the weights in the demo extra),
+            "builtin:chains" (the tokenizer of generated chains, for random weights), or a module.
         processing_class: the tokenizer; a model given by name has its own.
         predictors: K >= 0 rows of predictor tokens to add; None where nothing is to be predicted.
         train_predictors: whether LoRA trains them too.
@@ -124,7 +124,7 @@ def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBa
 
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or smollm2 ({reason})")
+    return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or builtin:smollm2 ({reason})")
 
 
 def _refuse_bare_tokenizer(folder: str) -> None:

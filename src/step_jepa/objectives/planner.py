@@ -7,7 +7,7 @@ from random import Random
 from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import TRUNK, Row, View, trunk
-from step_jepa.rows.controls import CONTROLS_OF_ROWS, Control, NegativeSampler, SamplingContext, with_random_boundaries
+from step_jepa.rows.controls import ROW_CONTROLS, Control, NegativeSampler, SamplingContext, with_random_boundaries
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Planner:
 def unchanged_pairs(plan: Planner, examples: Sequence[Example]) -> int:
     """How many pairs of the first epoch the control leaves as they are: both views read the same tokens, and see as
     much of the trunk. 0 for controls that act elsewhere, and for none."""
-    if plan.control not in CONTROLS_OF_ROWS:
+    if plan.control not in ROW_CONTROLS:
         return 0
     uncontrolled = replace(plan, control="none")
     count = 0

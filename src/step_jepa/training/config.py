@@ -22,7 +22,7 @@ from step_jepa.objectives.llm_jepa import TurnOptions
 from step_jepa.objectives.registry import objectives_that_read
 from step_jepa.objectives.step_jepa import StepOptions
 from step_jepa.options import Needs, changed, check_bounds, check_needs, facts, option, option_fields
-from step_jepa.rows.controls import DRAWN, Control
+from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, read_json, run_options, write_json
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
@@ -213,7 +213,7 @@ class RepresentationOptions(TurnOptions):
             yield "--lbd auto balances against the language model's gradient: give --gamma more than 0"
         if self.lbd == "auto" and self.control == "no_loss":
             yield "--control no_loss has no gradient to balance: give --lbd a number"
-        if self.redraw and self.control not in DRAWN:
+        if self.redraw and self.control not in RANDOM_CONTROLS:
             yield "--redraw redraws a control's choices: add --control, or leave it out"
 
     def _check_control(self) -> None:

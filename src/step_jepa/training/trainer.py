@@ -25,7 +25,7 @@ from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.objectives.planner import unchanged_pairs
-from step_jepa.rows.controls import MEANING
+from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
@@ -126,7 +126,7 @@ class RepresentationTrainer(Trainer):
     def _say_what_is_special(self) -> None:
         if self.args.should_log:
             if self.branching and self.args.control != "none":
-                logger.info("control %s: %s", self.args.control, MEANING[self.args.control])
+                logger.info("control %s: %s", self.args.control, CONTROL_MEANINGS[self.args.control])
             for name in sorted(self.args.switches):
                 logger.info("compat %s: %s", name, COMPAT[name])
 
