@@ -25,14 +25,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
 PAGE = (DOCS / "adding-an-objective.md").read_text(encoding="utf-8")
 
-# The flags of LLM-JEPA's two programs, as their argument parsers list them.
+# The flags of LLM-JEPA's two programs, as their argument parsers list them; PR: of two pull requests that are not merged.
 FLAGS = {
     "both": """train_file eval_file data_file model_name output_dir max_length batch_size grad_accum learning_rate
         num_epochs eval_steps lora lora_rank eval_split split_seed finetune_seed predictors lbd gamma last_token debug
         regular track_flop pretrain train_all plain additive_mask jepa_l2 jepa_mse front_pred reverse_pred infonce
         same_flop jepa_ratio""",
-    "finetune": """no_save wandb wandb_project wandb_run_name eval_accuracy max_new_tokens_eval max_eval_samples
-        eval_accuracy_steps""",
+    "PR": """no_save wandb wandb_project wandb_run_name eval_accuracy max_new_tokens_eval max_eval_samples temperature
+        do_sample top_p top_k""",
     "stp": """linear plain_jepa linear_predictor lbd_warmup min_lbd length_adjustment random_span_zero random_span_e2e
         random_span_all random_span_mask random_span_mask_recover enable_save load_lp random_span_max_length
         random_span_times random_span_draw_both random_span_uniform random_span_layer constant_lr curvature_sign
@@ -75,7 +75,7 @@ def batch(example, tokenizer):
 
 def test_every_flag_of_theirs_has_one_row_and_the_row_an_answer():
     rows = table("there | in | here | remark")
-    assert len(rows) == 64
+    assert len(rows) == 67
     named = {home: {f"`--{flag}`" for flag in flags.split()} for home, flags in FLAGS.items()}
     assert {home: {flag for flag, of, *_ in rows if of == home} for home in FLAGS} == named
     for flag, _, here, remark in rows:  # four cells each

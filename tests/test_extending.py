@@ -1,4 +1,4 @@
-"""A loss, an objective with an option, a record format, a check and a metric, each from one file outside the package."""
+"""A loss, an objective with an option, a record format, a check, a metric: each from one file outside the package."""
 
 import json
 import subprocess
