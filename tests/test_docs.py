@@ -25,7 +25,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
 PAGE = (DOCS / "adding-an-objective.md").read_text(encoding="utf-8")
 
-# The flags of LLM-JEPA's two programs, as their argument parsers list them; PR: of two pull requests that are not merged.
+# The flags of LLM-JEPA's two programs, as their argument parsers list them; PR: of two unmerged pull requests.
 FLAGS = {
     "both": """train_file eval_file data_file model_name output_dir max_length batch_size grad_accum learning_rate
         num_epochs eval_steps lora lora_rank eval_split split_seed finetune_seed predictors lbd gamma last_token debug
