@@ -179,10 +179,10 @@ def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path
     from step_jepa.benchmark import padded, second_row
 
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
-    examples = trainer.train_dataset.examples[:3]
-    one = trainer.terms(trainer.model, trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
+    examples, forward = trainer.train_dataset.examples[:3], trainer.representation.forward
+    one = forward(trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
     rows = [second_row(example, [264, 265]) for example in examples]
-    two = trainer.terms(trainer.model, padded(BranchCollator(258)(rows), 150, 258))
+    two = forward(padded(BranchCollator(258)(rows), 150, 258))
     torch.testing.assert_close(two.views.predicted, one.views.predicted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(two.views.target, one.views.target, rtol=1e-5, atol=1e-5)
     assert len(two.nll) == 0
