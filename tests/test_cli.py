@@ -273,6 +273,8 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("running means", "evaluate", *model, "--test_file", train_file, *out, "--loss", "centred_cosine")
     refused("2 weights for 1 objectives", "train", *model, *data, *out, "--weights", "1", "2")
     refused("--variants fly", "benchmark", *model, *data, "--variants", "fly")
+    refused("batch_size = 0: give 1 or more", "benchmark", *model, *data, "--batch_size", "0")
+    refused("lbd = 0.0: give more than 0", "compare", *model, *data, "--lbd", "0")
     refused("pool = 1", "pairing", *model, "--test_file", train_file, *out, "--pool", "1")
     refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
     resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]

@@ -207,6 +207,38 @@ def test_each_check_bites(name, tmp_path, records, monkeypatch):
     assert "Error" not in result.figure  # it failed for what it found, not for an accident
 
 
+def test_a_loss_of_a_users_own_is_held_against_its_formula(tmp_path, records, monkeypatch):
+    right = replace(LOSSES["cosine"], name="twice", distance=lambda p, t: 2 * (1 - torch.cosine_similarity(p, t)))
+    with VerificationContext(folder_of(tmp_path), records) as ours:
+        monkeypatch.setitem(
+            LOSSES, "twice", replace(right, reference=lambda p, t: 2 * LOSSES["cosine"].reference(p, t))
+        )
+        result = dict(check_results(ours, ["losses"]))["losses"]
+        assert result.passed is True
+        assert result.figure.startswith("9 formulas in float64")
+        monkeypatch.setitem(LOSSES, "twice", right)  # the formula is of something else
+        result = dict(check_results(ours, ["losses"]))["losses"]
+        assert (result.passed, result.figure) == (False, "9 formulas in float64: 1.0e+00 apart (twice)")
+
+
+def test_what_only_reads_builds_no_trainer(tmp_path, records, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a Trainer is built")
+
+    monkeypatch.setattr("transformers.Trainer.__init__", refuse)
+    folder, rows = folder_of(tmp_path), file_of(tmp_path, records)
+    files = ["--model_name", folder, "--train_file", rows]
+    variants = ["--variants", "stp", "one_pass_all", "stp", "two_pass"]
+    for argv in (["compare", *files], ["benchmark", *files, *variants, "--batch_size", "2", "--repeats", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+    reading, training = list(CHECKS)[:11], list(CHECKS)[11:]
+    with VerificationContext(folder, records) as ours:
+        assert all(result.passed for _, result in check_results(ours, reading))
+        assert {result.figure for _, result in check_results(ours, training)} == {"AssertionError: a Trainer is built"}
+
+
 # A check of a user's own
 
 

@@ -162,16 +162,16 @@ def compare_on(
     tokens, pairs = standalone.count([batch.standalone for batch in batches]).tolist()
     if not pairs:
         raise UserError(f"{args.train_file}: no row has two steps, so there is no view to compare")
-    first = _first_other_token(rows.examples, examples) or _first_other_mask(representation.model, batches)
+    first = _first_unequal_token(rows.examples, examples) or _first_unequal_mask(representation.model, batches)
 
     weights = LossWeights(1 / tokens, 1 / pairs, args.lbd)
-    adapted_pass = partial(_adapted_pass, representation)
-    standalone_pass = partial(_standalone_pass, representation.model, args.loss)
-    adapted_batches = [batch.adapted for batch in batches]
+    model = representation.model
+    adapted_pass, adapted_batches = partial(_adapted_pass, representation), [batch.adapted for batch in batches]
+    by_adapted = _outcome("adapted", model, adapted_batches, adapted_pass, weights)
+    standalone_pass = partial(_standalone_pass, model, args.loss)
     standalone_batches = [batch.standalone for batch in batches]
-    adapted = _outcome("adapted", representation.model, adapted_batches, adapted_pass, weights)
-    alone = _outcome("standalone", representation.model, standalone_batches, standalone_pass, weights)
-    return _comparison(adapted, alone, len(records), first)
+    by_standalone = _outcome("standalone", model, standalone_batches, standalone_pass, weights)
+    return _comparison(by_adapted, by_standalone, len(records), first)
 
 
 # The same rows, for either
@@ -210,15 +210,15 @@ def _batches(
     batches = []
     for start in range(0, len(rows), batch_size):
         stop = min(start + batch_size, len(rows))
-        adapted = representation.collator([rows[place] for place in range(start, stop)])
-        alone = standalone.collate(list(examples[start:stop]), pad_id)
-        batches.append(BatchPair(start, to_device(adapted, device), to_device(alone, device)))
+        adapted_batch = representation.collator([rows[place] for place in range(start, stop)])
+        standalone_batch = standalone.collate(list(examples[start:stop]), pad_id)
+        batches.append(BatchPair(start, to_device(adapted_batch, device), to_device(standalone_batch, device)))
     return batches
 
 
-def _first_other_token(adapted: Sequence[Example], alone: Sequence[Any]) -> str | None:
+def _first_unequal_token(by_adapted: Sequence[Example], by_standalone: Sequence[Any]) -> str | None:
     """The first token, label or span that the two encode otherwise."""
-    for place, (ours, theirs) in enumerate(zip(adapted, alone, strict=True)):
+    for place, (ours, theirs) in enumerate(zip(by_adapted, by_standalone, strict=True)):
         columns: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
             "token": (ours.input_ids, theirs.input_ids),
             "label": (ours.labels, theirs.labels),
@@ -226,25 +226,25 @@ def _first_other_token(adapted: Sequence[Example], alone: Sequence[Any]) -> str 
         }
         for name, (left, right) in columns.items():
             if left != right:
-                return f"example {place}: {name} {_first_difference(left, right)}"
+                return f"example {place}: {name} {_first_unequal_place(left, right)}"
     return None
 
 
-def _first_difference(left: Sequence[Any], right: Sequence[Any]) -> int:
+def _first_unequal_place(left: Sequence[Any], right: Sequence[Any]) -> int:
     """The first place where the two are not equal; the shorter one's length where they are up to there."""
     common = min(len(left), len(right))
     return next((place for place in range(common) if left[place] != right[place]), common)
 
 
-def _first_other_mask(model: Any, batches: Sequence[BatchPair]) -> str | None:
+def _first_unequal_mask(model: Any, batches: Sequence[BatchPair]) -> str | None:
     """The first view that sees something else by the one than by the other."""
     for batch in batches:
-        if batch.standalone["second_step"].any() and (difference := _other_mask(model, batch)):
+        if batch.standalone["second_step"].any() and (difference := _unequal_mask(model, batch)):
             return difference
     return None
 
 
-def _other_mask(model: Any, batch: BatchPair) -> str | None:
+def _unequal_mask(model: Any, batch: BatchPair) -> str | None:
     """The two rows have other columns, but each view must see the same tokens at the same positions."""
     ours, theirs = batch.adapted, standalone.second_rows(batch.standalone, *standalone.sizes(model))
     sees = may_see(ours["branch"], ours["visible_length"])
@@ -309,11 +309,11 @@ class _Difference(NamedTuple):
     tolerance: float
 
 
-def _comparison(adapted: Outcome, alone: Outcome, n: int, first: str | None) -> Comparison:
-    lm_loss = LossOfBoth(alone.lm_loss, adapted.lm_loss)
-    jepa_loss = LossOfBoth(alone.jepa_loss, adapted.jepa_loss)
-    view = _view_difference(adapted.views, alone.views)
-    gradients = _gradient_differences(adapted.gradients, alone.gradients)
+def _comparison(by_adapted: Outcome, by_standalone: Outcome, n: int, first: str | None) -> Comparison:
+    lm_loss = LossOfBoth(by_standalone.lm_loss, by_adapted.lm_loss)
+    jepa_loss = LossOfBoth(by_standalone.jepa_loss, by_adapted.jepa_loss)
+    view = _view_difference(by_adapted.views, by_standalone.views)
+    gradients = _gradient_differences(by_adapted.gradients, by_standalone.gradients)
     worst = max(gradients, key=lambda name: gradients[name])
     differences = [
         _Difference("a view", view, VIEW_TOLERANCE),
@@ -327,18 +327,18 @@ def _comparison(adapted: Outcome, alone: Outcome, n: int, first: str | None) -> 
     return Comparison(n, lm_loss, jepa_loss, view, gradients[worst], first is None, first)
 
 
-def _view_difference(adapted: Tensor, alone: Tensor) -> float:
-    if adapted.shape != alone.shape:
+def _view_difference(by_adapted: Tensor, by_standalone: Tensor) -> float:
+    if by_adapted.shape != by_standalone.shape:
         return 1.0
-    return max((_relative(ours, theirs) for ours, theirs in zip(adapted, alone, strict=True)), default=0.0)
+    return max((_relative(ours, theirs) for ours, theirs in zip(by_adapted, by_standalone, strict=True)), default=0.0)
 
 
-def _gradient_differences(adapted: dict[str, Tensor], alone: dict[str, Tensor]) -> dict[str, float]:
+def _gradient_differences(by_adapted: dict[str, Tensor], by_standalone: dict[str, Tensor]) -> dict[str, float]:
     """By parameter; 1 where only one of the two reaches it."""
     differences = {}
-    for name in sorted(adapted.keys() | alone.keys()):
-        in_both = name in adapted and name in alone
-        differences[name] = _relative(adapted[name], alone[name]) if in_both else 1.0
+    for name in sorted(by_adapted.keys() | by_standalone.keys()):
+        in_both = name in by_adapted and name in by_standalone
+        differences[name] = _relative(by_adapted[name], by_standalone[name]) if in_both else 1.0
     return differences
 
 

@@ -47,10 +47,13 @@ def _predictors_follow_the_step(example: Example, row: Row, pair: Pair, ids: Seq
     (read, _), *_ = pair.predicted
     if not ids:
         return read == end - 1
-    places = range(read - len(ids) + 1, read + 1)
-    found = [(row.input_ids[at], row.position_ids[at], row.visible_length[at], row.labels[at]) for at in places]
-    wanted = [(token, end + number, end, IGNORED) for number, token in enumerate(ids)]
-    return found == wanted
+    places = slice(read - len(ids) + 1, read + 1)
+    return (
+        row.input_ids[places] == list(ids)
+        and row.position_ids[places] == list(range(end, end + len(ids)))
+        and row.visible_length[places] == [end] * len(ids)
+        and row.labels[places] == [IGNORED] * len(ids)
+    )
 
 
 # Who sees whom
@@ -95,8 +98,8 @@ def check_gradients(context: VerificationContext) -> CheckResult:
     for pairs in context.pair_rounds:
         rows = context.batch["pair_row"][pairs]
         for side in SIDES:
-            figure_of_views = (_of_side(views, side)[pairs] @ direction).sum()
-            (gradient,) = torch.autograd.grad(figure_of_views, embeddings, retain_graph=True)
+            projection = (_of_side(views, side)[pairs] @ direction).sum()
+            (gradient,) = torch.autograd.grad(projection, embeddings, retain_graph=True)
             reached = gradient.abs().sum(-1)[rows] > 0  # one row of L tokens for each pair of the round
             leaks += int((reached & ~context.visible[side][pairs]).any(-1).sum())
             dead += int((~reached.gather(1, context.read_columns[side][pairs, None])).sum())
