@@ -179,10 +179,10 @@ def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path
     from step_jepa.benchmark import padded, second_row
 
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
-    examples = trainer.train_dataset.examples[:3]
-    one = trainer.representation.forward(trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
+    examples, forward = trainer.train_dataset.examples[:3], trainer.representation.forward
+    one = forward(trainer.data_collator([trainer.train_dataset[index] for index in range(3)]))
     rows = [second_row(example, [264, 265]) for example in examples]
-    two = trainer.representation.forward(padded(BranchCollator(258)(rows), 150, 258))
+    two = forward(padded(BranchCollator(258)(rows), 150, 258))
     torch.testing.assert_close(two.views.predicted, one.views.predicted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(two.views.target, one.views.target, rtol=1e-5, atol=1e-5)
     assert len(two.nll) == 0
@@ -273,6 +273,8 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("running means", "evaluate", *model, "--test_file", train_file, *out, "--loss", "centred_cosine")
     refused("2 weights for 1 objectives", "train", *model, *data, *out, "--weights", "1", "2")
     refused("--variants fly", "benchmark", *model, *data, "--variants", "fly")
+    refused("batch_size = 0: give 1 or more", "benchmark", *model, *data, "--batch_size", "0")
+    refused("lbd = 0.0: give more than 0", "compare", *model, *data, "--lbd", "0")
     refused("pool = 1", "pairing", *model, "--test_file", train_file, *out, "--pool", "1")
     refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
     resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ from step_jepa.batches import attention
 from step_jepa.cli import main
 from step_jepa.data import dataset, tokens
 from step_jepa.data.tokens import IGNORED
-from step_jepa.losses import distances as losses
-from step_jepa.models import loading as models
+from step_jepa.errors import UserError
+from step_jepa.losses import LOSSES
+from step_jepa.models import export, forward
 from step_jepa.objectives.step_jepa import StepJEPA
-from step_jepa.training import representation
-from step_jepa.verification import compare
-from step_jepa.verification import context as subject
-from step_jepa.verification.checks import CHECKS, findings
-from step_jepa.verification.context import Subject
+from step_jepa.training.trainer import RepresentationTrainer
+from step_jepa.verification import compare, context
+from step_jepa.verification.checks import CHECKS, CheckResult, check_results, register_check
+from step_jepa.verification.context import VerificationContext
 
 
 def folder_of(tmp_path, name="llama", tokenizer=None, **options):
@@ -48,10 +49,10 @@ def test_all_checks_pass(name, options, tmp_path, records, capsys):
     if options and name not in ("llama", "gemma3"):
         pytest.skip("options are tried with one model with windows and one without")
     rows = file_of(tmp_path, records)
-    code, found = verified(capsys, "--model_name", folder_of(tmp_path, name), "--train_file", rows, *options)
-    assert [check["check"] for check in found["checks"] if not check["passed"]] == []
-    assert [check["check"] for check in found["checks"]] == list(CHECKS)
-    assert (code, found["passed"]) == (0, True)
+    code, output = verified(capsys, "--model_name", folder_of(tmp_path, name), "--train_file", rows, *options)
+    assert [check["check"] for check in output["checks"] if not check["passed"]] == []
+    assert [check["check"] for check in output["checks"]] == list(CHECKS)
+    assert (code, output["passed"]) == (0, True)
 
 
 # Each mutation breaks one thing that users rely on, as a mistake in the package would.
@@ -79,7 +80,7 @@ def no_pairs(example):
 
 
 def doubled_start(patch):
-    patch.setattr(Subject, "tokenizer", property(with_bos))
+    patch.setattr(VerificationContext, "tokenizer", property(with_bos))
     every_example(lambda example: replace(example, input_ids=[257, 257, *example.input_ids]))(patch)
 
 
@@ -96,7 +97,7 @@ def cut_anywhere(patch):
 def predictors_late(patch):
     def late(self, row, example, step):
         before = example.steps[step][1] + 1
-        return self._pooled(row.append_branch(self.predictors, position_offset=before, visible_length=before))
+        return self._pooled(row.append_branch(self.predictor_ids, position_offset=before, visible_length=before))
 
     patch.setattr(StepJEPA, "_predicted", late)
 
@@ -108,21 +109,21 @@ def target_sees_bos(patch):
 
 def leaking_gradient(patch):
     """A straight-through slip: the values are right, the gradient goes where it may not."""
-    right = representation.read
+    right = forward.read_views
 
-    def read(states, batch):
+    def read_views(states, batch):
         views = right(states, batch)
-        leak = states[batch["pairs"][:, 0], 0]
+        leak = states[batch["pair_row"], 0]
         return replace(views, target=views.target + leak - leak.detach())
 
-    patch.setattr(representation, "read", read)
+    patch.setattr(forward, "read_views", read_views)
 
 
 def trunk_sees_branches(patch):
     right = attention.may_see
 
-    def leaking(branch, prefix):
-        seen = right(branch, prefix)
+    def leaking(branch, visible_length):
+        seen = right(branch, visible_length)
         if branch.shape[1] > 9:  # attention.check looks at a row of nine
             seen[:, :, -1] |= branch == 0
         return seen
@@ -138,36 +139,36 @@ def other_distance(patch):
     )
 
 
-def own_temperature(patch):
-    right = losses.infonce
-    patch.setattr(
-        losses, "infonce", lambda p, t, problem, temperature, negatives: right(p, t, problem, 0.08, negatives)
-    )
+def other_temperature(patch):
+    right = LOSSES["infonce"]
+
+    def infonce(predicted, target, problem, temperature, negatives):
+        return right.distance(predicted, target, problem, 0.08, negatives)
+
+    patch.setitem(LOSSES, "infonce", replace(right, distance=infonce))
 
 
 def means_of_micro_batches(patch):
-    trainer = representation.RepresentationTrainer
-    patch.setattr(trainer, "means", lambda self, terms, tokens, pairs: trainer_means(self, terms))
+    right = RepresentationTrainer.means
 
+    def means(self, output, tokens, pairs):
+        return right(self, output, len(output.nll), self.jepa.count(output.views))
 
-def trainer_means(self, terms):
-    distances = self.distances(terms.views)
-    pairs = self.jepa.count(terms.views)
-    return terms.nll.mean(), self.jepa.total(terms.views, distances, pairs), distances
+    patch.setattr(RepresentationTrainer, "means", means)
 
 
 def predictors_not_trained(patch):
-    right = subject.untrained
-    patch.setattr(subject, "untrained", lambda model, **options: right(model, **options, compat=["frozen_predictors"]))
+    for name in ("StepJEPAOptions", "StepJEPAConfig"):
+        patch.setattr(context, name, partial(getattr(context, name), compat=["frozen_predictors"]))
 
 
 def nothing_loaded(patch):
-    patch.setattr(representation.RepresentationTrainer, "_load_from_checkpoint", lambda self, *args: None)
+    patch.setattr(RepresentationTrainer, "_load_from_checkpoint", lambda self, *args: None)
 
 
-def all_rows_saved(patch):
-    right = models._base_state
-    patch.setattr(models, "_base_state", lambda model, rows: {k: v * 1.01 for k, v in right(model, rows).items()})
+def other_weights_saved(patch):
+    right = export._base_state
+    patch.setattr(export, "_base_state", lambda model, rows: {k: v * 1.01 for k, v in right(model, rows).items()})
 
 
 MUTATIONS = {
@@ -181,11 +182,11 @@ MUTATIONS = {
     "isolation, by gradient": leaking_gradient,
     "trunk undisturbed": trunk_sees_branches,
     "one pass = two passes": other_distance,
-    "losses": own_temperature,
+    "losses": other_temperature,
     "accumulation": means_of_micro_batches,
     "training": predictors_not_trained,
     "save, load, continue": nothing_loaded,
-    "plain transformers": all_rows_saved,
+    "plain transformers": other_weights_saved,
 }
 
 
@@ -193,16 +194,89 @@ def test_every_check_has_a_mutation():
     assert list(MUTATIONS) == list(CHECKS)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", list(MUTATIONS))
 def test_each_check_bites(name, tmp_path, records, monkeypatch):
     folder, lora = folder_of(tmp_path), name == "training"
-    with Subject(folder, records, lora=lora) as right:
-        assert dict(findings(right, [name]))[name].passed is True
+    with VerificationContext(folder, records, lora=lora) as right:
+        assert dict(check_results(right, [name]))[name].passed is True
     MUTATIONS[name](monkeypatch)
-    with Subject(folder, records, lora=lora) as broken:
-        finding = dict(findings(broken, [name]))[name]
-    assert finding.passed is False
-    assert "Error" not in finding.figure  # it failed for what it found, not for an accident
+    with VerificationContext(folder, records, lora=lora) as broken:
+        result = dict(check_results(broken, [name]))[name]
+    assert result.passed is False
+    assert result.remedy == CHECKS[name].remedy
+    assert "Error" not in result.figure  # it failed for what it found, not for an accident
+
+
+def test_a_loss_of_a_users_own_is_held_against_its_formula(tmp_path, records, monkeypatch):
+    right = replace(LOSSES["cosine"], name="twice", distance=lambda p, t: 2 * (1 - torch.cosine_similarity(p, t)))
+    with VerificationContext(folder_of(tmp_path), records) as ours:
+        monkeypatch.setitem(
+            LOSSES, "twice", replace(right, reference=lambda p, t: 2 * LOSSES["cosine"].reference(p, t))
+        )
+        result = dict(check_results(ours, ["losses"]))["losses"]
+        assert result.passed is True
+        assert result.figure.startswith("9 formulas in float64")
+        monkeypatch.setitem(LOSSES, "twice", right)  # the formula is of something else
+        result = dict(check_results(ours, ["losses"]))["losses"]
+        assert (result.passed, result.figure) == (False, "9 formulas in float64: 1.0e+00 apart (twice)")
+
+
+def test_what_only_reads_builds_no_trainer(tmp_path, records, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a Trainer is built")
+
+    monkeypatch.setattr("transformers.Trainer.__init__", refuse)
+    folder, rows = folder_of(tmp_path), file_of(tmp_path, records)
+    files = ["--model_name", folder, "--train_file", rows]
+    variants = ["--variants", "stp", "one_pass_all", "stp", "two_pass"]
+    for argv in (["compare", *files], ["benchmark", *files, *variants, "--batch_size", "2", "--repeats", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+    reading, training = list(CHECKS)[:11], list(CHECKS)[11:]
+    with VerificationContext(folder, records) as ours:
+        assert all(result.passed for _, result in check_results(ours, reading))
+        assert {result.figure for _, result in check_results(ours, training)} == {"AssertionError: a Trainer is built"}
+
+
+# A check of a user's own
+
+
+def test_a_check_is_one_function(tmp_path, records, capsys):
+    @register_check("short questions", remedy="ask for less")
+    def short_questions(context):
+        longest = max(len(record["messages"][0]["content"]) for record in context.records)
+        return CheckResult(longest < 5, f"the longest question has {longest} characters")
+
+    rows = file_of(tmp_path, records)
+    try:
+        code, output = verified(capsys, "--model_name", folder_of(tmp_path), "--train_file", rows)
+    finally:
+        del CHECKS["short questions"]
+    assert (code, output["passed"]) == (1, False)
+    assert output["checks"][-1] == {
+        "check": "short questions",
+        "passed": False,
+        "figure": "the longest question has 9 characters",
+        "remedy": "ask for less",
+    }
+    assert all(check["passed"] for check in output["checks"][:-1])
+
+
+def test_a_name_of_a_check_is_taken_once():
+    with pytest.raises(UserError, match="labels is there already: give another name"):
+        register_check("labels", remedy="none")(lambda context: CheckResult(True, "fine"))
+
+
+def test_a_bug_in_a_check_keeps_its_traceback(tmp_path, records, monkeypatch, caplog):
+    def broken(context):
+        raise KeyError("nothing")
+
+    monkeypatch.setitem(CHECKS, "labels", replace(CHECKS["labels"], function=broken))
+    with VerificationContext(folder_of(tmp_path), records) as ours:
+        result = dict(check_results(ours, ["steps", "labels"]))["labels"]
+    assert result == CheckResult(False, "KeyError: 'nothing'", CHECKS["labels"].remedy)
+    assert 'raise KeyError("nothing")' in caplog.text
 
 
 # What users bring
@@ -212,24 +286,38 @@ def test_a_tokenizer_without_chat_template(tmp_path, records, capsys):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     folder, rows = folder_of(tmp_path, tokenizer=tokenizer), file_of(tmp_path, records)
-    code, found = verified(capsys, "--model_name", folder, "--train_file", rows)
-    first = found["checks"][0]
-    assert (code, found["passed"], first["passed"]) == (1, False, False)
+    code, output = verified(capsys, "--model_name", folder, "--train_file", rows)
+    first = output["checks"][0]
+    assert (code, output["passed"], first["passed"]) == (1, False, False)
     assert "has no chat template: use an instruct model, or --plain" in first["figure"]
-    code, found = verified(capsys, "--model_name", folder, "--train_file", rows, "--plain")
-    assert (code, found["passed"]) == (0, True)
+    code, output = verified(capsys, "--model_name", folder, "--train_file", rows, "--plain")
+    assert (code, output["passed"]) == (0, True)
 
 
-def test_one_step_answers(tmp_path, capsys):
-    rows = file_of(tmp_path, [conversation("It is 9.", question=f"Is it {n}?") for n in range(3)])
-    code, found = verified(capsys, "--model_name", folder_of(tmp_path), "--train_file", rows)
-    assert code == 1
-    by_name = {check["check"]: check for check in found["checks"]}
-    assert (by_name["steps"]["passed"], by_name["labels"]["passed"]) == (False, True)
-    assert by_name["steps"]["figure"] == "3 rows, 1 to 1 steps (median 1); 3 without a pair"
-    assert "prepare" in by_name["steps"]["remedy"]
-    assert by_name["predictor tokens"]["figure"] == "no row has two steps beside its answer: there is no pair of views"
-    assert {by_name[name]["passed"] for name in list(CHECKS)[6:]} == {None}
+@pytest.mark.parametrize("answer", [["It is 9."], ["It is 9.", "#### 9"]])
+def test_rows_without_a_pair_are_the_datas_fault(answer, tmp_path, capsys):
+    rows = file_of(tmp_path, [conversation(*answer, question=f"Is it {n}?") for n in range(3)])
+    folder = folder_of(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", "--model_name", folder, "--train_file", rows, "--json"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"step-jepa: {rows}: none of the 3 rows that were read has two steps beside its answer")
+    assert "step-jepa prepare" in line
+    assert "report" not in line
+
+
+def test_rows_without_a_pair_fail_the_first_check(tmp_path):
+    with VerificationContext("none", [conversation("It is 9.") for _ in range(3)]) as unpaired:
+        unpaired.tokenizer = byte_tokenizer()
+        results = dict(check_results(unpaired, ["steps", "labels", "accumulation", "training"]))
+    assert results["steps"].figure == "3 rows, 1 to 1 steps (median 1); 3 without a pair"
+    assert "prepare" in results["steps"].remedy
+    assert [result.passed for result in results.values()] == [False, True, False, None]
+    assert results["accumulation"].figure.startswith("the data: none of the 3 rows")
+    assert results["accumulation"].remedy is None
 
 
 def test_a_model_that_takes_no_mask(tmp_path, records, capsys):
@@ -239,19 +327,20 @@ def test_a_model_that_takes_no_mask(tmp_path, records, capsys):
     MambaForCausalLM(MambaConfig(**sizes)).save_pretrained(tmp_path / "mamba")
     byte_tokenizer().save_pretrained(tmp_path / "mamba")
     rows = file_of(tmp_path, records)
-    code, found = verified(capsys, "--model_name", tmp_path / "mamba", "--train_file", rows)
+    code, output = verified(capsys, "--model_name", tmp_path / "mamba", "--train_file", rows)
     assert code == 1
-    assert "Mamba" in next(check["figure"] for check in found["checks"] if check["passed"] is False)
+    assert "Mamba" in next(check["figure"] for check in output["checks"] if check["passed"] is False)
 
 
-def test_the_table_says_what_to_do(tmp_path, capsys):
-    rows = file_of(tmp_path, [conversation("It is 9.")])
+def test_the_table_says_what_to_do(tmp_path, records, capsys, monkeypatch):
+    MUTATIONS["labels"](monkeypatch)
     with pytest.raises(SystemExit) as stop:
-        main(["verify", "--model_name", folder_of(tmp_path), "--train_file", rows])
+        main(["verify", "--model_name", folder_of(tmp_path), "--train_file", file_of(tmp_path, records)])
     assert stop.value.code == 1
     out = capsys.readouterr().out
-    assert "what to do: cut the answers" in out
+    assert "what to do: look at the row" in out
     assert "FAIL" in out
+    assert "13 pass, 2 FAIL, in " in out  # the standalone implementation labels the end, and so disagrees
 
 
 def test_what_cannot_be_verified_is_one_line(tmp_path, capsys):

@@ -120,6 +120,11 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor(padded, dtype=torch.long)
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the model is."""
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 def pair_count(batch: Batch) -> int:
     """P."""
     return len(batch["pair_row"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from step_jepa.batches.collate import Batch, PlannedRows
+from step_jepa.batches.collate import PlannedRows, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.training import diagnostics
@@ -100,7 +100,7 @@ def held_out(representation: Representation, rows: PlannedRows, *, batch_size: i
     sums: list[Tensor] = []
     parts: list[HeldOutPairs] = []
     for batch in tqdm(loader, desc="held-out losses", leave=False, delay=2):
-        moved: Batch = {name: value.to(device) for name, value in batch.items()}
+        moved = to_device(batch, device)
         output = representation.forward(moved)
         sums.append(row_sums(output, len(moved["labels"])).cpu())
         if representation.branching:

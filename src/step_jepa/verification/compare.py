@@ -1,49 +1,122 @@
-"""`step-jepa compare`: the standalone and the adapted implementation on the same rows and weights, without training."""
+"""`step-jepa compare`: the standalone and the adapted implementation on the same rows and weights, without training.
+
+Axes: B rows, L tokens of a row, P pairs, H hidden size.
+"""
 
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from step_jepa import standalone
-from step_jepa.adapted import untrained
 from step_jepa.batches.attention import may_see
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.collate import Batch, PlannedRows, to_device
 from step_jepa.data.sources import read_records
+from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
+from step_jepa.options import check_bounds, option
+from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.representation import Representation
 
 LOSS_TOLERANCE, VIEW_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 1e-3
 
 
 @dataclass
 class CompareArguments:
-    """Which rows, and which setting of the loss (the first pair of steps, which both implementations know)."""
+    """Which rows, and which setting of the loss (the first pair of steps, which both implementations know).
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    limit: int = field(default=32, metadata={"help": "How many rows."})
-    predictors: int = field(default=1, metadata={"help": "K, the predictor tokens."})
-    loss: Literal["cosine", "l2", "mse"] = field(default="cosine", metadata={"help": "Distance between views."})
-    lbd: float = field(default=1.0, metadata={"help": "Weight of the JEPA loss in the gradient."})
-    seed: int = field(default=42, metadata={"help": "Of the predictor rows."})
-    batch_size: int = field(default=4, metadata={"help": "Rows per forward pass."})
-    attn_implementation: Literal["sdpa", "eager"] = field(default="sdpa", metadata={"help": "Attention backend."})
-    json: bool = field(default=False, metadata={"help": "JSON on stdout instead of a table."})
+    Raises UserError for a number out of range."""
+
+    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    limit: int = option(32, help="How many rows.", least=1)
+    predictors: int = option(1, help="K, the predictor tokens.", least=0)
+    loss: Literal["cosine", "l2", "mse"] = option("cosine", help="Distance between views.")
+    lbd: float = option(1.0, help="Weight of the JEPA loss in the gradient.", more_than=0)
+    seed: int = option(42, help="Of the predictor rows.")
+    batch_size: int = option(4, help="Rows per forward pass.", least=1)
+    attn_implementation: Literal["sdpa", "eager"] = option("sdpa", help="Attention backend.")
+    json: bool = option(False, help="JSON on stdout instead of a table.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
-@dataclass
+@dataclass(frozen=True)
+class LossOfBoth:
+    """One loss, by either implementation."""
+
+    standalone: float
+    adapted: float
+
+    @property
+    def difference(self) -> float:
+        """How far they are apart."""
+        return abs(self.adapted - self.standalone)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the two implementations give on the same rows: the JSON of `step-jepa compare`.
+
+    n                  rows
+    view_max_rel_diff  largest difference of a view, relative to its norm
+    grad_max_rel_diff  largest difference of a parameter's gradient, relative to its norm
+    first_difference   the first thing that differs, in the order in which they are computed; None where they agree
+    """
+
+    n: int
+    lm_loss: LossOfBoth
+    jepa_loss: LossOfBoth
+    view_max_rel_diff: float
+    grad_max_rel_diff: float
+    agree: bool
+    first_difference: str | None
+
+
+@dataclass(frozen=True)
+class BatchPair:
+    """The same rows for either implementation, on the model's device. start: the first one's place among all rows."""
+
+    start: int
+    adapted: Batch
+    standalone: Batch
+
+
+@dataclass(frozen=True)
+class BatchOutput:
+    """Of one batch: the sum of nll over its labelled tokens, the sum of distances over its pairs, its views (P, H)."""
+
+    nll: Tensor
+    distance: Tensor
+    predicted: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What a token's nll and a pair's distance count for in the means over all rows; and lbd."""
+
+    per_token: float
+    per_pair: float
+    lbd: float
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """Sums over all rows: nll and distance; every view (2P, H); the gradient of the mean loss, by parameter."""
+    """What one implementation gives on all rows: mean losses, every view (2P, H), and the gradient of the mean loss
+    by parameter."""
 
     lm_loss: float
     jepa_loss: float
@@ -53,131 +126,220 @@ class Outcome:
 
 def run(args: CompareArguments) -> int:
     """Print the comparison; 1 where the two disagree. Raises UserError."""
-    if args.limit < 1 or args.batch_size < 1 or args.lbd <= 0:
-        raise UserError("--limit, --batch_size and --lbd must be more than 0")
-    result = compare(args)
+    comparison = compare(args)
     if args.json:
-        print(json.dumps(result))
+        print(json.dumps(asdict(comparison)))
     else:
-        _show(result)
-    if not result["agree"]:
-        print(f"step-jepa: the implementations disagree: {result['first_difference']}", file=sys.stderr)
-    return 0 if result["agree"] else 1
+        _print_table(comparison)
+    if not comparison.agree:
+        print(f"step-jepa: the implementations disagree: {comparison.first_difference}", file=sys.stderr)
+    return 0 if comparison.agree else 1
 
 
-def compare(args: CompareArguments) -> dict[str, Any]:
+def compare(args: CompareArguments) -> Comparison:
     """Both implementations on the first rows of the file. Raises UserError."""
     return compare_on(args.model_name, list(islice(read_records(args.train_file), args.limit)), args)
 
 
 def compare_on(
-    model: Any, records: list[Any], args: CompareArguments, *, processing_class: Any = None
-) -> dict[str, Any]:
-    """Both on these records: figures, whether they agree, and the first thing that differs. A model that is a module
-    comes with its tokenizer. Raises UserError."""
-    options: dict[str, Any] = {
-        "predictors": args.predictors,
-        "loss": args.loss,
-        "lbd": args.lbd,
-        "seed": args.seed,
-        "max_length": None,
-    }
-    options["model_init_kwargs"] = {"attn_implementation": args.attn_implementation}
-    with untrained(model, data=records, processing_class=processing_class, **options) as trainer:
-        model, ours = trainer.model.eval(), trainer.train_dataset
-        theirs = [_by_standalone(trainer.processing_class, index, record) for index, record in enumerate(records)]
-        first = _first_token(ours.examples, theirs)
-        starts = range(0, len(records), args.batch_size)
-        batches = [_batches(trainer, theirs, slice(start, start + args.batch_size)) for start in starts]
-        tokens, pairs = standalone.count([batch for _, batch in batches]).tolist()
-        if not pairs:
-            raise UserError(f"{args.train_file}: no row has two steps, so there is no view to compare")
-        if first is None:
-            found = (_first_mask(model, *pair, start) for start, pair in zip(starts, batches, strict=True))
-            first = next(filter(None, found), None)
-        weights = (1 / tokens, 1 / pairs, args.lbd)
-        a = _outcome("adapted", model, [pair[0] for pair in batches], partial(_adapted, trainer), weights)
-        b = _outcome("standalone", model, [pair[1] for pair in batches], partial(_standalone, args.loss), weights)
-        return _verdict(a, b, len(records), first)
+    model: Any, records: Sequence[Mapping[str, Any]], args: CompareArguments, *, processing_class: Any = None
+) -> Comparison:
+    """Both implementations on these records.
+
+    Args:
+        model: hub id, folder, or module (then with `processing_class`).
+        records: with `messages` and `steps`.
+        args: the setting of the loss; `train_file` is what the records are called in messages.
+        processing_class: the tokenizer, if not the model's own.
+
+    Raises:
+        UserError: where there is nothing to compare.
+    """
+    representation = _representation(model, args, processing_class)
+    rows = _adapted_rows(representation, records)
+    examples = [_standalone_example(representation, place, record) for place, record in enumerate(records)]
+    batches = _batches(representation, rows, examples, args.batch_size)
+    tokens, pairs = standalone.count([batch.standalone for batch in batches]).tolist()
+    if not pairs:
+        raise UserError(f"{args.train_file}: no row has two steps, so there is no view to compare")
+    first = _first_unequal_token(rows.examples, examples) or _first_unequal_mask(representation.model, batches)
+
+    weights = LossWeights(1 / tokens, 1 / pairs, args.lbd)
+    model = representation.model
+    adapted_pass, adapted_batches = partial(_adapted_pass, representation), [batch.adapted for batch in batches]
+    by_adapted = _outcome("adapted", model, adapted_batches, adapted_pass, weights)
+    standalone_pass = partial(_standalone_pass, model, args.loss)
+    standalone_batches = [batch.standalone for batch in batches]
+    by_standalone = _outcome("standalone", model, standalone_batches, standalone_pass, weights)
+    return _comparison(by_adapted, by_standalone, len(records), first)
 
 
-def _by_standalone(tokenizer: Any, index: int, record: Mapping[str, Any]) -> Any:
+# The same rows, for either
+
+
+def _representation(model: Any, args: CompareArguments, processing_class: Any) -> Representation:
+    options = StepJEPAOptions(predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=None)
+    loading = {"attn_implementation": args.attn_implementation}
+    representation = Representation.load(
+        model, options, seed=args.seed, processing_class=processing_class, model_init_kwargs=loading
+    )
+    representation.model.to(PartialState().device)
+    return representation
+
+
+def _adapted_rows(representation: Representation, records: Sequence[Mapping[str, Any]]) -> PlannedRows:
+    examples = representation.prepare(records).examples
+    rows = PlannedRows(examples, representation.training_planner(examples))
+    representation.check_attention(rows)
+    return rows
+
+
+def _standalone_example(
+    representation: Representation, place: int, record: Mapping[str, Any]
+) -> standalone.Example | None:
     try:
-        return standalone.encode(tokenizer, record["messages"], record["steps"], sys.maxsize)
+        return standalone.encode(representation.tokenizer, record["messages"], record["steps"], sys.maxsize)
     except ValueError as error:
-        raise UserError(f"example {index}: the standalone implementation refuses it: {error}") from None
+        raise UserError(f"example {place}: the standalone implementation refuses it: {error}") from error
 
 
-def _batches(trainer: Any, theirs: list, rows: slice) -> tuple[Batch, Batch]:
-    """The same rows for either implementation, on the model's device."""
-    ours = [trainer.train_dataset[row] for row in range(*rows.indices(len(theirs)))]
-    pad = trainer.processing_class.pad_token_id
-    adapted, alone = trainer.data_collator(ours), standalone.collate(theirs[rows], pad)
-    return trainer._prepare_inputs(adapted), trainer._prepare_inputs(alone)
+def _batches(
+    representation: Representation, rows: PlannedRows, examples: Sequence[Any], batch_size: int
+) -> list[BatchPair]:
+    device, pad_id = representation.model.device, representation.tokenizer.pad_token_id
+    batches = []
+    for start in range(0, len(rows), batch_size):
+        stop = min(start + batch_size, len(rows))
+        adapted_batch = representation.collator([rows[place] for place in range(start, stop)])
+        standalone_batch = standalone.collate(list(examples[start:stop]), pad_id)
+        batches.append(BatchPair(start, to_device(adapted_batch, device), to_device(standalone_batch, device)))
+    return batches
 
 
-def _adapted(trainer: Any, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum of nll, sum of distances, predicted (P, H), target (P, H)."""
-    terms = trainer.terms(model, batch)
-    return terms.nll.sum(), trainer.distances(terms.views).sum(), terms.views.predicted, terms.views.target
+def _first_unequal_token(by_adapted: Sequence[Example], by_standalone: Sequence[Any]) -> str | None:
+    """The first token, label or span that the two encode otherwise."""
+    for place, (ours, theirs) in enumerate(zip(by_adapted, by_standalone, strict=True)):
+        columns: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+            "token": (ours.input_ids, theirs.input_ids),
+            "label": (ours.labels, theirs.labels),
+            "span of step": (ours.steps, theirs.spans),
+        }
+        for name, (left, right) in columns.items():
+            if left != right:
+                return f"example {place}: {name} {_first_unequal_place(left, right)}"
+    return None
 
 
-def _standalone(loss: str, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _first_unequal_place(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """The first place where the two are not equal; the shorter one's length where they are up to there."""
+    common = min(len(left), len(right))
+    return next((place for place in range(common) if left[place] != right[place]), common)
+
+
+def _first_unequal_mask(model: Any, batches: Sequence[BatchPair]) -> str | None:
+    """The first view that sees something else by the one than by the other."""
+    for batch in batches:
+        if batch.standalone["second_step"].any() and (difference := _unequal_mask(model, batch)):
+            return difference
+    return None
+
+
+def _unequal_mask(model: Any, batch: BatchPair) -> str | None:
+    """The two rows have other columns, but each view must see the same tokens at the same positions."""
+    ours, theirs = batch.adapted, standalone.second_rows(batch.standalone, *standalone.sizes(model))
+    sees = may_see(ours["branch"], ours["visible_length"])
+    columns = ours["read_column"].view(-1, 2)  # (P, 2), as every view is one state here
+    for pair, row in enumerate(ours["pair_row"].tolist()):
+        for side, name in enumerate(("predicted", "target")):
+            by_adapted = _visible_tokens(ours, row, sees[row, columns[pair, side]])
+            by_standalone = _visible_tokens(theirs, pair, theirs["sees"][pair, theirs["read"][pair, side]])
+            if by_adapted != by_standalone:
+                return f"example {batch.start + row}: the mask of its {name} view"
+    return None
+
+
+def _visible_tokens(batch: Batch, row: int, mask: Tensor) -> list[tuple[int, int]]:
+    """(token, position) of each column of the row that the mask (L,) shows."""
+    ids, positions = batch["input_ids"][row][mask], batch["position_ids"][row][mask]
+    return list(zip(ids.tolist(), positions.tolist(), strict=True))
+
+
+# Losses, views and gradients, by either
+
+
+def _adapted_pass(representation: Representation, batch: Batch) -> BatchOutput:
+    output = representation.forward(batch)
+    distances = representation.jepa.distances(output.views, step=0)
+    return BatchOutput(output.nll.sum(), distances.sum(), output.views.predicted, output.views.target)
+
+
+def _standalone_pass(model: Any, loss: str, batch: Batch) -> BatchOutput:
     predicted, target = standalone.views(model, batch)
     distance = standalone.distances(predicted, target, loss).sum()
-    return standalone.language_model_pass(model, batch)[0], distance, predicted, target
+    nll, _ = standalone.language_model_pass(model, batch)
+    return BatchOutput(nll, distance, predicted, target)
 
 
 def _outcome(
-    name: str, model: Any, batches: list[Batch], parts: Callable, weights: tuple[float, float, float]
+    name: str, model: Any, batches: Sequence[Batch], forward: Callable[[Batch], BatchOutput], weights: LossWeights
 ) -> Outcome:
-    per_token, per_pair, lbd = weights
-    lm, jepa, views = 0.0, 0.0, []
+    lm_loss, jepa_loss, views = 0.0, 0.0, []
     model.zero_grad()
     for batch in tqdm(batches, desc=name, leave=False):
-        nll, distance, predicted, target = parts(model, batch)
-        (nll * per_token + lbd * distance * per_pair).backward()
-        lm, jepa = lm + nll.item() * per_token, jepa + distance.item() * per_pair
-        views.append(torch.stack([predicted, target], 1).flatten(0, 1).detach().cpu())
-    gradients = {key: p.grad.cpu().clone() for key, p in model.named_parameters() if p.grad is not None}
+        output = forward(batch)
+        (output.nll * weights.per_token + weights.lbd * output.distance * weights.per_pair).backward()
+        lm_loss += output.nll.item() * weights.per_token
+        jepa_loss += output.distance.item() * weights.per_pair
+        views.append(torch.stack([output.predicted, output.target], 1).flatten(0, 1).detach().cpu())
+    gradients = {
+        parameter: value.grad.cpu().clone() for parameter, value in model.named_parameters() if value.grad is not None
+    }
     model.zero_grad()
-    return Outcome(lm, jepa, torch.cat(views), gradients)
+    return Outcome(lm_loss, jepa_loss, torch.cat(views), gradients)
 
 
-def _first_token(ours: list, theirs: list) -> str | None:
-    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        for name, left, right in (
-            ("token", a.input_ids, b.input_ids),
-            ("label", a.labels, b.labels),
-            ("span of step", a.steps, b.spans),
-        ):
-            if left != right:
-                places = (place for place, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1])
-                return f"example {index}: {name} {next(places, min(len(left), len(right)))}"
-    return None
+# How far they are apart
 
 
-def _first_mask(model: Any, ours: Batch, theirs: Batch, start: int) -> str | None:
-    """What each view sees, as (token, position) pairs: the two rows have other columns, but must show the same."""
-    if not theirs["second_step"].any():
-        return None
-    mine = may_see(ours["branch"], ours["visible_length"])
-    other = standalone.second_rows(theirs, *standalone.sizes(model))
-    columns = ours["reads"][:, 2].view(-1, 2).tolist()  # every view is one state here
-    for number, row in enumerate(ours["pairs"][:, 0].tolist()):
-        for side, name in enumerate(("predicted", "target")):
-            a = mine[row, columns[number][side]]
-            b = other["sees"][number, other["read"][number, side]]
-            seen = [
-                list(zip(ids[mask].tolist(), positions[mask].tolist(), strict=True))
-                for ids, positions, mask in (
-                    (ours["input_ids"][row], ours["position_ids"][row], a),
-                    (other["input_ids"][number], other["position_ids"][number], b),
-                )
-            ]
-            if seen[0] != seen[1]:
-                return f"example {start + row}: the mask of its {name} view"
-    return None
+class _Difference(NamedTuple):
+    """Of one quantity: how far the implementations are apart, and how far they may be."""
+
+    name: str
+    value: float
+    tolerance: float
+
+
+def _comparison(by_adapted: Outcome, by_standalone: Outcome, n: int, first: str | None) -> Comparison:
+    lm_loss = LossOfBoth(by_standalone.lm_loss, by_adapted.lm_loss)
+    jepa_loss = LossOfBoth(by_standalone.jepa_loss, by_adapted.jepa_loss)
+    view = _view_difference(by_adapted.views, by_standalone.views)
+    gradients = _gradient_differences(by_adapted.gradients, by_standalone.gradients)
+    worst = max(gradients, key=lambda name: gradients[name])
+    differences = [
+        _Difference("a view", view, VIEW_TOLERANCE),
+        _Difference("the LM loss", lm_loss.difference, LOSS_TOLERANCE),
+        _Difference("the JEPA loss", jepa_loss.difference, LOSS_TOLERANCE),
+        _Difference(f"the gradient of {worst}", gradients[worst], GRADIENT_TOLERANCE),
+    ]
+    # What is not a number is within no tolerance.
+    exceeded = [each.name for each in differences if not each.value <= each.tolerance]
+    first = first or next(iter(exceeded), None)
+    return Comparison(n, lm_loss, jepa_loss, view, gradients[worst], first is None, first)
+
+
+def _view_difference(by_adapted: Tensor, by_standalone: Tensor) -> float:
+    if by_adapted.shape != by_standalone.shape:
+        return 1.0
+    return max((_relative(ours, theirs) for ours, theirs in zip(by_adapted, by_standalone, strict=True)), default=0.0)
+
+
+def _gradient_differences(by_adapted: dict[str, Tensor], by_standalone: dict[str, Tensor]) -> dict[str, float]:
+    """By parameter; 1 where only one of the two reaches it."""
+    differences = {}
+    for name in sorted(by_adapted.keys() | by_standalone.keys()):
+        in_both = name in by_adapted and name in by_standalone
+        differences[name] = _relative(by_adapted[name], by_standalone[name]) if in_both else 1.0
+    return differences
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -186,40 +348,12 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def _verdict(a: Outcome, b: Outcome, n: int, first: str | None) -> dict[str, Any]:
-    same_views = a.views.shape == b.views.shape
-    view = max((_relative(x, y) for x, y in zip(a.views, b.views, strict=True)), default=0.0) if same_views else 1.0
-    names = a.gradients.keys() | b.gradients.keys()
-    gradient = {
-        name: _relative(a.gradients[name], b.gradients[name]) if name in a.gradients and name in b.gradients else 1.0
-        for name in sorted(names)
-    }
-    worst = max(gradient, key=lambda name: gradient[name])
-    checks = [
-        (view <= VIEW_TOLERANCE, "a view"),
-        (abs(a.lm_loss - b.lm_loss) <= LOSS_TOLERANCE, "the LM loss"),
-        (abs(a.jepa_loss - b.jepa_loss) <= LOSS_TOLERANCE, "the JEPA loss"),
-        (gradient[worst] <= GRADIENT_TOLERANCE, f"the gradient of {worst}"),
-    ]
-    first = first or next((name for fine, name in checks if not fine), None)
-    return {
-        "n": n,
-        "lm_loss": {"standalone": b.lm_loss, "adapted": a.lm_loss},
-        "jepa_loss": {"standalone": b.jepa_loss, "adapted": a.jepa_loss},
-        "view_max_rel_diff": view,
-        "grad_max_rel_diff": gradient[worst],
-        "agree": first is None,
-        "first_difference": first,
-    }
-
-
-def _show(result: dict[str, Any]) -> None:
-    table = Table(title=f"standalone against adapted, {result['n']} rows")
+def _print_table(comparison: Comparison) -> None:
+    table = Table(title=f"standalone against adapted, {comparison.n} rows")
     for column in ("", "standalone", "adapted", "difference"):
         table.add_column(column, justify="right" if column else "left")
-    for name in ("lm_loss", "jepa_loss"):
-        a, b = result[name]["adapted"], result[name]["standalone"]
-        table.add_row(name, f"{b:.7f}", f"{a:.7f}", f"{abs(a - b):.1e}")
-    table.add_row("views", "", "", f"{result['view_max_rel_diff']:.1e} relative")
-    table.add_row("gradients", "", "", f"{result['grad_max_rel_diff']:.1e} relative")
-    Console(highlight=False).print(table, "they agree" if result["agree"] else "they DISAGREE")
+    for name, loss in (("lm_loss", comparison.lm_loss), ("jepa_loss", comparison.jepa_loss)):
+        table.add_row(name, f"{loss.standalone:.7f}", f"{loss.adapted:.7f}", f"{loss.difference:.1e}")
+    table.add_row("views", "", "", f"{comparison.view_max_rel_diff:.1e} relative")
+    table.add_row("gradients", "", "", f"{comparison.grad_max_rel_diff:.1e} relative")
+    Console(highlight=False).print(table, "they agree" if comparison.agree else "they DISAGREE")

@@ -1,208 +1,272 @@
-"""Subject: one user's model, tokenizer and rows, set up as `step-jepa train` would, for checks.py to look at.
+"""VerificationContext: one user's model, tokenizer and rows, set up as `step-jepa train` would, for the checks.
 
-Axes: B rows, L tokens of a row, P pairs, H hidden size.
+Axes: B rows, L tokens of a row, P pairs, K predictor tokens, H hidden size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from step_jepa.adapted import untrained
-from step_jepa.batches.collate import Batch
-from step_jepa.batches.views import evaluating
+from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.batches.collate import Batch, PlannedRows, pair_count, to_device
+from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.sources import Record
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows, trained_predictors
-from step_jepa.rows.branches import Row
+from step_jepa.models.target_encoder import evaluating
+from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.representation import Representation
+
+Side = Literal["predicted", "target"]
+SIDES: tuple[Side, Side] = ("predicted", "target")
 
 
-class Subject:
-    """A model, its tokenizer and rows, as `step-jepa train` would take them; set up when a check first asks for it.
+@dataclass(eq=False)
+class VerificationContext:
+    """A model, its tokenizer and rows, as `step-jepa train` would take them; set up when a check first asks for them.
 
-    rows        how many records the model reads: the shortest that have two pairs of steps, or else one
-    Use it as a context manager: it keeps folders for as long as it lives."""
+    Use it as a context manager: the folders of its trainers live as long as it does.
 
-    def __init__(
-        self,
-        model_name: str,
-        records: Sequence[Record],
-        *,
-        rows: int = 3,
-        predictors: int = 1,
-        lora: bool = False,
-        plain: bool = False,
-        max_length: int | None = 1024,
-        attn_implementation: str = "sdpa",
-        seed: int = 42,
-    ) -> None:
-        self.model_name, self.records, self.rows, self.seed = model_name, records, rows, seed
-        self.predictors, self.lora, self.plain, self.max_length = predictors, lora, plain, max_length
-        self.attn_implementation = attn_implementation
-        self._open = ExitStack()
+    model_name           hub id, folder, or smollm2
+    records              the rows whose tokens are checked
+    source               what the records are called in messages: their file
+    rows_read            how many of them the model reads: the shortest that have two pairs of steps, or else one
+    predictors           K
+    lora                 LoRA training instead of full fine-tuning
+    plain                no chat framing
+    max_length           longest trunk in tokens; the records stay whole, and it is counted how many are longer
+    attn_implementation  attention backend
+    seed                 of the predictor rows, of an adapter and of training
+    """
 
-    def __enter__(self) -> "Subject":
+    model_name: str
+    records: Sequence[Mapping[str, Any]]
+    source: str = "the data"
+    rows_read: int = 3
+    predictors: int = 1
+    lora: bool = False
+    plain: bool = False
+    max_length: int | None = 1024
+    attn_implementation: str = "sdpa"
+    seed: int = 42
+    _folders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._open.close()
+    def __exit__(self, *_: object) -> None:
+        self._folders.close()
+
+    # Rows
 
     @cached_property
     def tokenizer(self) -> Any:
+        """The model's."""
         return load_tokenizer(self.model_name, plain=self.plain)
 
     @cached_property
     def examples(self) -> list[Example]:
-        """Of all records, whole."""
+        """Of all records, whole. Raises UserError."""
         return load_and_prepare_dataset(self.records, self.tokenizer).examples
 
     @cached_property
-    def chosen(self) -> Sequence[Record]:
-        """The records that the model reads."""
-        pairs = [pairs_of(example) for example in self.examples]
+    def chosen_records(self) -> list[Mapping[str, Any]]:
+        """Those that the model reads, in their order. Raises UserError where no row has a pair."""
+        self.check_pairs()
+        pairs = [count_pairs(example) for example in self.examples]
         paired = [place for place, count in enumerate(pairs) if count]
-        if not paired:
-            raise UserError("no row has two steps beside its answer: there is no pair of views")
-        shortest = sorted(paired, key=lambda place: (pairs[place] == 1, len(self.examples[place].input_ids)))
-        return [self.records[place] for place in sorted(shortest[: self.rows])]
+        shortest_first = sorted(paired, key=lambda place: (pairs[place] == 1, len(self.examples[place].input_ids)))
+        return [self.records[place] for place in sorted(shortest_first[: self.rows_read])]
+
+    def check_pairs(self) -> None:
+        """Raises UserError where no row has a pair: then it is the data that cannot serve, and nothing to verify."""
+        if not any(map(count_pairs, self.examples)):
+            raise UserError(
+                f"{self.source}: none of the {len(self.examples)} rows that were read has two steps beside its "
+                "answer, so there is no pair of views: cut the answers into steps (step-jepa prepare, with another "
+                "--split_by), or read more rows (--limit)"
+            )
+
+    # The model and what it reads
 
     @cached_property
-    def reader(self) -> Any:
-        """A trainer of the model that nothing has trained yet, for forward passes."""
+    def representation(self) -> Representation:
+        """The model with its forward pass, all pairs. Raises UserError."""
+        set_seed(self.seed)  # of the adapter
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        reader = self.trainer(
+        representation = Representation.load(
             self.model_name,
+            StepJEPAOptions(plain=self.plain, **self._options),
+            seed=self.seed,
             processing_class=self.tokenizer,
             peft_config=adapter if self.lora else None,
-            plain=self.plain,
             model_init_kwargs={"attn_implementation": self.attn_implementation},
         )
-        _without_dropout(reader.model)
-        return reader
+        representation.model.to(PartialState().device)
+        _remove_dropout(representation.model)
+        return representation
 
-    def trainer(self, model: Any, **options: Any) -> Any:
-        """A trainer on the chosen rows, all pairs."""
-        options = {"pairs": "all", "predictors": self.predictors, "max_length": None, "seed": self.seed} | options
-        options |= {"disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
-        trainer = self._open.enter_context(untrained(model, data=self.chosen, **options))
-        trainer.remove_callback(PrinterCallback)
-        return trainer
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"pairs": "all", "predictors": self.predictors, "max_length": None}
 
-    def trained(self, **options: Any) -> Any:
-        """A trainer of the same model, as it is by now."""
-        return self.trainer(self.reader.model, processing_class=self.reader.processing_class, **options)
+    @property
+    def model(self) -> Any:
+        """The one model that all checks share, in the state that earlier checks left it in."""
+        return self.representation.model
 
     @cached_property
-    def planned(self) -> list[Row]:
-        return [self.reader.train_dataset[place] for place in range(len(self.reader.train_dataset))]
+    def rows(self) -> PlannedRows:
+        """The chosen records as training plans them. Raises UserError where the model cannot take their branches."""
+        examples = self.representation.prepare(self.chosen_records).examples
+        rows = PlannedRows(examples, self.representation.training_planner(examples))
+        self.representation.check_attention(rows)
+        return rows
 
     @cached_property
     def batch(self) -> Batch:
-        """The chosen rows, as the trainer hands them to the model."""
-        return self.reader._prepare_inputs(self.reader.data_collator(self.planned))
+        """The chosen rows as one batch, on the model's device."""
+        rows = [self.rows[place] for place in range(len(self.rows))]
+        return to_device(self.representation.collator(rows), self.model.device)
+
+    @cached_property
+    def pair_rounds(self) -> list[list[int]]:
+        """The pairs, sorted into rounds with at most one pair of each row: those that can be looked at together."""
+        rounds: list[list[int]] = []
+        pairs_before: dict[int, int] = {}
+        for pair, row in enumerate(self.batch["pair_row"].tolist()):
+            number = pairs_before.get(row, 0)
+            pairs_before[row] = number + 1
+            if number == len(rounds):
+                rounds.append([])
+            rounds[number].append(pair)
+        return rounds
+
+    @cached_property
+    def read_columns(self) -> dict[Side, Tensor]:
+        """int64 (P,): the column of the last state that each view is read from."""
+        count = 2 * pair_count(self.batch)
+        columns = torch.zeros(count, dtype=torch.long, device=self.model.device)
+        columns = columns.scatter_reduce(0, self.batch["read_view"], self.batch["read_column"], "amax")
+        return {"predicted": columns[0::2], "target": columns[1::2]}
+
+    @cached_property
+    def visible(self) -> dict[Side, Tensor]:
+        """bool (P, L): what each view may see, by the method: a predicted view everything up to its step's end and its
+        predictor tokens; a target its own step."""
+        shape = (pair_count(self.batch), self.batch["input_ids"].shape[1])
+        visible: dict[Side, Tensor] = {side: torch.zeros(shape, dtype=torch.bool) for side in SIDES}
+        rows, steps = self.batch["pair_row"].tolist(), self.batch["pair_step"].tolist()
+        for pair, (row, step) in enumerate(zip(rows, steps, strict=True)):
+            start, stop = self.rows.examples[row].steps[step]
+            predicted, target = (int(self.read_columns[side][pair]) for side in SIDES)
+            visible["predicted"][pair, :start] = True
+            visible["predicted"][pair, predicted - self.predictors + 1 : predicted + 1] = True
+            visible["target"][pair, target - (stop - start) + 1 : target + 1] = True
+        return {side: mask.to(self.model.device) for side, mask in visible.items()}
+
+    # What the model makes of a batch, without dropout
+
+    @torch.no_grad()
+    def views(self, batch: Batch) -> Views:
+        """Of all pairs."""
+        with evaluating(self.model):
+            return self.representation.forward(batch).views
+
+    @torch.no_grad()
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """(B, L, H): what views are read from."""
+        with evaluating(self.model):
+            return self.representation.forward.hidden_states(batch)
+
+    def with_other_tokens(self, places: Tensor) -> Batch:
+        """The batch with other tokens at these places, bool (B, L)."""
+        ids, vocabulary = self.batch["input_ids"], base_rows(self.model)
+        others = (ids + vocabulary // 3 + 1) % vocabulary
+        return {**self.batch, "input_ids": torch.where(places, others, ids)}
+
+    # Training
+
+    def trainer(self, **options: Any) -> StepJEPARepresentationTrainer:
+        """A trainer of the model as it is by now, on the chosen records, in a folder of its own.
+
+        Args:
+            **options: fields of StepJEPAConfig.
+        """
+        folder = self._folders.enter_context(TemporaryDirectory())
+        quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
+        config = StepJEPAConfig(output_dir=folder, seed=self.seed, **self._options, **quiet, **options)
+        trainer = StepJEPARepresentationTrainer(
+            self.model, config, self.chosen_records, processing_class=self.representation.tokenizer
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
     @cached_property
     def two_steps(self) -> "TwoSteps":
         """Two optimisation steps, with a checkpoint between."""
-        half = max(1, math.ceil(len(self.chosen) / 2))
+        half = max(1, math.ceil(len(self.chosen_records) / 2))
         options = {"per_device_train_batch_size": half, "max_steps": 2, "learning_rate": 1e-4}
-        before = trained_predictors(self.reader.model).clone()
-        trainer = self.trained(**options)
-        trainer.add_callback(_SaveAfterFirst())
+        before = trained_predictors(self.model).clone()
+        trainer = self.trainer(**options)
+        trainer.add_callback(_SaveAfterFirstStep())
         trainer.train()
-        after = trained_predictors(self.reader.model).clone()
-        return TwoSteps(trainer, options, losses_of(trainer), before, after)
-
-    # What the model makes of the batch, without dropout
-
-    @torch.no_grad()
-    def views(self, batch: Batch) -> Tensor:
-        """(P, 2, H): predicted and target."""
-        with evaluating(self.reader.model):
-            views = self.reader.terms(self.reader.model, batch).views
-        return torch.stack([views.predicted, views.target], 1)
-
-    @torch.no_grad()
-    def states(self, batch: Batch) -> Tensor:
-        """(B, L, H): what views are read from."""
-        with evaluating(self.reader.model):
-            return self.reader.model(logits_to_keep=1, **self.reader._inputs(batch)).hidden_states[self.reader.layer]
-
-    def with_other_tokens(self, changed: Tensor) -> Batch:
-        """The batch with other tokens at these places, bool (B, L)."""
-        ids, rows = self.batch["input_ids"], base_rows(self.reader.model)
-        return {**self.batch, "input_ids": torch.where(changed, (ids + rows // 3 + 1) % rows, ids)}
-
-    def read_at(self, pair: int, side: int) -> int:
-        """The column of a pair's predicted (0) or target (1) view."""
-        reads = self.batch["reads"]
-        return int(reads[reads[:, 0] == 2 * pair + side][-1, 2])
-
-    @cached_property
-    def rounds(self) -> list[list[int]]:
-        """The pairs, sorted into rounds with at most one pair of each row: those that can be looked at together."""
-        rounds: list[list[int]] = []
-        seen: dict[int, int] = {}
-        for pair, row in enumerate(self.batch["pairs"][:, 0].tolist()):
-            seen[row] = seen.get(row, -1) + 1
-            if seen[row] == len(rounds):
-                rounds.append([])
-            rounds[seen[row]].append(pair)
-        return rounds
-
-    @cached_property
-    def allowed(self) -> Tensor:
-        """bool (P, 2, L): what each view may see, by the method: a predicted view everything up to its step's end and
-        its predictor tokens; a target its own step."""
-        batch, examples = self.batch, self.reader.train_dataset.examples
-        allowed = torch.zeros(len(batch["pairs"]), 2, batch["input_ids"].shape[1], dtype=torch.bool)
-        for pair, (row, _, _, step) in enumerate(batch["pairs"].tolist()):
-            start, stop = examples[row].steps[step]
-            predicted, target = self.read_at(pair, 0), self.read_at(pair, 1)
-            allowed[pair, 0, :start] = True
-            allowed[pair, 0, predicted - self.predictors + 1 : predicted + 1] = True
-            allowed[pair, 1, target - (stop - start) + 1 : target + 1] = True
-        return allowed.to(batch["input_ids"].device)
+        after = trained_predictors(self.model).clone()
+        return TwoSteps(trainer, options, logged_losses(trainer), before, after)
 
 
-class _SaveAfterFirst(TrainerCallback):
+class _SaveAfterFirstStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         control.should_save = state.global_step == 1
 
 
 @dataclass(frozen=True)
 class TwoSteps:
-    """losses   of the two steps; before, after: the predictor rows (K, H)"""
+    """A run of two optimisation steps.
 
-    trainer: Any
+    trainer     which made them
+    options     that it was made with
+    losses      of the two steps
+    predictors_before, predictors_after
+                (K, H), the predictor rows
+    """
+
+    trainer: StepJEPARepresentationTrainer
     options: dict[str, Any]
     losses: list[float]
-    before: Tensor
-    after: Tensor
+    predictors_before: Tensor
+    predictors_after: Tensor
 
 
-def pairs_of(example: Example) -> int:
+def count_pairs(example: Example) -> int:
     """How many steps follow another and are not just the answer."""
     filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
     return sum(step != example.answer for step in filled[1:])
 
 
-def losses_of(trainer: Any) -> list[float]:
+def logged_losses(trainer: Any) -> list[float]:
     """The training loss of each logged step."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _without_dropout(model: nn.Module) -> None:
+def trained_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Those that an optimiser moves."""
+    return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _remove_dropout(model: nn.Module) -> None:
     """Two passes of one thing can only be compared without it."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
