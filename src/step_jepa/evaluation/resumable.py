@@ -26,22 +26,22 @@ def resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> Answer
         state = "holds finished results" if (folder / SUMMARY_FILE).exists() else "is not empty"
         raise UserError(f"{folder} {state}: {REMEDY}")
     # What follows the last line break was being written when the process died.
-    header, *done = map(json.loads, (folder / PARTIAL_FILE).read_text(encoding="utf-8").split("\n")[:-1])
+    header, *rows = map(json.loads, (folder / PARTIAL_FILE).read_text(encoding="utf-8").split("\n")[:-1])
     if differing := [name for name in identity if header.get(name) != identity[name]]:
         raise UserError(f"{folder} holds answers begun with another {', '.join(differing)}: {REMEDY}")
-    return {(row["index"], row["sample"]): Generation(**row) for row in done}
+    return {(row["index"], row["sample"]): Generation(**row) for row in rows}
 
 
-def start(folder: Path, identity: dict[str, Any], done: Answers) -> None:
-    """The folder with the answers so far, and without results that are being replaced."""
-    write_whole(folder / PARTIAL_FILE, json_lines([identity, *map(asdict, done.values())]))
+def start(folder: Path, identity: dict[str, Any], answers: Answers) -> None:
+    """Make the folder hold the answers so far, under what they are answers to, and no results that are replaced."""
+    write_whole(folder / PARTIAL_FILE, json_lines([identity, *map(asdict, answers.values())]))
     for name in (SUMMARY_FILE, PREDICTIONS_FILE, VIEWS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
-def append(folder: Path, generations: Iterable[Generation], done: Answers) -> None:
-    """Put each answer, as it comes, into the folder and into `done`."""
+def append(folder: Path, generations: Iterable[Generation], answers: Answers) -> None:
+    """Put each answer, as it comes, into the folder and among the answers."""
     with (folder / PARTIAL_FILE).open("a", encoding="utf-8") as partial:
         for generation in generations:
-            done[generation.index, generation.sample] = generation
+            answers[generation.index, generation.sample] = generation
             print(json_lines([asdict(generation)]), end="", file=partial, flush=True)
