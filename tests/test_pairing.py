@@ -15,7 +15,7 @@ from step_jepa.cli import main
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.pairing.command import PairingArguments, held_out, read_views, run
+from step_jepa.pairing.command import PairingArguments, held_out_pairs, read_views, run
 from step_jepa.training.config import view_options
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
@@ -183,7 +183,7 @@ def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file
     args = PairingArguments([run_folder], test_file, str(tmp_path))
     reading = view_options(run_folder)
     own = read_views(args, run_folder, records, **reading)
-    heldout = held_out(
+    heldout = held_out_pairs(
         own, read_views(args, model_folder, records, **{**reading, "predictor_head": "identity"}), records
     )
     model, _ = setup_model_and_tokenizer(run_folder, predictors=1)

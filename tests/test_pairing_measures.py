@@ -10,7 +10,9 @@ from rich.console import Console
 
 from step_jepa.errors import UserError
 from step_jepa.pairing.equations import equation, numbers
-from step_jepa.pairing.measures import HeldOut, _by_problem, _PerPair, bootstrap, measure, show
+from step_jepa.pairing.measures import bootstrap, measure, scores_by_problem
+from step_jepa.pairing.pairs import HeldOutPairs, PairScores
+from step_jepa.pairing.table import measures_table
 
 H = 16
 
@@ -36,7 +38,7 @@ def heldout(rng, predicted, target, later=4, **changes):
         "embedded_step": rng.standard_normal((len(predicted), H)),
         "length": rng.integers(5, 30, len(predicted)),
     }
-    return HeldOut(**fields | changes)
+    return HeldOutPairs(**fields | changes)
 
 
 def values(result, scorer="views"):
@@ -162,7 +164,7 @@ def test_intervals_over_templates(rng):
     assert -0.4 < figure["low"] < figure["high"] < 0.4
     assert {"low_template", "high_template"} <= result["differences"]["centred_margin"]["views"].keys()
     console = Console(width=1000, record=True, file=io.StringIO())
-    console.print(show(result))
+    console.print(measures_table(result))
     text = " ".join(console.export_text().split())
     assert "problems of 2 templates: intervals are over problems" in text
     assert "too narrow for new templates" in text
@@ -208,10 +210,10 @@ def test_free_baselines_find_what_is_free(rng):
 def test_scores_of_problems_have_the_mean_and_the_spread_of_the_figure():
     """Three right pairs of one problem, a wrong one of another: 3/4, and each problem's pull on it by hand."""
     problem, weight = np.array([0, 0, 0, 1]), np.ones(4)
-    assert _by_problem(_PerPair(np.array([1, 1, 1, 0]), weight), problem) == [0.75 + 0.75 / 2, 0.75 - 0.75 / 2]
-    assert _by_problem(_PerPair(np.ones(4), weight), problem) == [1, 1]
-    assert _by_problem(_PerPair(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1])), problem) == [1]
-    assert _by_problem(_PerPair(np.zeros(4), np.zeros(4)), problem) == []
+    assert scores_by_problem(PairScores(np.array([1, 1, 1, 0]), weight), problem) == [0.75 + 0.75 / 2, 0.75 - 0.75 / 2]
+    assert scores_by_problem(PairScores(np.ones(4), weight), problem) == [1, 1]
+    assert scores_by_problem(PairScores(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1])), problem) == [1]
+    assert scores_by_problem(PairScores(np.zeros(4), np.zeros(4)), problem) == []
 
 
 def test_tfidf_reads_numbers_of_one_digit(rng):
@@ -332,7 +334,7 @@ def test_a_result_is_json_and_a_table(rng):
     result = measure(arithmetic(rng, known=1, problems=20)[0])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(show(result))
+    console.print(measures_table(result))
     text = console.export_text()
     assert "position (oracle)" in text
     assert "fewer than 1000 pairs: intervals are wide" in text
