@@ -4,8 +4,6 @@ import re
 import threading
 import unicodedata
 from itertools import islice
-from math import sqrt
-from statistics import NormalDist
 from typing import Literal
 
 import math_verify
@@ -97,12 +95,3 @@ def _same(given: str, wanted: str) -> bool:
         return math_verify.verify(gold, target, timeout_seconds=seconds)
     except Exception:  # sympy raises all sorts of things at what a model writes
         return False
-
-
-def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (JASA 22, 1927, p. 209); with n = 0 nothing is known: (0.0, 1.0)."""
-    if n == 0:
-        return 0.0, 1.0
-    z, share = NormalDist().inv_cdf(0.975), correct / n
-    centre, half = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import eq
 from typing import Any, Literal
 
-from step_jepa.evaluation.answers import extract, interval, is_correct, over_generated
+from scipy.stats import binomtest
+
+from step_jepa.evaluation.answers import extract, is_correct, over_generated
 from step_jepa.evaluation.generation import Generation
 
 Match = Literal["math", "exact", "starts_with"]
@@ -92,9 +94,18 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "without_truth": len(rows) - len(known),
         "correct": correct,
         "accuracy": correct / len(known) if known else None,
-        "ci95": list(interval(correct, len(known))),
+        "ci95": list(wilson_interval(correct, len(known))),
         "sample_accuracy": sum(answer["correct"] for answer in answers) / len(answers) if answers else None,
         "no_answer": sum(row["rule"] == "none" for row in rows),
         "truncated": sum(row["truncated"] for row in rows),
         "over_generated": sum(row["over_generated"] for row in rows),
     }
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (JASA 22, 1927, p. 209); with n = 0 nothing is known: (0.0, 1.0)."""
+    if n == 0:
+        return 0.0, 1.0
+    # That of statsmodels differs by rounding, and has 1 - 1e-16 where all are correct.
+    low, high = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
