@@ -559,7 +559,11 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
         ({"limit": 0}, "limit = 0: give 1 or more"),
         ({"predictors": -1}, "predictors = -1: give 0 or more"),
         ({"samples": 0}, "samples = 0: give 1 or more"),
+        ({"max_length": 0}, "max_length = 0: give 1 or more"),
+        ({"seed": -1}, "seed = -1: give 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: give 0 to 4294967295"),
         ({"temperature": 0.0, "samples": 3}, "temperature = 0.0: give more than 0"),
+        ({"temperature": float("inf"), "samples": 3}, "temperature = inf: give more than 0"),
         ({"temperature": 0.3}, "--temperature is read by --samples above 1 alone"),
     ]:
         with pytest.raises(UserError, match=message):

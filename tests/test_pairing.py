@@ -177,6 +177,21 @@ def test_other_records_or_another_base_are_other_settings(model_folder, test_fil
         pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit = 0: give 1 or more"),
+        ({"pool": 1}, "pool = 1: give 2 or more"),
+        ({"predictors": -1}, "predictors = -1: give 0 or more"),
+        ({"seed": -1}, "seed = -1: give 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: give 0 to 4294967295"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        PairingArguments(["model"], "test.jsonl", "out", **options)
+
+
 def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file, tmp_path):
     assert view_options(run_folder)["read"] == "content"
     records = list(read_records(test_file))

@@ -26,7 +26,7 @@ from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
-from step_jepa.options import Needs, check_bounds, check_needs, option
+from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
 from step_jepa.run_files import (
     PARTIAL_FILE,
     PREDICTIONS_FILE,
@@ -77,7 +77,10 @@ class EvaluateArguments:
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(
-        42, help="Seed of drawn answers, of predictor rows that were never trained, of pairs = random.", least=0
+        42,
+        help="Seed of drawn answers, of predictor rows that were never trained, of pairs = random.",
+        least=0,
+        most=MOST_SEED,
     )
     overwrite: bool = option(False, help="Replace the results that output_dir holds.")
 

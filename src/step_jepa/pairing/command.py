@@ -21,7 +21,7 @@ from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors
-from step_jepa.options import check_bounds, option
+from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.pairing.measures import measure
 from step_jepa.pairing.pairs import Array, HeldOutPairs
 from step_jepa.pairing.table import measures_table
@@ -60,7 +60,7 @@ class PairingArguments:
     pool: int = option(32, help="Candidates of retrieval across problems.", least=2)
     pool_within: int = option(3, help="Candidates of retrieval within a problem.", least=2)
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
-    seed: int = option(42, help="Of pools, resamples and untrained predictor rows.", least=0)
+    seed: int = option(42, help="Of pools, resamples and untrained predictor rows.", least=0, most=MOST_SEED)
     overwrite: bool = option(False, help=f"Replace the {PAIRING_FILE} that output_dir holds.")
 
     def __post_init__(self) -> None:
