@@ -31,7 +31,7 @@ from step_jepa.evaluation.judging import judge, majority_vote, summarise
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.rows.branches import trunk
-from step_jepa.run_files import last_modified, run_options
+from step_jepa.run_files import last_modified, run_options, write_whole
 
 
 def problem(a: int) -> dict:
@@ -545,6 +545,26 @@ def test_nothing_is_written_over(solver, tmp_path):
     run(arguments(solver, folder, overwrite=True))
     assert len(results(folder)[0]) == 6
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_killed_writes_left_is_taken_away(solver, tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / f".predictions.partial.jsonl.{process.pid}.tmp").write_text("{")
+    run(arguments(solver, folder, limit=1))  # what was left of the very first write is no reason to refuse
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
+    kept = [
+        f".summary.json.{os.getppid()}.tmp",
+        ".summary.json.old.tmp",
+        f".summary.json.{10**20}.tmp",
+        f".pairing.json.{process.pid}.tmp",
+    ]
+    for name in (*kept, f".summary.json.{process.pid}.tmp"):
+        (folder / name).touch()
+    write_whole(folder / "summary.json", "{}")
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == sorted(kept)
 
 
 def test_what_cannot_be_evaluated(solver, tmp_path):

@@ -10,7 +10,6 @@ from typing import Any
 
 from step_jepa.errors import UserError
 
-
 MOST_SEED = 2**32 - 1  # numpy's generators take no larger one
 
 

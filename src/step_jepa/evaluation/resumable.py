@@ -8,7 +8,15 @@ from typing import Any
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
-from step_jepa.run_files import PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE, VIEWS_FILE, json_lines, write_whole
+from step_jepa.run_files import (
+    PARTIAL_FILE,
+    PREDICTIONS_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+    json_lines,
+    unfinished_files,
+    write_whole,
+)
 
 REMEDY = "give another --output_dir, or --overwrite"
 
@@ -20,7 +28,7 @@ def resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> Answer
     or replace results."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: give another --output_dir")
-    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+    if overwrite or not folder.is_dir() or set(folder.iterdir()) <= set(unfinished_files(folder / PARTIAL_FILE)):
         return {}
     if (folder / SUMMARY_FILE).exists() or not (folder / PARTIAL_FILE).exists():
         state = "holds finished results" if (folder / SUMMARY_FILE).exists() else "is not empty"
