@@ -269,6 +269,35 @@ def test_a_probe_does_not_read_what_is_not_there(rng):
         assert -0.2 < values(result)[name] < 0.02
 
 
+def test_components_that_only_rounding_keeps_from_zero_say_nothing(rng):
+    """Texts of few words and fewer pairs: standardised, such a component made R2 -4.7e9."""
+    questions, steps = [], []
+    for i in range(15):
+        questions.append(f"Is it {i}?")
+        steps.append(["so", f"So {i} + 1 = {i + 1}", f"So {i} + 2 = {i + 2}"])
+    views = rng.standard_normal((2, 30, H))
+    result = measure(heldout(rng, *views, later=2, questions=questions, steps=steps))
+    for name in ("first_operand", "second_operand", "result"):
+        assert -1 < values(result, "tfidf")[name] <= 1
+
+
+def test_a_probe_of_collapsed_views_knows_the_mean_and_no_more(rng):
+    data, _ = arithmetic(rng, known=1)
+    data.predicted = np.ones_like(data.predicted)
+    result = measure(data)
+    assert values(result)["operation"] == values(result, "majority")["operation"]
+    for name in ("first_operand", "second_operand", "result"):
+        assert values(result)[name] == pytest.approx(0)
+
+
+def test_a_figure_that_cannot_be_is_not_given_out(rng, monkeypatch):
+    views = rng.standard_normal((120, H))
+    data = heldout(rng, views, views)
+    monkeypatch.setattr("step_jepa.pairing.cosines.unit", lambda vectors: 2 * vectors)
+    with pytest.raises(AssertionError, match="raw_cosine_paired"):
+        measure(data)
+
+
 def test_pairs_without_an_equation_are_left_out_of_the_probes(rng):
     data, signs = arithmetic(rng, known=1)
     data.steps = [steps if i % 3 else ["so", "and so", *steps[2:]] for i, steps in enumerate(data.steps)]
@@ -336,7 +365,7 @@ def test_a_result_is_json_and_a_table(rng):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(measures_table(result))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     assert "position (oracle)" in text
     assert "fewer than 1000 pairs: intervals are wide" in text
     assert "views - " in text

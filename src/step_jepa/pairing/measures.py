@@ -25,12 +25,13 @@ Axes: P pairs.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from step_jepa.errors import UserError
-from step_jepa.pairing.cosines import MARGIN, RAW_PAIRED, RAW_UNPAIRED, cosine_scores
+from step_jepa.pairing.cosines import MARGIN, RAW_PAIRED, RAW_UNPAIRED, ROUNDING, cosine_scores
 from step_jepa.pairing.equations import equation
 from step_jepa.pairing.pairs import FREE, POSITION, VIEWS, VIEWS_TO_BASE, Array, HeldOutPairs, PairScores, Scores
 from step_jepa.pairing.probes import OPERATION, QUANTITIES, decodability
@@ -39,10 +40,14 @@ from step_jepa.pairing.scorers import scorer_vectors
 
 ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told apart
 RESAMPLES = 1000
-MEASURES = (
-    *(RAW_PAIRED, RAW_UNPAIRED, MARGIN, ACROSS, MATCHED, TEMPLATES, WITHIN),
-    *(OPERATION, *QUANTITIES),
-)
+# The least and the most that a figure can be
+MEASURES: dict[str, tuple[float, float]] = {
+    RAW_PAIRED: (-1, 1),
+    RAW_UNPAIRED: (-1, 1),
+    MARGIN: (-2, 2),
+    **dict.fromkeys((ACROSS, MATCHED, TEMPLATES, WITHIN, OPERATION), (0, 1)),
+    **dict.fromkeys(QUANTITIES, (-inf, 1)),
+}
 
 Figure = dict[str, Any]
 
@@ -164,10 +169,18 @@ def _map_scores(scores: Scores, of: Callable[[PairScores], Any]) -> dict[str, di
 
 def _figures(scores: Scores, clusters: _Clusters, candidates: dict[str, Array]) -> dict[str, dict[str, Figure]]:
     figures = _map_scores(scores, lambda of_pairs: _figure(of_pairs, clusters))
+    for measure, scorers in figures.items():
+        for figure in scorers.values():
+            assert _can_be(measure, figure["value"]), (measure, figure)
     for measure, places in candidates.items():
         for figure in figures[measure].values():
             figure["chance"] = 1 / places.shape[1]
     return figures
+
+
+def _can_be(measure: str, value: float | None) -> bool:
+    least, most = MEASURES[measure]
+    return value is None or least - ROUNDING <= value <= most + ROUNDING
 
 
 def _differences(scores: Scores, clusters: _Clusters) -> dict[str, dict[str, Figure]]:

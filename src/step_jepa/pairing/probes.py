@@ -139,11 +139,20 @@ def _probe(inputs: Features, last: Any, seed: int, *, reduced: bool) -> Pipeline
 
 
 class _Reduced(TruncatedSVD):
-    """As many components as asked for, or as the data has. Principal components, where it comes centred."""
+    """As many components as asked for, or as the data has. Principal components, where it comes centred.
+
+    Components that only rounding keeps from zero are left out: standardised, they would be as loud as all others, and
+    louder by orders of magnitude on texts that were not fitted."""
 
     def fit_transform(self, X: Any, y: Any = None) -> Array:
         self.set_params(n_components=min(self.get_params()["n_components"], *X.shape))
-        return super().fit_transform(X, y)
+        components = super().fit_transform(X, y)
+        rounding = np.finfo(components.dtype).eps * max(X.shape)  # relative, as in numpy's matrix_rank
+        self.kept_ = self.singular_values_ >= rounding * self.singular_values_.max()
+        return components[:, self.kept_]
+
+    def transform(self, X: Any) -> Array:
+        return super().transform(X)[:, self.kept_]
 
 
 def vectorizer() -> TfidfVectorizer:
