@@ -539,12 +539,43 @@ def test_nothing_is_written_over(solver, tmp_path):
     with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
         run(arguments(solver, folder))
     run(arguments(solver, folder, overwrite=True, limit=2))
-    with pytest.raises(UserError, match=r"finished results.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished results of another limit, records: .*--overwrite"):
         run(arguments(solver, folder))
     assert len(results(folder)[0]) == 2
     run(arguments(solver, folder, overwrite=True))
     assert len(results(folder)[0]) == 6
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_call_is_not_made_again(solver, tmp_path, capsys, monkeypatch):
+    folder, model = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(solver.model, model)
+    options = {"limit": 1, "model_name": str(model)}
+    run(arguments(solver, folder, **options))
+    first = capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "predictions.partial.jsonl").touch()  # the call was killed just before it took that away
+    with monkeypatch.context() as patch:
+        patch.setattr("step_jepa.evaluation.evaluate.setup_model_and_tokenizer", None)  # nothing is loaded
+        run(arguments(solver, folder, **options))
+    assert capsys.readouterr().out == first + (
+        "they were finished before, by the same command; --overwrite makes them anew\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    with pytest.raises(UserError, match=r"finished results of another match: .*--overwrite"):
+        run(arguments(solver, folder, match="exact", **options))
+    os.utime(model / "model.safetensors", (2e9, 2e9))
+    with pytest.raises(UserError, match=r"finished results of another model_written: .*--overwrite"):
+        run(arguments(solver, folder, **options))
+    run(arguments(solver, folder, overwrite=True, **options))
+    assert results(folder)[1]["settings"]["model_written"] == 2e9
+
+
+@pytest.mark.parametrize("damaged", ["", "7\n", '{"model_name"\n', '{"model_name": "m"}\n{"index": 0}\n'])
+def test_a_damaged_file_of_answers_is_named(solver, tmp_path, damaged):
+    (tmp_path / "predictions.partial.jsonl").write_text(damaged)
+    with pytest.raises(UserError, match=r"predictions\.partial\.jsonl is not what .*--overwrite"):
+        run(arguments(solver, tmp_path))
 
 
 def test_what_killed_writes_left_is_taken_away(solver, tmp_path):

@@ -20,7 +20,7 @@ from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.heldout import HELDOUT, heldout, save_views
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
-from step_jepa.evaluation.resumable import Answers, append, resume, start
+from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
 from step_jepa.losses.distances import Loss
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -98,10 +98,15 @@ def run(args: EvaluateArguments) -> None:
     """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`; `seconds` are those of
     this call, once the model is loaded) and views.safetensors (see `save_views`), and print a table.
 
-    Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
-    answer, and rather than mix or replace results."""
+    Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
+    unusable input, if no record has a known answer, and rather than mix or replace results."""
     records = _read_problems(args)
-    folder, identity = Path(args.output_dir), _identity(args, records)
+    folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records)
+    if not args.overwrite and (summary := finished(folder, _compared(settings))):
+        (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
+        _print_results(folder, summary)
+        console.print("they were finished before, by the same command; --overwrite makes them anew")
+        return
     answers = resume(folder, identity, overwrite=args.overwrite)
     model, tokenizer = _load_model(args)
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
@@ -116,7 +121,7 @@ def run(args: EvaluateArguments) -> None:
         "cut": data.cut,
         "left_out": data.left_out,
         "seconds": time.perf_counter() - ready,
-        "settings": _settings(args),
+        "settings": settings,
     }
     _write_results(folder, rows, views, summary)
     _print_results(folder, summary)
@@ -148,9 +153,20 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
     }
 
 
-def _settings(args: EvaluateArguments) -> dict[str, Any]:
-    trained = saved_predictors(args.model_name) is not None
-    return {**asdict(args), "predictors": _predictors(args), "trained_predictors": trained}
+def _settings(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the results are of, as the summary has it."""
+    return {
+        **asdict(args),
+        "predictors": _predictors(args),
+        "trained_predictors": saved_predictors(args.model_name) is not None,
+        "model_written": last_modified(resolve(args.model_name)),
+        "records": records_digest(records),
+    }
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that change results."""
+    return {name: value for name, value in settings.items() if name not in ("output_dir", "overwrite")}
 
 
 def _predictors(args: EvaluateArguments) -> int:

@@ -1,7 +1,7 @@
 """Resumable output: what was answered so far, under a line that says to what, and how one goes on."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from step_jepa.run_files import (
     SUMMARY_FILE,
     VIEWS_FILE,
     json_lines,
+    read_json,
     unfinished_files,
     write_whole,
 )
@@ -23,24 +24,49 @@ REMEDY = "give another --output_dir, or --overwrite"
 Answers = dict[tuple[int, int], Generation]  # by record and sample
 
 
-def resume(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> Answers:
+def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary that a finished call left in the folder; None where there is none. Raises UserError for one of other
+    settings."""
+    path = folder / SUMMARY_FILE
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    if differing := _differing(settings, summary.get("settings", {})):
+        raise UserError(f"{folder} holds finished results of another {differing}: {REMEDY}")
+    return summary
+
+
+def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Answers:
     """The answers that an interrupted call left in the folder. Changes nothing there. Raises UserError rather than mix
     or replace results."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: give another --output_dir")
-    if overwrite or not folder.is_dir() or set(folder.iterdir()) <= set(unfinished_files(folder / PARTIAL_FILE)):
+    partial = folder / PARTIAL_FILE
+    if overwrite or not folder.is_dir() or set(folder.iterdir()) <= set(unfinished_files(partial)):
         return {}
-    if (folder / SUMMARY_FILE).exists() or not (folder / PARTIAL_FILE).exists():
-        state = "holds finished results" if (folder / SUMMARY_FILE).exists() else "is not empty"
-        raise UserError(f"{folder} {state}: {REMEDY}")
-    # What follows the last line break was being written when the process died.
-    header, *rows = map(json.loads, (folder / PARTIAL_FILE).read_text(encoding="utf-8").split("\n")[:-1])
-    if differing := [name for name in identity if header.get(name) != identity[name]]:
-        raise UserError(f"{folder} holds answers begun with another {', '.join(differing)}: {REMEDY}")
-    return {(row["index"], row["sample"]): Generation(**row) for row in rows}
+    if not partial.exists():
+        raise UserError(f"{folder} is not empty: {REMEDY}")
+    identity_there, answers = _read(partial)
+    if differing := _differing(identity, identity_there):
+        raise UserError(f"{folder} holds answers begun with another {differing}: {REMEDY}")
+    return answers
 
 
-def start(folder: Path, identity: dict[str, Any], answers: Answers) -> None:
+def _differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in wanted if name not in there or there[name] != wanted[name])
+
+
+def _read(partial: Path) -> tuple[dict[str, Any], Answers]:
+    """What the answers are to, and the answers. Raises UserError."""
+    try:
+        # What follows the last line break was being written when the process died.
+        identity, *rows = map(json.loads, partial.read_text(encoding="utf-8").split("\n")[:-1])
+        return dict(identity), {(row["index"], row["sample"]): Generation(**row) for row in rows}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{partial} is not what an interrupted call leaves: {REMEDY}") from error
+
+
+def start(folder: Path, identity: Mapping[str, Any], answers: Answers) -> None:
     """Make the folder hold the answers so far, under what they are answers to, and no results that are replaced."""
     write_whole(folder / PARTIAL_FILE, json_lines([identity, *map(asdict, answers.values())]))
     for name in (SUMMARY_FILE, PREDICTIONS_FILE, VIEWS_FILE):

@@ -84,19 +84,22 @@ class Reading:
 
 
 def run(args: PairingArguments) -> None:
-    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
-    UserError."""
+    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
+    prints what there is. Raises UserError."""
     records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
     results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
+    unmeasured = [name for name in args.model_name if not _is_measured(results, name)]
     base_readings: dict[str, Reading] = {}
     for name in args.model_name:
-        if not _is_measured(results, name):
+        if name in unmeasured:
             base = _read_base(args, name, records, base_readings)
             results["models"][name] = measure_model(args, name, records, base)
             write_json(path, results)
         _print_result(name, results["models"][name])
     console.print(f"{PAIRING_FILE} lies in {args.output_dir}")
+    if not unmeasured:
+        console.print("it was finished before, by the same command; --overwrite makes it anew")
 
 
 def _length(record: Mapping[str, Any]) -> int:
@@ -116,10 +119,10 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
     if args.overwrite or not path.exists():
         return {"settings": settings, "models": {}}
     results = read_json(path)
-    if results.get("settings") != settings or all(_is_measured(results, name) for name in args.model_name):
-        raise UserError(
-            f"{path} holds results, of other settings or finished: give another --output_dir, or --overwrite"
-        )
+    known = results.get("settings", {})
+    if differing := [name for name in settings if name not in known or known[name] != settings[name]]:
+        names = ", ".join(differing)
+        raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")
     return results
 
 
