@@ -598,6 +598,16 @@ def test_what_killed_writes_left_is_taken_away(solver, tmp_path):
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == sorted(kept)
 
 
+def test_weights_that_are_not_finite_are_named(solver, tmp_path):
+    model, tokenizer = setup_model_and_tokenizer(solver.model)
+    model.get_input_embeddings().weight.data[7, 0] = torch.nan
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "diverged")
+    with pytest.raises(UserError, match=r"diverged: its weights are not finite \(model\.embed_tokens\.weight\)"):
+        run(arguments(solver, tmp_path / "out", model_name=str(tmp_path / "diverged")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_evaluated(solver, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]

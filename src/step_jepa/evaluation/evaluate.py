@@ -18,7 +18,7 @@ from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
-from step_jepa.evaluation.heldout import HELDOUT, heldout, save_views
+from step_jepa.evaluation.heldout import HELDOUT, check_weights, heldout, save_views
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
 from step_jepa.losses.distances import Loss
@@ -177,7 +177,7 @@ def _predictors(args: EvaluateArguments) -> int:
 def _load_model(args: EvaluateArguments) -> tuple[Any, Any]:
     """The model as its own run trained it, and its tokenizer. Raises UserError."""
     options = view_options(resolve(args.model_name))
-    return setup_model_and_tokenizer(
+    model, tokenizer = setup_model_and_tokenizer(
         args.model_name,
         predictors=_predictors(args),
         predictor_head=options.get("predictor_head", "identity"),
@@ -185,6 +185,8 @@ def _load_model(args: EvaluateArguments) -> tuple[Any, Any]:
         model_init_kwargs={"dtype": args.dtype},
         seed=args.seed,
     )
+    check_weights(model, args.model_name)
+    return model, tokenizer
 
 
 def _heldout(args: EvaluateArguments, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], Views]:

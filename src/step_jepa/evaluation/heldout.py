@@ -5,10 +5,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PrinterCallback
 
 from step_jepa.adapted import untrained
 from step_jepa.batches.views import Views
+from step_jepa.errors import UserError
 from step_jepa.losses.distances import Loss
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.run_files import VIEWS_FILE
@@ -41,6 +43,13 @@ def heldout(
         trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
         return {name: metrics.get(f"eval_{name}") for name in HELDOUT}, trainer.held_out.of(0)
+
+
+def check_weights(model: nn.Module, name: str) -> None:
+    """Raises UserError, naming the model, for weights that are not finite: whatever is read from them says nothing."""
+    for parameter, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise UserError(f"{name}: its weights are not finite ({parameter}): training diverged; lower its step size")
 
 
 def save_views(folder: Path, views: Views) -> None:
