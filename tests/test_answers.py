@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from step_jepa.evaluation.answers import extract, interval, is_correct, over_generated
+from step_jepa.evaluation.answers import extract, is_correct, over_generated
+from step_jepa.evaluation.judging import wilson_interval
 
 RIGHT, WRONG = True, False
 
@@ -222,6 +223,6 @@ def test_interval():
         (0, 20, 0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ]:
-        assert interval(correct, n) == pytest.approx((low, high), abs=5e-5)
-    assert interval(20, 20)[1] == 1.0
-    assert interval(0, 0) == (0.0, 1.0)
+        assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(20, 20)[1] == 1.0
+    assert wilson_interval(0, 0) == (0.0, 1.0)

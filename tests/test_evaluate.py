@@ -24,13 +24,14 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct
 from step_jepa.evaluation.engines import GumbelNoise, transformers_engine
-from step_jepa.evaluation.evaluate import EvaluateArguments, heldout, run, save_views
-from step_jepa.evaluation.generation import Generation, Request, Rules, generate, requests
-from step_jepa.evaluation.judging import elect, judge, summarise
+from step_jepa.evaluation.evaluate import EvaluateArguments, run
+from step_jepa.evaluation.generation import Generation, Prompt, SamplingParameters, generate, prompts_and_stops
+from step_jepa.evaluation.heldout import heldout, save_views
+from step_jepa.evaluation.judging import judge, majority_vote, summarise
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.rows.branches import trunk
-from step_jepa.run_files import last_modified, run_options
+from step_jepa.run_files import last_modified, run_options, write_whole
 
 
 def problem(a: int) -> dict:
@@ -123,13 +124,13 @@ def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     assert not (tmp_path / "views.safetensors").exists()  # those of other results
 
 
-def answers(model, tokenizer, records, *, samples=1, skip=(), batch_size=16, **rules) -> list[Generation]:
+def answers(model, tokenizer, records, *, samples=1, skip=(), batch_size=16, **sampling) -> list[Generation]:
     """By the model itself, in the order of records and samples."""
-    wanted, stops = requests(model, tokenizer, records, samples=samples)
-    kept = [request for request in wanted if (request.index, request.sample) not in skip]
-    rules = Rules(stops, **{"max_new_tokens": 20, **rules})
-    engine = transformers_engine(model, tokenizer, rules)
-    found = generate(engine, tokenizer, kept, rules, batch_size=batch_size)
+    prompts, stops = prompts_and_stops(model, tokenizer, records, samples=samples)
+    kept = [prompt for prompt in prompts if (prompt.index, prompt.sample) not in skip]
+    parameters = SamplingParameters(stops, **{"max_new_tokens": 20, **sampling})
+    engine = transformers_engine(model, tokenizer, parameters)
+    found = generate(engine, tokenizer, kept, parameters, batch_size=batch_size)
     return sorted(found, key=lambda generation: (generation.index, generation.sample))
 
 
@@ -150,15 +151,15 @@ def gap(model, prompt, one, other) -> float:
     return float((logits[one[shared]] - logits[other[shared]]).abs())
 
 
-def written_at(batch_size, model, tokenizer, records, **rules) -> dict[int, list[int]]:
+def written_at(batch_size, model, tokenizer, records, **sampling) -> dict[int, list[int]]:
     """The tokens of each record's answer, up to the one that ends it."""
-    wanted, stops = requests(model, tokenizer, records)
-    engine, found = transformers_engine(model, tokenizer, Rules(stops, **rules)), {}
-    for start in range(0, len(wanted), batch_size):
-        batch = wanted[start : start + batch_size]
-        for request, ids in zip(batch, engine(batch), strict=True):
+    prompts, stops = prompts_and_stops(model, tokenizer, records)
+    engine, found = transformers_engine(model, tokenizer, SamplingParameters(stops, **sampling)), {}
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        for prompt, ids in zip(batch, engine(batch), strict=True):
             end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-            found[request.index] = ids[: end + 1]
+            found[prompt.index] = ids[: end + 1]
     return found
 
 
@@ -167,12 +168,14 @@ def test_what_differs_between_batch_sizes_is_a_tie(solver):
     model = tiny_model(seed=3, tie_word_embeddings=False)
     head = model.lm_head.weight.data
     head[1::2] = head[::2] * (1 + 1e-6 * torch.randn_like(head[::2]))  # every two tokens are all but tied
-    prompts = [request.prompt for request in requests(model, solver.tokenizer, records)[0]]
+    prompts, _ = prompts_and_stops(model, solver.tokenizer, records)
     one, many = (written_at(size, model, solver.tokenizer, records, max_new_tokens=20) for size in (1, 16))
     differing = [index for index in one if one[index] != many[index]]
-    assert all(gap(model, prompts[index], one[index], many[index]) < 1e-4 for index in differing)
+    assert all(gap(model, prompts[index].input_ids, one[index], many[index]) < 1e-4 for index in differing)
     even, odd = one[0][:3] + [20], one[0][:3] + [21]
-    assert gap(model, prompts[0], even, odd) < 1e-4 < gap(model, prompts[0], even, one[0][:3] + [30])
+    assert (
+        gap(model, prompts[0].input_ids, even, odd) < 1e-4 < gap(model, prompts[0].input_ids, even, one[0][:3] + [30])
+    )
 
 
 @pytest.mark.slow
@@ -189,10 +192,10 @@ def test_smollm2_solves_as_many_at_any_batch_size(tmp_path):
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in turns))
     records = list(read_records(str(tmp_path / "sums.jsonl")))
     model, tokenizer = setup_model_and_tokenizer("smollm2")
-    prompts = [request.prompt for request in requests(model, tokenizer, records)[0]]
+    prompts, _ = prompts_and_stops(model, tokenizer, records)
     one, many = (written_at(size, model, tokenizer, records, max_new_tokens=80) for size in (1, 16))
     differing = [index for index in one if one[index] != many[index]]
-    assert all(gap(model, prompts[index], one[index], many[index]) < 1e-4 for index in differing)
+    assert all(gap(model, prompts[index].input_ids, one[index], many[index]) < 1e-4 for index in differing)
     right = [
         sum(
             is_correct(extract(tokenizer.decode(ids[index]))[0], record["answer"])
@@ -229,19 +232,19 @@ def test_what_is_drawn_depends_on_nothing_but_problem_sample_and_seed(solver):
 
 def test_the_model_reads_the_training_prefix_and_stops_at_the_training_end(solver):
     records = list(read_records(solver.test))
-    wanted, stops = requests(tiny_model(eos_token_id=7), solver.tokenizer, records, samples=2)
+    prompts, stops = prompts_and_stops(tiny_model(eos_token_id=7), solver.tokenizer, records, samples=2)
     texts = [f"<|start|>user\n{record['question']}<|end|>\n<|start|>assistant\n" for record in records]
     ids = [solver.tokenizer.encode(text) for text in texts]
-    assert wanted == [Request(index, sample, ids[index]) for index in range(6) for sample in range(2)]
+    assert prompts == [Prompt(index, sample, ids[index]) for index in range(6) for sample in range(2)]
     assert stops == [7, solver.tokenizer.convert_tokens_to_ids("<|end|>")]
     read, written = [], solver.tokenizer.encode("aaaaa")
 
     def engine(batch):
-        read.append([len(request.prompt) for request in batch])
-        return [[*written, 7, 9] if request.sample else written for request in batch]
+        read.append([len(prompt.input_ids) for prompt in batch])
+        return [[*written, 7, 9] if prompt.sample else written for prompt in batch]
 
-    found = list(generate(engine, solver.tokenizer, wanted, Rules(stops), batch_size=4))
-    lengths = sorted((len(ids[request.index]) for request in wanted), reverse=True)
+    found = list(generate(engine, solver.tokenizer, prompts, SamplingParameters(stops), batch_size=4))
+    lengths = sorted((len(ids[prompt.index]) for prompt in prompts), reverse=True)
     assert read == [lengths[:4], lengths[4:8], lengths[8:]]
     assert Generation(0, 0, "aaaaa", True, 5) in found
     assert Generation(0, 1, "aaaaa", False, 6) in found
@@ -254,8 +257,8 @@ def test_predictor_rows_are_never_written(solver):
     head = model.get_output_embeddings().weight.data
     head[-2:] = 100 * head[solver.tokenizer.convert_tokens_to_ids("S")]  # louder than what every answer begins with
     assert answers(model, solver.tokenizer, records) == answers(plain, solver.tokenizer, records)
-    wanted, stops = requests(model, solver.tokenizer, records)
-    drawn = transformers_engine(model, solver.tokenizer, Rules(stops, 20, temperature=5.0))(wanted)
+    prompts, stops = prompts_and_stops(model, solver.tokenizer, records)
+    drawn = transformers_engine(model, solver.tokenizer, SamplingParameters(stops, 20, temperature=5.0))(prompts)
     assert max(token for ids in drawn for token in ids) < 264
 
 
@@ -323,7 +326,7 @@ def test_the_majority():
         ([None, None], [0]),
         (["Paris"], [0]),
     ]:
-        assert elect(answers, is_correct) == expected
+        assert majority_vote(answers, is_correct) == expected
     row = judged("#### 6", "no idea", "#### 5", "It is 5.0")
     assert {name: row[name] for name in ("prediction", "extracted", "correct", "votes")} == {
         "prediction": "#### 5",
@@ -347,15 +350,15 @@ def test_samples_on_files(solver, tmp_path, capsys, monkeypatch):
     assert summary["sample_accuracy"] == pytest.approx(sum(sample["correct"] for sample in drawn) / 18)
     assert 0 < summary["sample_accuracy"] < 1
     assert all(row["prediction"] in [sample["prediction"] for sample in row["samples"]] for row in rows)
-    write_on, calls = engines._write_on, []
+    write, calls = engines.new_tokens, []
 
     def interrupted(*given):
         calls.append(given)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return write_on(*given)
+        return write(*given)
 
-    monkeypatch.setattr(engines, "_write_on", interrupted)
+    monkeypatch.setattr(engines, "new_tokens", interrupted)
     with pytest.raises(UserError, match="interrupted after 9 of 12"):
         run(arguments(solver, tmp_path / "more", batch_size=3, samples=2, temperature=1.5))
     run(arguments(solver, tmp_path / "more", batch_size=1, **options))  # more samples go on from fewer
@@ -412,11 +415,11 @@ def test_vllm_is_asked_for_the_same(solver, tmp_path, vllm):
     assert made == {"model": str(home), "dtype": "float32", "seed": 42}
     records = list(read_records(solver.test))
     model, _ = setup_model_and_tokenizer(str(home))
-    wanted, stops = requests(model, solver.tokenizer, records)
+    prompts, stops = prompts_and_stops(model, solver.tokenizer, records)
     assert stops == [7, 258]
-    order = sorted(wanted, key=lambda request: -len(request.prompt))
+    order = sorted(prompts, key=lambda prompt: -len(prompt.input_ids))
     assert [prompt for prompts, _ in batches for prompt in prompts] == [
-        {"prompt_token_ids": request.prompt} for request in order
+        {"prompt_token_ids": prompt.input_ids} for prompt in order
     ]
     assert [len(prompts) for prompts, _ in batches] == [4, 2]
     limits = {"max_tokens": 40, "stop_token_ids": stops}
@@ -434,7 +437,7 @@ def test_vllm_is_asked_for_the_same(solver, tmp_path, vllm):
     params = [each for _, params in FakeModel.calls[1:] for each in params]
     assert {each.temperature for each in params} == {0.7}
     assert len({each.seed for each in params}) == 12
-    assert {request.seed(42) for request in requests(model, solver.tokenizer, records, samples=2)[0]} == {
+    assert {prompt.seed(42) for prompt in prompts_and_stops(model, solver.tokenizer, records, samples=2)[0]} == {
         each.seed for each in params
     }
 
@@ -477,7 +480,7 @@ def test_a_killed_run_goes_on(solver, tmp_path):
 
 def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
     run(arguments(solver, tmp_path / "whole"))
-    write_on, calls, kept = engines._write_on, [], []
+    write, calls, kept = engines.new_tokens, [], []
     folder = tmp_path / "resumed"
     partial = folder / "predictions.partial.jsonl"
 
@@ -486,9 +489,9 @@ def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
         if len(calls) == 2:
             kept.append(partial.read_text().count("\n"))
             raise KeyboardInterrupt
-        return write_on(model, padded, *others)
+        return write(model, padded, *others)
 
-    monkeypatch.setattr(engines, "_write_on", interrupted)
+    monkeypatch.setattr(engines, "new_tokens", interrupted)
     with pytest.raises(UserError, match="interrupted after 4 of 6"):
         run(arguments(solver, folder))
     assert kept == [5]  # what it was begun with, and four answers, before anything was closed
@@ -536,12 +539,73 @@ def test_nothing_is_written_over(solver, tmp_path):
     with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
         run(arguments(solver, folder))
     run(arguments(solver, folder, overwrite=True, limit=2))
-    with pytest.raises(UserError, match=r"finished results.*--overwrite"):
+    with pytest.raises(UserError, match=r"finished results of another limit, records: .*--overwrite"):
         run(arguments(solver, folder))
     assert len(results(folder)[0]) == 2
     run(arguments(solver, folder, overwrite=True))
     assert len(results(folder)[0]) == 6
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_call_is_not_made_again(solver, tmp_path, capsys, monkeypatch):
+    folder, model = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(solver.model, model)
+    options = {"limit": 1, "model_name": str(model)}
+    run(arguments(solver, folder, **options))
+    first = capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "predictions.partial.jsonl").touch()  # the call was killed just before it took that away
+    with monkeypatch.context() as patch:
+        patch.setattr("step_jepa.evaluation.evaluate.setup_model_and_tokenizer", None)  # nothing is loaded
+        run(arguments(solver, folder, **options))
+    assert capsys.readouterr().out == first + (
+        "they were finished before, by the same command; --overwrite makes them anew\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    with pytest.raises(UserError, match=r"finished results of another match: .*--overwrite"):
+        run(arguments(solver, folder, match="exact", **options))
+    os.utime(model / "model.safetensors", (2e9, 2e9))
+    with pytest.raises(UserError, match=r"finished results of another model_written: .*--overwrite"):
+        run(arguments(solver, folder, **options))
+    run(arguments(solver, folder, overwrite=True, **options))
+    assert results(folder)[1]["settings"]["model_written"] == 2e9
+
+
+@pytest.mark.parametrize("damaged", ["", "7\n", '{"model_name"\n', '{"model_name": "m"}\n{"index": 0}\n'])
+def test_a_damaged_file_of_answers_is_named(solver, tmp_path, damaged):
+    (tmp_path / "predictions.partial.jsonl").write_text(damaged)
+    with pytest.raises(UserError, match=r"predictions\.partial\.jsonl is not what .*--overwrite"):
+        run(arguments(solver, tmp_path))
+
+
+def test_what_killed_writes_left_is_taken_away(solver, tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / f".predictions.partial.jsonl.{process.pid}.tmp").write_text("{")
+    run(arguments(solver, folder, limit=1))  # what was left of the very first write is no reason to refuse
+    assert [path for path in folder.iterdir() if path.name.startswith(".")] == []
+    kept = [
+        f".summary.json.{os.getppid()}.tmp",
+        ".summary.json.old.tmp",
+        f".summary.json.{10**20}.tmp",
+        f".pairing.json.{process.pid}.tmp",
+    ]
+    for name in (*kept, f".summary.json.{process.pid}.tmp"):
+        (folder / name).touch()
+    write_whole(folder / "summary.json", "{}")
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == sorted(kept)
+
+
+def test_weights_that_are_not_finite_are_named(solver, tmp_path):
+    model, tokenizer = setup_model_and_tokenizer(solver.model)
+    model.get_input_embeddings().weight.data[7, 0] = torch.nan
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "diverged")
+    with pytest.raises(UserError, match=r"diverged: its weights are not finite \(model\.embed_tokens\.weight\)"):
+        run(arguments(solver, tmp_path / "out", model_name=str(tmp_path / "diverged")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_evaluated(solver, tmp_path):
@@ -556,8 +620,12 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
         ({"limit": 0}, "limit = 0: give 1 or more"),
         ({"predictors": -1}, "predictors = -1: give 0 or more"),
         ({"samples": 0}, "samples = 0: give 1 or more"),
+        ({"max_length": 0}, "max_length = 0: give 1 or more"),
+        ({"seed": -1}, "seed = -1: give 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: give 0 to 4294967295"),
         ({"temperature": 0.0, "samples": 3}, "temperature = 0.0: give more than 0"),
-        ({"temperature": 0.3}, "temperature = 0.3 is of drawn answers"),
+        ({"temperature": float("inf"), "samples": 3}, "temperature = inf: give more than 0"),
+        ({"temperature": 0.3}, "--temperature is read by --samples above 1 alone"),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments(solver, tmp_path / "out", **options))
@@ -576,8 +644,8 @@ def lm_eval_task():
 def test_lm_eval_is_given_the_same_prompts_and_the_same_judge(solver, lm_eval_task):
     docs = lm_eval_task.load(pretrained=solver.model, test_file=solver.test, dtype="float32")["test"]
     model, _ = setup_model_and_tokenizer(solver.model)
-    wanted, _ = requests(model, solver.tokenizer, list(read_records(solver.test)))
-    assert [solver.tokenizer.encode(doc["prompt"]) for doc in docs] == [request.prompt for request in wanted]
+    prompts, _ = prompts_and_stops(model, solver.tokenizer, list(read_records(solver.test)))
+    assert [solver.tokenizer.encode(doc["prompt"]) for doc in docs] == [prompt.input_ids for prompt in prompts]
     assert [doc["answer"] for doc in docs] == ["2", "3", "4", "5", "6", "7"]
     assert lm_eval_task.judged(docs[1], ["So.\n#### 3"]) == {"accuracy": 1.0}
     assert lm_eval_task.judged(docs[1], ["So.\n#### 4"]) == {"accuracy": 0.0}

@@ -15,7 +15,7 @@ from step_jepa.cli import main
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.pairing.command import PairingArguments, held_out, read_views, run
+from step_jepa.pairing.command import PairingArguments, held_out_pairs, read_views, run
 from step_jepa.training.config import view_options
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
@@ -54,11 +54,22 @@ def test_pairing_measures_every_pair(run_folder, model_folder, test_file, tmp_pa
     assert result["problems"] == 12
     assert not result["enough"]
     assert {"views", "views_to_base", "tfidf", "numbers"} <= result["measures"]["retrieval_across"].keys()
-    assert "fewer than 1000 pairs" in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert "fewer than 1000 pairs" in first
+    written = (tmp_path / "pairing.json").read_bytes()
     with pytest.raises(SystemExit) as stopped:
         main(["pairing", "--model_name", run_folder, *options])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == first + (
+        "it was finished before, by the same command; --overwrite makes it anew\n"
+    )
+    assert (tmp_path / "pairing.json").read_bytes() == written
+    with pytest.raises(SystemExit) as stopped:
+        main(["pairing", "--model_name", run_folder, *options, "--seed", "43"])
     assert stopped.value.code == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert (
+        "holds results of other settings (seed): give another --output_dir, or --overwrite" in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit) as stopped:  # another model beside it: what is there is not measured again
         main(["pairing", "--model_name", run_folder, model_folder, *options])
     assert stopped.value.code == 0
@@ -145,23 +156,22 @@ def test_a_control_run_is_measured_with_and_without_its_options(model_folder, te
 def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file, tmp_path):
     model, out = copied(model_folder, tmp_path / "model"), tmp_path / "out"
     first = pairing(out, test_file, model, model_folder)
-    with pytest.raises(UserError, match="--overwrite"):
-        pairing(out, test_file, model, model_folder)
+    assert pairing(out, test_file, model, model_folder) == first
     tiny_model(seed=5).save_pretrained(model)
     os.utime(Path(model, "model.safetensors"), (2e9, 2e9))
     again = pairing(out, test_file, model, model_folder)
     assert again[model]["model_written"] == 2e9
     assert again[model]["lm_loss"] != first[model]["lm_loss"]
     assert again[model_folder] == first[model_folder]
-    with pytest.raises(UserError, match="--overwrite"):
-        pairing(out, test_file, model, model_folder)
+    assert pairing(out, test_file, model, model_folder) == again
 
 
-def test_results_in_the_models_own_folder_are_not_the_model(model_folder, test_file, tmp_path):
+def test_results_in_the_models_own_folder_are_not_the_model(model_folder, test_file, tmp_path, capsys):
     model = copied(model_folder, tmp_path / "model")
     pairing(model, test_file, model)
-    with pytest.raises(UserError, match="finished"):
-        pairing(model, test_file, model)
+    assert "finished before" not in capsys.readouterr().out
+    pairing(model, test_file, model)
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_other_records_or_another_base_are_other_settings(model_folder, test_file, tmp_path):
@@ -169,12 +179,27 @@ def test_other_records_or_another_base_are_other_settings(model_folder, test_fil
     shutil.copy(test_file, rows)
     pairing(tmp_path / "out", str(rows), model_folder, base_model=base)
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(records\)"):
         pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
     shutil.copy(test_file, rows)
     os.utime(Path(base, "model.safetensors"), (2e9, 2e9))
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(base_written\)"):
         pairing(tmp_path / "out", str(rows), model_folder, base, base_model=base)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit = 0: give 1 or more"),
+        ({"pool": 1}, "pool = 1: give 2 or more"),
+        ({"predictors": -1}, "predictors = -1: give 0 or more"),
+        ({"seed": -1}, "seed = -1: give 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: give 0 to 4294967295"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        PairingArguments(["model"], "test.jsonl", "out", **options)
 
 
 def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file, tmp_path):
@@ -183,7 +208,7 @@ def test_views_are_read_as_the_run_read_them(run_folder, model_folder, test_file
     args = PairingArguments([run_folder], test_file, str(tmp_path))
     reading = view_options(run_folder)
     own = read_views(args, run_folder, records, **reading)
-    heldout = held_out(
+    heldout = held_out_pairs(
         own, read_views(args, model_folder, records, **{**reading, "predictor_head": "identity"}), records
     )
     model, _ = setup_model_and_tokenizer(run_folder, predictors=1)

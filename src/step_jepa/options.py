@@ -10,6 +10,8 @@ from typing import Any
 
 from step_jepa.errors import UserError
 
+MOST_SEED = 2**32 - 1  # numpy's generators take no larger one
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -131,6 +133,8 @@ def _within(value: float, known: Facts) -> bool:
 def _bounds(known: Facts) -> str:
     if known.least == 0 and known.most == 1:
         return "a share between 0 and 1"
+    if known.least is not None and known.most is not None:
+        return f"{known.least} to {known.most}"
     if known.most is not None and known.least is None:
         return f"{known.most:g} or less"
     return f"more than {known.more_than:g}" if known.more_than is not None else f"{known.least:g} or more"

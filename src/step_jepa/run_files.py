@@ -1,5 +1,6 @@
 """The files of a run: their names, reading and writing them whole, and the identity of a model and of data."""
 
+import glob
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from step_jepa.errors import UserError
 
@@ -33,6 +36,8 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Write the text, or its parts in order, in UTF-8; the folder is made. The file appears whole or not at all: one
     that was there is replaced at the end only."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in unfinished_files(path):
+        abandoned.unlink(missing_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
@@ -40,6 +45,18 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_files(path: Path) -> list[Path]:
+    """What processes left that were killed while they wrote the file; a process that still runs may be writing it."""
+    files = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    return [file for file in files if not _is_being_written(file)]
+
+
+def _is_being_written(unfinished: Path) -> bool:
+    process = unfinished.name.split(".")[-2]
+    is_ours = process.isdigit() and len(process) < 10  # larger numbers are no process, and psutil does not take them
+    return not is_ours or psutil.pid_exists(int(process))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

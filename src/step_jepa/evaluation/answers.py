@@ -3,9 +3,6 @@
 import re
 import threading
 import unicodedata
-from itertools import islice
-from math import sqrt
-from statistics import NormalDist
 from typing import Literal
 
 import math_verify
@@ -17,7 +14,7 @@ Rule = Literal["boxed", "hashes", "number", "text", "none"]
 _SIZE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = rf"\\[dt]?frac\{{\d+\}}\{{\d+\}}|(?:{_SIZE})(?:(?:/| / )\d+)?"
 _NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:\\?\$)?(?:{_FRACTION})(?:\\?%)?")
-_WORDED = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
+_NUMBER_IN_PROSE = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
     rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?",
     re.I,
 )
@@ -25,7 +22,7 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z\s.]*\})?")
 _WRAPPED = re.compile(r"\\(?:text|math)[a-z]*\{([^{}]*)\}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
 _ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$|(?<=[\w)%}])[.;!]\s.*", re.DOTALL)  # " (five)", ". Check: 2 + 3 = 5"
-_GIVEN = re.compile(r"####[^\S\n]*[^\s#]\S*")
+_AFTER_HASHES = re.compile(r"####[^\S\n]*[^\s#]\S*")
 _WORDS = re.compile(r"\S*\w\S*")
 REMARK = 30  # words that may follow an answer
 
@@ -65,12 +62,21 @@ def over_generated(text: str) -> bool:
 
     A closing remark, such as "So he pays $5.", belongs to an answer. Another problem does not, nor the answer over and
     over."""
-    closed = (end for start, end in boxes(text) if final_answer(text[start:end]))
-    given = [*islice(closed, 1), *(found.end() for found in islice(_GIVEN.finditer(text), 1))]
-    if not given:
+    end = _end_of_first_answer(text)
+    if end is None:
         return False
-    rest = text[min(given) :]
-    return final_answer(rest.partition("\n")[2]) is not None or len(_WORDS.findall(rest)) > REMARK
+    rest = text[end:]
+    on_a_later_line = final_answer(rest.partition("\n")[2])
+    return on_a_later_line is not None or len(_WORDS.findall(rest)) > REMARK
+
+
+def _end_of_first_answer(text: str) -> int | None:
+    boxed = next((end for start, end in boxes(text) if final_answer(text[start:end])), None)
+    after_hashes = _AFTER_HASHES.search(text)
+    ends = [] if boxed is None else [boxed]
+    if after_hashes:
+        ends.append(after_hashes.end())
+    return min(ends, default=None)
 
 
 def _unwrapped(text: str) -> str:
@@ -82,8 +88,8 @@ def _mathematics(text: str) -> str | None:
     """The formula in a short answer, without currency signs; None where there are words that it cannot be told from."""
     text = text.replace(r"\$", "$").replace(r"\,", "").replace("\u2212", "-").strip().rstrip(".")
     text = _ASIDE.sub("", "".join(letter for letter in text if unicodedata.category(letter) != "Sc"))
-    if worded := _WORDED.fullmatch(_unwrapped(text)):
-        return worded["number"]
+    if in_prose := _NUMBER_IN_PROSE.fullmatch(_unwrapped(text)):
+        return in_prose["number"]
     # Read as a formula, a word is the product of its letters, and equal to its anagrams.
     return None if not text or _WORD.search(_COMMAND.sub(" ", text)) else text
 
@@ -93,16 +99,8 @@ def _same(given: str, wanted: str) -> bool:
     seconds = 5 if threading.current_thread() is threading.main_thread() else None
     try:
         # Between dollars the text is one formula; bare, math-verify would pick whatever number it likes.
-        gold, target = (math_verify.parse(f"${text}$", parsing_timeout=seconds) for text in (wanted, given))
+        gold = math_verify.parse(f"${wanted}$", parsing_timeout=seconds)
+        target = math_verify.parse(f"${given}$", parsing_timeout=seconds)
         return math_verify.verify(gold, target, timeout_seconds=seconds)
     except Exception:  # sympy raises all sorts of things at what a model writes
         return False
-
-
-def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (JASA 22, 1927, p. 209); with n = 0 nothing is known: (0.0, 1.0)."""
-    if n == 0:
-        return 0.0, 1.0
-    z, share = NormalDist().inv_cdf(0.975), correct / n
-    centre, half = share + z * z / (2 * n), z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))

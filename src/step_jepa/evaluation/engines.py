@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from step_jepa.errors import UserError
-from step_jepa.evaluation.generation import Engine, Request, Rules
+from step_jepa.evaluation.generation import Engine, Prompt, SamplingParameters
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import predictor_ids
 
@@ -23,8 +23,9 @@ class GumbelNoise(LogitsProcessor):
     -log(E) has, E being a standard exponential. Each row draws from a generator of its own, on the CPU, so that a
     device changes nothing.
 
-    seeds         one for each row of the batch
-    temperature   positive
+    Args:
+        seeds: one for each row of the batch.
+        temperature: positive.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float):
@@ -33,54 +34,54 @@ class GumbelNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (B, T) int64 is not looked at; scores (B, V) are logits, in any float type."""
-        drawn = torch.empty(scores.shape, dtype=torch.float64)  # in float32 a draw can be 0
-        for row, generator in zip(drawn, self.generators, strict=True):
+        exponential = torch.empty(scores.shape, dtype=torch.float64)  # in float32 a draw can be 0
+        for row, generator in zip(exponential, self.generators, strict=True):
             row.exponential_(generator=generator)
-        return scores / self.temperature - drawn.log().float().to(scores.device)
+        return scores / self.temperature - exponential.log().float().to(scores.device)
 
 
-def transformers_engine(model: Any, tokenizer: Any, rules: Rules) -> Engine:
+def transformers_engine(model: Any, tokenizer: Any, parameters: SamplingParameters) -> Engine:
     """The model itself, in evaluation mode, on the device of the process; it never writes predictor tokens."""
     config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=rules.max_new_tokens,
-        eos_token_id=rules.stops,
+        do_sample=False,  # with GumbelNoise the likeliest token is a drawn one
+        max_new_tokens=parameters.max_new_tokens,
+        eos_token_id=parameters.stop_token_ids,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=predictor_ids(model) or None,
     )
     model = model.to(PartialState().device).eval()
 
-    def write(batch: Sequence[Request]) -> list[list[int]]:
-        prompts = [request.prompt for request in batch]
-        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-        seeds = [request.seed(rules.seed) for request in batch]
-        noise = [] if rules.temperature is None else [GumbelNoise(seeds, rules.temperature)]
-        return _write_on(model, padded, config, noise)
+    def write(batch: Sequence[Prompt]) -> list[list[int]]:
+        input_ids = [prompt.input_ids for prompt in batch]
+        padded = tokenizer.pad({"input_ids": input_ids}, padding_side="left", return_tensors="pt").to(model.device)
+        seeds = [prompt.seed(parameters.seed) for prompt in batch]
+        noise = [] if parameters.temperature is None else [GumbelNoise(seeds, parameters.temperature)]
+        return new_tokens(model, padded, config, noise)
 
     return write
 
 
-def _write_on(model: Any, padded: Any, config: GenerationConfig, noise: list[GumbelNoise]) -> list[list[int]]:
+def new_tokens(model: Any, padded: Any, config: GenerationConfig, noise: list[GumbelNoise]) -> list[list[int]]:
     """The new tokens after each prompt, padding included; prompts are padded on the left."""
     # What the config leaves open would be taken from the model's own, so that one steps aside.
-    own, model.generation_config = model.generation_config, config
+    model_config, model.generation_config = model.generation_config, config
     try:
         with torch.inference_mode():
             written = model.generate(**padded, logits_processor=noise)
     finally:
-        model.generation_config = own
+        model.generation_config = model_config
     return written[:, padded["input_ids"].shape[1] :].tolist()
 
 
-def vllm_engine(model_name: str, dtype: str, rules: Rules) -> Engine:
+def vllm_engine(model_name: str, dtype: str, parameters: SamplingParameters) -> Engine:
     """vLLM, on the model's folder or hub id. Raises UserError."""
     vllm = require_vllm(model_name)
-    model = vllm.LLM(model=resolve(model_name), dtype=dtype, seed=rules.seed)
+    model = vllm.LLM(model=resolve(model_name), dtype=dtype, seed=parameters.seed)
 
-    def write(batch: Sequence[Request]) -> list[list[int]]:
+    def write(batch: Sequence[Prompt]) -> list[list[int]]:
         outputs = model.generate(
-            [{"prompt_token_ids": request.prompt} for request in batch],
-            [vllm.SamplingParams(**_sampling(request, rules)) for request in batch],
+            [{"prompt_token_ids": prompt.input_ids} for prompt in batch],
+            [vllm.SamplingParams(**_vllm_parameters(prompt, parameters)) for prompt in batch],
             use_tqdm=False,
         )
         return [list(output.outputs[0].token_ids) for output in outputs]
@@ -88,10 +89,11 @@ def vllm_engine(model_name: str, dtype: str, rules: Rules) -> Engine:
     return write
 
 
-def _sampling(request: Request, rules: Rules) -> dict[str, Any]:
-    drawn = {"temperature": rules.temperature, "seed": request.seed(rules.seed)}
-    limits = {"max_tokens": rules.max_new_tokens, "stop_token_ids": rules.stops}
-    return {**limits, **({"temperature": 0.0} if rules.temperature is None else drawn)}
+def _vllm_parameters(prompt: Prompt, parameters: SamplingParameters) -> dict[str, Any]:
+    limits = {"max_tokens": parameters.max_new_tokens, "stop_token_ids": parameters.stop_token_ids}
+    if parameters.temperature is None:
+        return {**limits, "temperature": 0.0}
+    return {**limits, "temperature": parameters.temperature, "seed": prompt.seed(parameters.seed)}
 
 
 def require_vllm(model_name: str) -> Any:

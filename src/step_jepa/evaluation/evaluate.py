@@ -2,17 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from math import inf
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from safetensors.torch import save_file
 
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
@@ -20,14 +17,16 @@ from step_jepa.data.records import Record
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
-from step_jepa.evaluation.generation import Rules, generate, requests
+from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
+from step_jepa.evaluation.heldout import HELDOUT, check_weights, heldout, save_views
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
-from step_jepa.evaluation.resumable import Answers, append, resume, start
+from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
+from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
 from step_jepa.run_files import (
     PARTIAL_FILE,
     PREDICTIONS_FILE,
@@ -41,118 +40,95 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, view_options
-from step_jepa.training.held_out import held_out
-from step_jepa.training.representation import Representation
-
-MOST_VIEWS = 2000
-HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
+from step_jepa.training.config import view_options
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
+
+_DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
 @dataclass
 class EvaluateArguments:
     """What is evaluated on what. Raises UserError for a number out of range."""
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
-    test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    output_dir: str = field(metadata={"help": f"Where {PREDICTIONS_FILE}, {SUMMARY_FILE} and {VIEWS_FILE} go."})
-    limit: int | None = field(default=None, metadata={"help": "Take the first so many examples only."})
-    batch_size: int = field(default=16, metadata={"help": "Examples that are read or answered at once."})
-    max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
-    match: Match = field(
-        default="math",
-        metadata={"help": "What is right: the same mathematics as the truth; exactly its text; a text that begins so."},
+    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    test_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    output_dir: str = option(help=f"Where {PREDICTIONS_FILE}, {SUMMARY_FILE} and {VIEWS_FILE} go.")
+    limit: int | None = option(None, help="Take the first so many examples only.", least=1)
+    batch_size: int = option(16, help="Examples that are read or answered at once.", least=1)
+    max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
+    match: Match = option(
+        "math", help="What is right: the same mathematics as the truth; exactly its text; a text that begins so."
     )
-    samples: int = field(
-        default=1, metadata={"help": "Answers to each problem: 1 is greedy; of more, drawn, the majority's counts."}
+    samples: int = option(
+        1, help="Answers to each problem: 1 is greedy; of more, drawn, the majority's counts.", least=1
     )
-    temperature: float = field(default=0.7, metadata={"help": "Of the drawn answers, with --samples above 1."})
-    engine: Literal["hf", "vllm"] = field(
-        default="hf", metadata={"help": "Who writes the answers: transformers, or vLLM (installed beside this)."}
+    temperature: float = option(0.7, help="Of the drawn answers, with --samples above 1.", more_than=0, needs=_DRAWN)
+    engine: Literal["hf", "vllm"] = option(
+        "hf", help="Who writes the answers: transformers, or vLLM (installed beside this)."
     )
-    predictors: int = field(
-        default=1, metadata={"help": "Predictor tokens of the JEPA loss, unless the model's folder holds trained ones."}
+    predictors: int = option(
+        1, help="Predictor tokens of the JEPA loss, unless the model's folder holds trained ones.", least=0
     )
-    pairs: Pairs = field(
-        default="all", metadata={"help": "Which pairs of consecutive steps the JEPA loss is taken on."}
+    pairs: Pairs = option("all", help="Which pairs of consecutive steps the JEPA loss is taken on.")
+    loss: str = option("cosine", help="Distance between the predicted and the target view.", choices=LOSSES)
+    max_length: int | None = option(
+        1024, help="Longest row of the losses in tokens; longer rows keep whole steps only.", least=1
     )
-    loss: str = field(default="cosine", metadata={"help": "Distance between the predicted and the target view."})
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Longest row of the losses in tokens; longer rows keep whole steps only."}
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
+    seed: int = option(
+        42,
+        help="Seed of drawn answers, of predictor rows that were never trained, of pairs = random.",
+        least=0,
+        most=MOST_SEED,
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
-    seed: int = field(
-        default=42,
-        metadata={"help": "Seed of drawn answers, of predictor rows that were never trained, of pairs = random."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the results that output_dir holds."})
+    overwrite: bool = option(False, help="Replace the results that output_dir holds.")
 
     def __post_init__(self) -> None:
-        for name, least in {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "samples": 1, "predictors": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} = {value}: give {least} or more")
-        if not 0 < self.temperature < inf:
-            raise UserError(
-                f"temperature = {self.temperature}: give more than 0; leave out --samples for greedy answers"
-            )
-        if self.samples == 1 and self.temperature != EvaluateArguments.temperature:
-            raise UserError(
-                f"temperature = {self.temperature} is of drawn answers, and one is greedy: give --samples too"
-            )
+        check_bounds(self)
+        check_needs(self)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether answers are drawn, and not the likeliest."""
+        return self.samples > 1
 
 
 def run(args: EvaluateArguments) -> None:
     """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`; `seconds` are those of
     this call, once the model is loaded) and views.safetensors (see `save_views`), and print a table.
 
-    Interrupted, the same call goes on where it stopped. Raises UserError for unusable input, if no record has a known
-    answer, and rather than mix or replace results."""
-    records, done = _begun(args)
-    folder, trained = Path(args.output_dir), saved_predictors(args.model_name)
-    predictors = args.predictors if trained is None else trained
-    views = view_options(resolve(args.model_name))
-    model, tokenizer = setup_model_and_tokenizer(
-        args.model_name,
-        predictors=predictors,
-        predictor_head=views.get("predictor_head", "identity"),
-        plain=views.get("plain", False),
-        model_init_kwargs={"dtype": args.dtype},
-        seed=args.seed,
-    )
+    Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
+    unusable input, if no record has a known answer, and rather than mix or replace results."""
+    records = _read_problems(args)
+    folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records)
+    if not args.overwrite and (summary := finished(folder, _compared(settings))):
+        (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
+        _print_results(folder, summary)
+        console.print("they were finished before, by the same command; --overwrite makes them anew")
+        return
+    answers = resume(folder, identity, overwrite=args.overwrite)
+    model, tokenizer = _load_model(args)
     data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
     ready = time.perf_counter()
-    losses, views_of_pairs = heldout(
-        model,
-        data,
-        processing_class=tokenizer,
-        predictors=predictors,
-        pairs=args.pairs,
-        loss=args.loss,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        **views,
-    )
-    start(folder, _identity(args, records), done)
-    _answer(args, model, tokenizer, records, done)
-    rows = [
-        judge(record, [done[index, k] for k in range(args.samples)], args.match) for index, record in enumerate(records)
-    ]
-    settings = {**asdict(args), "predictors": predictors, "trained_predictors": trained is not None}
-    summary = {**summarise(rows), **losses, "cut": data.cut, "left_out": data.left_out}
-    summary |= {"seconds": time.perf_counter() - ready, "settings": settings}
-    write_whole(folder / PREDICTIONS_FILE, json_lines(rows))
-    save_views(folder, views_of_pairs)
-    write_json(folder / SUMMARY_FILE, summary)
-    (folder / PARTIAL_FILE).unlink()
-    console.print(_table(summary, run_options(resolve(args.model_name)).get("horizon", 1)))
-    console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
+    figures, views = _heldout(args, model, tokenizer, data)
+    start(folder, identity, answers)
+    _answer(args, model, tokenizer, records, answers)
+    rows = _judge_all(args, records, answers)
+    summary = {
+        **summarise(rows),
+        **figures,
+        "cut": data.cut,
+        "left_out": data.left_out,
+        "seconds": time.perf_counter() - ready,
+        "settings": settings,
+    }
+    _write_results(folder, rows, views, summary)
+    _print_results(folder, summary)
 
 
-def _begun(args: EvaluateArguments) -> tuple[list[Record], Answers]:
-    """The records, and the answers that there are already, once nothing speaks against going on. Raises UserError."""
+def _read_problems(args: EvaluateArguments) -> list[Record]:
+    """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if LOSSES[args.loss].centred and not Path(resolve(args.model_name), STATE_FILE).exists():
         raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
     if args.engine == "vllm":
@@ -160,7 +136,7 @@ def _begun(args: EvaluateArguments) -> tuple[list[Record], Answers]:
     records = list(read_records(args.test_file, max_examples=args.limit))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
-    return records, resume(Path(args.output_dir), _identity(args, records), overwrite=args.overwrite)
+    return records
 
 
 def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -173,68 +149,108 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
         "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,
         "engine": args.engine,
-        "sampling": [args.temperature, args.seed] if args.samples > 1 else None,
+        "sampling": [args.temperature, args.seed] if args.drawn else None,
     }
 
 
+def _settings(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the results are of, as the summary has it."""
+    return {
+        **asdict(args),
+        "predictors": _predictors(args),
+        "trained_predictors": saved_predictors(args.model_name) is not None,
+        "model_written": last_modified(resolve(args.model_name)),
+        "records": records_digest(records),
+    }
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that change results."""
+    return {name: value for name, value in settings.items() if name not in ("output_dir", "overwrite")}
+
+
+def _predictors(args: EvaluateArguments) -> int:
+    trained = saved_predictors(args.model_name)
+    return args.predictors if trained is None else trained
+
+
+def _load_model(args: EvaluateArguments) -> tuple[Any, Any]:
+    """The model as its own run trained it, and its tokenizer. Raises UserError."""
+    options = view_options(resolve(args.model_name))
+    model, tokenizer = setup_model_and_tokenizer(
+        args.model_name,
+        predictors=_predictors(args),
+        predictor_head=options.get("predictor_head", "identity"),
+        plain=options.get("plain", False),
+        model_init_kwargs={"dtype": args.dtype},
+        seed=args.seed,
+    )
+    check_weights(model, args.model_name)
+    return model, tokenizer
+
+
+def _heldout(args: EvaluateArguments, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], Views]:
+    return heldout(
+        model,
+        data,
+        processing_class=tokenizer,
+        predictors=_predictors(args),
+        pairs=args.pairs,
+        loss=args.loss,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        **view_options(resolve(args.model_name)),
+    )
+
+
 def _answer(
-    args: EvaluateArguments, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], done: Answers
+    args: EvaluateArguments, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], answers: Answers
 ) -> None:
-    """Have the answers written that are not in `done`. Raises Interrupted."""
-    wanted, stops = requests(model, tokenizer, records, samples=args.samples)
-    rules = Rules(stops, args.max_new_tokens, args.temperature if args.samples > 1 else None, args.seed)
-    if args.engine == "hf":
-        engine = transformers_engine(model, tokenizer, rules)
-    else:
-        model.cpu()  # vLLM loads its own
-        torch.cuda.empty_cache()
-        engine = vllm_engine(args.model_name, args.dtype, rules)
-    left = [request for request in wanted if (request.index, request.sample) not in done]
+    """Have those written that are not among the answers yet. Raises Interrupted."""
+    prompts, stops = prompts_and_stops(model, tokenizer, records, samples=args.samples)
+    temperature = args.temperature if args.drawn else None
+    parameters = SamplingParameters(stops, args.max_new_tokens, temperature, args.seed)
+    engine = _engine(args, model, tokenizer, parameters)
+    unanswered = [prompt for prompt in prompts if (prompt.index, prompt.sample) not in answers]
+    generations = generate(engine, tokenizer, unanswered, parameters, batch_size=args.batch_size)
     try:
-        append(Path(args.output_dir), generate(engine, tokenizer, left, rules, batch_size=args.batch_size), done)
+        append(Path(args.output_dir), generations, answers)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted after {len(done)} of {len(wanted)} answers: the same command goes on from there"
+            f"interrupted after {len(answers)} of {len(prompts)} answers: the same command goes on from there"
         ) from None
 
 
-def heldout(
-    model: Any,
-    data: Any,
-    *,
-    processing_class: Any = None,
-    predictors: int = 1,
-    pairs: Pairs = "all",
-    loss: str = "cosine",
-    batch_size: int = 16,
-    seed: int = 42,
-    **views: Any,
-) -> tuple[dict[str, Any], Views]:
-    """The Step-JEPA figures on examples that were not trained on: lm_loss (mean over tokens), jepa_loss and
-    cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs (their number).
-    A figure that the data has too few pairs for is None. And the views of these pairs.
-
-    model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
-    views          options of StepJEPAConfig that say how views are read
-    Seeds the global random generators. Raises UserError."""
-    options = StepJEPAOptions(predictors=predictors, pairs=pairs, loss=loss, **views)
-    representation = Representation.load(model, options, seed=seed, processing_class=processing_class)
-    result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
-    figures = {"lm_loss": result.lm_loss, **result.figures}
-    return {name: figures.get(name) for name in HELDOUT}, result.views.of(0)
+def _engine(args: EvaluateArguments, model: Any, tokenizer: Any, parameters: SamplingParameters) -> Engine:
+    if args.engine == "hf":
+        return transformers_engine(model, tokenizer, parameters)
+    model.cpu()  # vLLM loads a copy
+    torch.cuda.empty_cache()
+    return vllm_engine(args.model_name, args.dtype, parameters)
 
 
-def save_views(folder: Path, views: Views) -> None:
-    """Write views.safetensors: predicted and target, float16 (P, H), each of length 1, as only directions are compared;
-    problem and step (of the target), int64 (P,). P is at most 2,000, the first; without a pair there is no file."""
-    path, some = folder / VIEWS_FILE, views[:MOST_VIEWS]
-    path.unlink(missing_ok=True)
-    if len(some):
-        sides = {side: F.normalize(getattr(some, side), dim=-1).half() for side in ("predicted", "target")}
-        save_file({**sides, "problem": some.problem.contiguous(), "step": some.step.contiguous()}, path)
+def _judge_all(args: EvaluateArguments, records: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[str, Any]]:
+    rows = []
+    for index, record in enumerate(records):
+        generations = [answers[index, sample] for sample in range(args.samples)]
+        rows.append(judge(record, generations, args.match))
+    return rows
 
 
-def _table(summary: Mapping[str, Any], horizon: int) -> Table:
+def _write_results(folder: Path, rows: list[dict[str, Any]], views: Views, summary: Mapping[str, Any]) -> None:
+    """The summary is written last but for the tidying up: where it is, all is."""
+    write_whole(folder / PREDICTIONS_FILE, json_lines(rows))
+    save_views(folder, views)
+    write_json(folder / SUMMARY_FILE, summary)
+    (folder / PARTIAL_FILE).unlink()
+
+
+def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:
+    console.print(_table(summary))
+    console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
     low, high = summary["ci95"]
     settings = summary["settings"]
     table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
@@ -244,13 +260,22 @@ def _table(summary: Mapping[str, Any], horizon: int) -> Table:
         table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
     for name in ("without_truth", "no_answer", "truncated", "over_generated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
-    rows = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
-    rows += "" if horizon == 1 else "; of the next step"  # where the run predicted another
     for name in HELDOUT:
-        value = summary[name]
-        shown = "-" if value is None else str(value) if name == "pairs" else f"{value:.4f}"
-        if name == "jepa_loss":
-            table.add_row(f"jepa loss ({settings['loss']}, {settings['pairs']})", f"{shown} ({rows})")
-        else:
-            table.add_row(name.replace("_", " "), shown)
+        table.add_row(*_heldout_row(name, summary[name], settings))
     return table
+
+
+def _heldout_row(name: str, value: float | None, settings: Mapping[str, Any]) -> tuple[str, str]:
+    title, text = name.replace("_", " "), _number(value)
+    if name != "jepa_loss":
+        return title, text
+    about = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
+    if run_options(resolve(settings["model_name"])).get("horizon", 1) != 1:
+        about += "; of the next step"  # where the run predicted another
+    return f"{title} ({settings['loss']}, {settings['pairs']})", f"{text} ({about})"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

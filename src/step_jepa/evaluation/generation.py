@@ -8,44 +8,44 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from step_jepa.data.dataset import to_example
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.tokens import IGNORED, Example
 
 
 @dataclass(frozen=True)
-class Request:
+class Prompt:
     """One answer that is wanted.
 
-    index    of the record
-    sample   which of the record's answers, from 0
-    prompt   token ids that the model reads
+    index       of the record
+    sample      which of the record's answers, from 0
+    input_ids   tokens that the model reads
     """
 
     index: int
     sample: int
-    prompt: list[int]
+    input_ids: list[int]
 
     def seed(self, seed: int) -> int:
         """Of what is drawn for this answer, in 63 bits: neither its place in a batch nor in a file plays a part."""
-        return Random(f"{seed} {self.sample} {self.prompt}").getrandbits(63)
+        return Random(f"{seed} {self.sample} {self.input_ids}").getrandbits(63)
 
 
 @dataclass(frozen=True)
-class Rules:
+class SamplingParameters:
     """How answers are written.
 
-    stops            token ids, each of which ends an answer, in ascending order
+    stop_token_ids   each of them ends an answer; in ascending order
     max_new_tokens   longest answer in tokens
     temperature      of sampling; None for the likeliest token everywhere
     seed             of sampling
     """
 
-    stops: list[int]
+    stop_token_ids: list[int]
     max_new_tokens: int = 256
     temperature: float | None = None
     seed: int = 42
 
 
-Engine = Callable[[Sequence[Request]], list[list[int]]]  # the new tokens of each, under some Rules
+Engine = Callable[[Sequence[Prompt]], list[list[int]]]  # the new tokens of each prompt, under some SamplingParameters
 
 
 @dataclass
@@ -66,35 +66,59 @@ class Generation:
     new_tokens: int
 
 
-def requests(
+def prompts_and_stops(
     model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *, samples: int = 1
-) -> tuple[list[Request], list[int]]:
-    """`samples` requests for each record, and the tokens that stop an answer.
+) -> tuple[list[Prompt], list[int]]:
+    """`samples` prompts for each record, and the ids of the tokens that stop an answer.
 
     A prompt is what precedes the content in training. An answer stops at the token that training labels as the end of
     the turn, or at one of the model's own. Raises UserError, naming the record, where one has no such tokens."""
     examples = [to_example(record, tokenizer, f"example {index}") for index, record in enumerate(records)]
-    prompts = [example.input_ids[: example.steps[0][0]] for example in examples]
-    ends = {next(label for label in reversed(example.labels) if label != IGNORED) for example in examples}
-    wanted = [Request(index, sample, prompt) for index, prompt in enumerate(prompts) for sample in range(samples)]
-    return wanted, sorted(ends | _own_stops(model))
+    prompts: list[Prompt] = []
+    for index, example in enumerate(examples):
+        input_ids = example.input_ids[: example.steps[0][0]]
+        prompts += [Prompt(index, sample, input_ids) for sample in range(samples)]
+    ends_of_turn = {_last_label(example) for example in examples}
+    return prompts, sorted(ends_of_turn | _eos_token_ids(model))
 
 
-def _own_stops(model: Any) -> set[int]:
+def _last_label(example: Example) -> int:
+    return next(label for label in reversed(example.labels) if label != IGNORED)
+
+
+def _eos_token_ids(model: Any) -> set[int]:
     ids = model.generation_config.eos_token_id
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    if ids is None:
+        return set()
+    return {ids} if isinstance(ids, int) else set(ids)
 
 
 def generate(
-    engine: Engine, tokenizer: Any, wanted: Sequence[Request], rules: Rules, *, batch_size: int = 16
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    parameters: SamplingParameters,
+    *,
+    batch_size: int = 16,
 ) -> Iterator[Generation]:
-    """What the engine writes for each request, batch by batch, longest prompts first."""
-    order = sorted(wanted, key=lambda request: -len(request.prompt))
+    """What the engine writes for each prompt, batch by batch, longest prompts first."""
+    order = sorted(prompts, key=lambda prompt: -len(prompt.input_ids))
     with tqdm(total=len(order), desc="answering", unit="answer") as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for request, ids in zip(batch, engine(batch), strict=True):
-                end = next((place for place, token in enumerate(ids) if token in rules.stops), None)
-                count = len(ids) if end is None else end + 1
-                yield Generation(request.index, request.sample, tokenizer.decode(ids[:end]), end is None, count)
+            for prompt, token_ids in zip(batch, engine(batch), strict=True):
+                yield _generation(prompt, token_ids, tokenizer, parameters)
             bar.update(len(batch))
+
+
+def _generation(prompt: Prompt, token_ids: list[int], tokenizer: Any, parameters: SamplingParameters) -> Generation:
+    """The tokens up to the first stop, as text; an engine may go on after it, as others in its batch do."""
+    stops = (place for place, token in enumerate(token_ids) if token in parameters.stop_token_ids)
+    end = next(stops, None)
+    return Generation(
+        index=prompt.index,
+        sample=prompt.sample,
+        prediction=tokenizer.decode(token_ids[:end]),
+        truncated=end is None,
+        new_tokens=len(token_ids) if end is None else end + 1,
+    )

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import eq
 from typing import Any, Literal
 
-from step_jepa.evaluation.answers import extract, interval, is_correct, over_generated
+from scipy.stats import binomtest
+
+from step_jepa.evaluation.answers import extract, is_correct, over_generated
 from step_jepa.evaluation.generation import Generation
 
 Match = Literal["math", "exact", "starts_with"]
@@ -17,23 +19,33 @@ def truth_of(record: Mapping[str, Any], match: Match = "math") -> str | None:
 
 
 def judge(record: Mapping[str, Any], generations: Sequence[Generation], match: Match = "math") -> dict[str, Any]:
-    """The row of predictions.jsonl: index, question, answer, and of the elected generation what `_judged` says.
+    """The row of predictions.jsonl.
 
-    With several generations also `votes`, how many agree with the elected one, and `samples`, all of them in order."""
+    Args:
+        record: the problem.
+        generations: the answers to it, in the order of their samples; at least one.
+        match: what is right.
+
+    Returns:
+        index, question, answer (the truth), and of the generation that counts prediction, extracted (its answer, None
+        for none), rule (how that was found; "text" where the whole text is the answer), correct (None without a truth),
+        over_generated, truncated and new_tokens. Of several generations the one that counts is the first of the
+        majority; then there are also votes, the size of the majority, and samples, all of them in order."""
     truth = truth_of(record, match)
     samples = [_judged(generation, truth, match) for generation in generations]
     row = {"index": generations[0].index, "question": record["question"], "answer": truth}
     if len(samples) == 1:
         return {**row, **samples[0]}
-    winners = elect([each["extracted"] for each in samples], is_correct if match == "math" else eq)
-    return {**row, **samples[winners[0]], "votes": len(winners), "samples": samples}
+    answers = [sample["extracted"] for sample in samples]
+    majority = majority_vote(answers, is_correct if match == "math" else eq)
+    return {**row, **samples[majority[0]], "votes": len(majority), "samples": samples}
 
 
 def _judged(generation: Generation, truth: str | None, match: Match) -> dict[str, Any]:
-    """`correct` is None without a truth; `rule` is "text" where the whole text is the answer."""
     text = generation.prediction.strip()
     if match == "math":
-        (answer, rule), goes_on = extract(text), over_generated(text)
+        answer, rule = extract(text)
+        goes_on = over_generated(text)
         correct = None if truth is None else text == truth or is_correct(answer, truth)
     else:
         assert truth is not None
@@ -51,19 +63,19 @@ def _judged(generation: Generation, truth: str | None, match: Match) -> dict[str
     }
 
 
-def elect(answers: Sequence[str | None], agree: Callable[[str, str], bool]) -> list[int]:
-    """Places of the answers that most agree on, in order; of equally many, those begun first.
+def majority_vote(answers: Sequence[str | None], agree: Callable[[str, str], bool]) -> list[int]:
+    """Places of the answers that most agree on, in order; of equally many, those of the earliest answer.
 
-    Who gives no answer has no vote; where nobody has one it is the first place."""
+    None, no answer, has no vote; where there is nothing else it is the first place."""
     groups: list[list[int]] = []
     for place, answer in enumerate(answers):
         if answer is None:
             continue
-        own = next((group for group in groups if agree(answer, str(answers[group[0]]))), None)
-        if own is None:
+        group = next((group for group in groups if agree(answer, str(answers[group[0]]))), None)
+        if group is None:
             groups.append([place])
         else:
-            own.append(place)
+            group.append(place)
     return max(groups, key=len, default=[0])
 
 
@@ -71,18 +83,29 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over judged rows: n and accuracy are of the rows with a known answer, each of which counts; no_answer (no
     rule found one), truncated and over_generated are of all rows, and a row can be in more than one of them.
 
-    sample_accuracy is the mean over single answers: it is the accuracy, unless rows were elected from samples."""
+    sample_accuracy is the mean over single answers: it is the accuracy, unless majorities were taken."""
     known = [row for row in rows if row["correct"] is not None]
     correct = sum(row["correct"] for row in known)
-    single = [sample["correct"] for row in known for sample in row.get("samples", [row])]
+    answers: list[Mapping[str, Any]] = []
+    for row in known:
+        answers += row.get("samples", [row])
     return {
         "n": len(known),
         "without_truth": len(rows) - len(known),
         "correct": correct,
         "accuracy": correct / len(known) if known else None,
-        "ci95": list(interval(correct, len(known))),
-        "sample_accuracy": sum(single) / len(single) if single else None,
+        "ci95": list(wilson_interval(correct, len(known))),
+        "sample_accuracy": sum(answer["correct"] for answer in answers) / len(answers) if answers else None,
         "no_answer": sum(row["rule"] == "none" for row in rows),
         "truncated": sum(row["truncated"] for row in rows),
         "over_generated": sum(row["over_generated"] for row in rows),
     }
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (JASA 22, 1927, p. 209); with n = 0 nothing is known: (0.0, 1.0)."""
+    if n == 0:
+        return 0.0, 1.0
+    # That of statsmodels differs by rounding, and has 1 - 1e-16 where all are correct.
+    low, high = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)

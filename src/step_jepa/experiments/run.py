@@ -17,7 +17,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.experiments.design import Cell
 from step_jepa.pairing import command as pairing
-from step_jepa.pairing.measures import free
+from step_jepa.pairing.measures import free_baselines
 from step_jepa.run_files import (
     CELL_FILE,
     PAIRING_FILE,
@@ -127,7 +127,7 @@ def _of_views(known: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def _free(known: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     return {
-        name: {scorer: scorers[scorer] for scorer in free(name, scorers)}
+        name: {scorer: scorers[scorer] for scorer in free_baselines(name, scorers)}
         for name, scorers in known.get("by_problem", {}).items()
     }
 

@@ -1,8 +1,8 @@
-"""`step-jepa pairing`: held-out views by a model and by its base, and what they know (pairing_measures.py)."""
+"""`step-jepa pairing`: held-out views by a model and by its base, and what they know (measures.py)."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,28 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
+from step_jepa.evaluation.heldout import check_weights
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors
-from step_jepa.pairing.measures import HeldOut, measure, show
-from step_jepa.run_files import OPTIONS_FILE, PAIRING_FILE, last_modified, records_digest, run_options, write_json
+from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.pairing.measures import measure
+from step_jepa.pairing.pairs import Array, HeldOutPairs
+from step_jepa.pairing.table import measures_table
+from step_jepa.run_files import (
+    OPTIONS_FILE,
+    PAIRING_FILE,
+    last_modified,
+    read_json,
+    records_digest,
+    run_options,
+    write_json,
+)
 from step_jepa.training.config import StepJEPAOptions, view_options
-from step_jepa.training.held_out import held_out as held_out_figures
+from step_jepa.training.held_out import held_out
 from step_jepa.training.representation import Representation
+
+Records = Sequence[Mapping[str, Any]]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -32,32 +46,26 @@ console = Console(highlight=False, soft_wrap=True)
 class PairingArguments:
     """Whose views, of which steps. Raises UserError for a number out of range."""
 
-    model_name: list[str] = field(metadata={"help": "One or more models: hub id, folder, or smollm2."})
-    test_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    output_dir: str = field(metadata={"help": f"Where {PAIRING_FILE} goes."})
-    base_model: str | None = field(
-        default=None, metadata={"help": "The model before training: the frozen judge of what was predicted."}
+    model_name: list[str] = option(help="One or more models: hub id, folder, or smollm2.", is_path=True)
+    test_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    output_dir: str = option(help=f"Where {PAIRING_FILE} goes.")
+    base_model: str | None = option(
+        None, help="The model before training: the frozen judge of what was predicted.", is_path=True
     )
-    views_like: str | None = field(
-        default=None,
-        metadata={"help": "A run's folder, to read views as it did; otherwise as the model's own run did."},
+    views_like: str | None = option(
+        None, help="A run's folder, to read views as it did; otherwise as the model's own run did.", is_path=True
     )
-    limit: int | None = field(default=None, metadata={"help": "Take the first so many records only."})
-    batch_size: int = field(default=16, metadata={"help": "Records read at once."})
-    predictors: int = field(
-        default=1, metadata={"help": "Predictor tokens, unless the model's folder holds trained ones."}
-    )
-    pool: int = field(default=32, metadata={"help": "Candidates of retrieval across problems."})
-    pool_within: int = field(default=3, metadata={"help": "Candidates of retrieval within a problem."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
-    seed: int = field(default=42, metadata={"help": "Of pools, resamples and untrained predictor rows."})
-    overwrite: bool = field(default=False, metadata={"help": f"Replace the {PAIRING_FILE} that output_dir holds."})
+    limit: int | None = option(None, help="Take the first so many records only.", least=1)
+    batch_size: int = option(16, help="Records read at once.", least=1)
+    predictors: int = option(1, help="Predictor tokens, unless the model's folder holds trained ones.", least=0)
+    pool: int = option(32, help="Candidates of retrieval across problems.", least=2)
+    pool_within: int = option(3, help="Candidates of retrieval within a problem.", least=2)
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
+    seed: int = option(42, help="Of pools, resamples and untrained predictor rows.", least=0, most=MOST_SEED)
+    overwrite: bool = option(False, help=f"Replace the {PAIRING_FILE} that output_dir holds.")
 
     def __post_init__(self) -> None:
-        for name, least in {"limit": 1, "batch_size": 1, "predictors": 0, "pool": 2, "pool_within": 2}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} = {value}: give {least} or more")
+        check_bounds(self)
 
 
 @dataclass
@@ -69,56 +77,80 @@ class Reading:
     embeddings: Tensor
     lm_loss: float
 
+    def pairs(self) -> Iterator[tuple[int, Example, slice]]:
+        """(problem, example, place of the step among its tokens) of each view."""
+        for problem, step in zip(self.views.problem.tolist(), self.views.step.tolist(), strict=True):
+            example = self.examples[problem]
+            yield problem, example, slice(*example.steps[step])
+
 
 def run(args: PairingArguments) -> None:
-    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on. Raises
-    UserError."""
+    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
+    prints what there is. Raises UserError."""
     records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
-    for name in [*args.model_name, *([args.base_model] if args.base_model else [])]:
-        load_tokenizer(name)  # a wrong name should not be found out after an hour
-    if args.views_like and not Path(resolve(args.views_like), OPTIONS_FILE).exists():
-        raise UserError(f"{args.views_like} is no run's folder, it has no {OPTIONS_FILE}: leave out --views_like")
-    results, path = _begun(args, records), Path(args.output_dir, PAIRING_FILE)
-    bases: dict[str, Reading] = {}
+    _check_folders(args)
+    results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
+    unmeasured = [name for name in args.model_name if not _is_measured(results, name)]
+    base_readings: dict[str, Reading] = {}
     for name in args.model_name:
-        if not _is_measured(results, name):
-            results["models"][name] = measured(args, name, records, _base(args, name, records, bases))
+        if name in unmeasured:
+            base = _read_base(args, name, records, base_readings)
+            results["models"][name] = measure_model(args, name, records, base)
             write_json(path, results)
-        found = results["models"][name]
-        console.print(show(found), Text(f"{name}: LM loss {found['lm_loss']:.4f}; {_training(found['run'])}"))
+        _print_result(name, results["models"][name])
     console.print(f"{PAIRING_FILE} lies in {args.output_dir}")
+    if not unmeasured:
+        console.print("it was finished before, by the same command; --overwrite makes it anew")
 
 
 def _length(record: Mapping[str, Any]) -> int:
     return sum(len(turn["content"]) for turn in record["messages"])
 
 
-def _begun(args: PairingArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _check_folders(args: PairingArguments) -> None:
+    for name in [*args.model_name, *([args.base_model] if args.base_model else [])]:
+        load_tokenizer(name)  # a wrong name should not be found out after an hour
+    if args.views_like and not Path(resolve(args.views_like), OPTIONS_FILE).exists():
+        raise UserError(f"{args.views_like} is no run's folder, it has no {OPTIONS_FILE}: leave out --views_like")
+
+
+def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]:
     """What an earlier call with the same settings has measured, of the same records and by the same base."""
-    path, settings = Path(args.output_dir, PAIRING_FILE), {**asdict(args), "model_name": None, "overwrite": None}
-    settings["records"] = records_digest(records)
-    settings["base_written"] = _last_modified(args.base_model) if args.base_model else None
-    begun = {"settings": settings, "models": {}}
+    path, settings = Path(args.output_dir, PAIRING_FILE), _settings(args, records)
     if args.overwrite or not path.exists():
-        return begun
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("settings") != settings or all(_is_measured(found, name) for name in args.model_name):
-        raise UserError(
-            f"{path} holds results, of other settings or finished: give another --output_dir, or --overwrite"
-        )
-    return found
+        return {"settings": settings, "models": {}}
+    results = read_json(path)
+    known = results.get("settings", {})
+    if differing := [name for name in settings if name not in known or known[name] != settings[name]]:
+        names = ", ".join(differing)
+        raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")
+    return results
+
+
+def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
+    """What the figures of all models in one pairing.json have in common."""
+    return {
+        **asdict(args),
+        "model_name": None,
+        "overwrite": None,
+        "records": records_digest(records),
+        "base_written": _last_modified(args.base_model) if args.base_model else None,
+    }
 
 
 def _is_measured(results: dict[str, Any], name: str) -> bool:
     """Whether the results have this model's figures, and it was not trained anew since."""
-    found = results["models"].get(name)
-    return found is not None and found.get("model_written", "unknown") == last_modified(
-        resolve(name), besides=PAIRING_FILE
-    )
+    result = results["models"].get(name)
+    return result is not None and result.get("model_written", "unknown") == _last_modified(name)
 
 
 def _last_modified(model_name: str) -> float | None:
     return last_modified(resolve(model_name), besides=PAIRING_FILE)
+
+
+def _print_result(name: str, result: dict[str, Any]) -> None:
+    about = f"{name}: LM loss {result['lm_loss']:.4f}; {_training(result['run'])}"
+    console.print(measures_table(result), Text(about))
 
 
 def _training(run: dict[str, Any]) -> str:
@@ -131,49 +163,54 @@ def _training(run: dict[str, Any]) -> str:
     return f"objective {names}, control {run.get('control', 'unknown')}{ahead}"
 
 
-def _reading(args: PairingArguments, model: str) -> dict[str, Any]:
-    """How views are read."""
+def measure_model(args: PairingArguments, name: str, records: Records, base: Reading | None) -> dict[str, Any]:
+    """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
+    trained, model_written = saved_predictors(name), _last_modified(name)
+    predictors = args.predictors if trained is None else trained
+    reading = read_views(args, name, records, predictors=predictors, **_view_options(args, name))
+    pairs = held_out_pairs(reading, base, records)
+    return {
+        "run": run_options(resolve(name)),
+        "model_written": model_written,
+        "trained_predictors": trained is not None,
+        "lm_loss": reading.lm_loss,
+        **measure(pairs, pool=args.pool, pool_within=args.pool_within, seed=args.seed),
+    }
+
+
+def _view_options(args: PairingArguments, model: str) -> dict[str, Any]:
+    """How the model's views are read."""
     return view_options(resolve(args.views_like or model))
 
 
-def _base(
-    args: PairingArguments, model: str, records: Sequence[Mapping[str, Any]], bases: dict[str, Reading]
-) -> Reading | None:
-    """What the base makes of the records, read as the model's are; `bases` has those that were read before."""
+def _read_base(args: PairingArguments, model: str, records: Records, readings: dict[str, Reading]) -> Reading | None:
+    """What the base makes of the records, read as the model's are; `readings` has those that were read before."""
     if args.base_model is None:
         return None
     # Predictor rows and head are each model's own; an export that is a base needs its own to be loaded.
-    own = {"predictors": saved_predictors(args.base_model) or 0}
-    head = view_options(resolve(args.base_model)).get("predictor_head", "identity")
-    reading = _reading(args, model) | own | {"predictor_head": head}
-    key = json.dumps(reading, sort_keys=True)
-    if key not in bases:
-        bases[key] = read_views(args, args.base_model, records, **reading)
-    return bases[key]
+    options = _view_options(args, model) | {
+        "predictors": saved_predictors(args.base_model) or 0,
+        "predictor_head": view_options(resolve(args.base_model)).get("predictor_head", "identity"),
+    }
+    key = json.dumps(options, sort_keys=True)
+    if key not in readings:
+        readings[key] = read_views(args, args.base_model, records, **options)
+    return readings[key]
 
 
-def measured(args: PairingArguments, name: str, records: Sequence[Mapping[str, Any]], base: Reading | None) -> dict:
-    """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
-    trained, stamp = saved_predictors(name), _last_modified(name)
-    predictors = args.predictors if trained is None else trained
-    own = read_views(args, name, records, predictors=predictors, **_reading(args, name))
-    result = measure(held_out(own, base, records), pool=args.pool, pool_within=args.pool_within, seed=args.seed)
-    about = {"run": run_options(resolve(name)), "model_written": stamp, "trained_predictors": trained is not None}
-    return {**about, "lm_loss": own.lm_loss, **result}
-
-
-def held_out(own: Reading, base: Reading | None, records: Sequence[Mapping[str, Any]]) -> HeldOut:
+def held_out_pairs(reading: Reading, base: Reading | None, records: Records) -> HeldOutPairs:
     """Views and texts of all pairs of consecutive steps but those whose target is just the answer."""
-    views, examples = own.views, own.examples
-    places = list(zip(views.problem.tolist(), views.step.tolist(), strict=True))
-    spans = [examples[problem].steps[step] for problem, step in places]
-    templates = [records[problem].get("template") for problem, _ in places]
+    views = reading.views
     if base is not None:
         assert base.views.problem.equal(views.problem)
         assert base.views.step.equal(views.step)
-    ids = [examples[problem].input_ids for problem, _ in places]
-    embeddings = (base or own).embeddings
-    return HeldOut(
+    prefixes, steps, templates = [], [], []
+    for problem, example, place in reading.pairs():
+        prefixes.append(example.input_ids[: place.start])
+        steps.append(example.input_ids[place])
+        templates.append(records[problem].get("template"))
+    embeddings = (base or reading).embeddings
+    return HeldOutPairs(
         predicted=views.predicted.numpy(),
         target=views.target.numpy(),
         base_target=base.views.target.numpy() if base else None,
@@ -181,9 +218,9 @@ def held_out(own: Reading, base: Reading | None, records: Sequence[Mapping[str, 
         step=views.step.numpy(),
         questions=[record["question"] for record in records],
         steps=[list(record["steps"]) for record in records],
-        embedded_prefix=_embedded(embeddings, [own[:start] for own, (start, _) in zip(ids, spans, strict=True)]),
-        embedded_step=_embedded(embeddings, [own[start:stop] for own, (start, stop) in zip(ids, spans, strict=True)]),
-        length=np.array([stop - start for start, stop in spans]),
+        embedded_prefix=_mean_embeddings(embeddings, prefixes),
+        embedded_step=_mean_embeddings(embeddings, steps),
+        length=np.array([len(step) for step in steps]),
         template=None if None in templates else np.array(templates),
     )
 
@@ -196,8 +233,9 @@ def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str
         seed=args.seed,
         model_init_kwargs={"dtype": args.dtype},
     )
+    check_weights(representation.model, model)
     rows = representation.evaluation_rows(records)
-    result = held_out_figures(representation, rows, batch_size=args.batch_size)
+    result = held_out(representation, rows, batch_size=args.batch_size)
     views = result.views.of(0)
     if not len(views):
         raise UserError(f"{args.test_file}: no record has two steps beside its answer, so there is no pair")
@@ -205,6 +243,6 @@ def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str
     return Reading(views, rows.examples, embeddings, result.lm_loss)
 
 
-def _embedded(embeddings: Tensor, texts: list[list[int]]) -> np.ndarray:
+def _mean_embeddings(embeddings: Tensor, texts: list[list[int]]) -> Array:
     """(P, E): mean embedding of the tokens of each text."""
     return torch.stack([embeddings[torch.tensor(text)].mean(0) for text in texts]).numpy()

@@ -1,6 +1,7 @@
 """What a step of arithmetic computes, read from its text: the ground truth of the probes. Pure strings."""
 
 import re
+from decimal import Decimal
 from typing import NamedTuple
 
 from step_jepa.data.steps import strip_annotations
@@ -17,9 +18,11 @@ _TIMES = re.compile(rf"(?<![^\W\d_])[xX](?=\s*{_NUMERAL})|(?<=%)\s+of\b")
 _WORDS = re.compile(r"(?:[/-]\s?)?(?:[^\W\d_]{2}|\ba\b)['\u2019\w]*")
 _NUMBER = rf"-?{_NUMERAL}(?:\s?%)?"
 _EXPRESSION = rf"{_NUMBER}(?:\s*[-+*/]\s*{_NUMBER})+"
-_EQUATION = re.compile(
-    rf"(?<![\w.])({_EXPRESSION})(?:\s*=\s*{_EXPRESSION})*\s*=\s*({_NUMBER}(?:/[1-9]\d*)?)(?!\d|\s*[-+*/]\s*\d)"
-)
+_CHAIN = rf"(?P<left>{_EXPRESSION})(?:\s*=\s*{_EXPRESSION})*"
+_RESULT = rf"(?P<result>{_NUMBER}(?:/[1-9]\d*)?)(?!\d|\s*[-+*/]\s*\d)"
+# A chain without a result is taken as a whole: what begins inside has no result either, and trying it all anew would
+# take time quadratic in the length of an answer that repeats itself.
+_EQUATION = re.compile(rf"(?<![\w.])(?:{_CHAIN}\s*=\s*{_RESULT}|{_EXPRESSION}(?:\s*=\s*{_EXPRESSION})*)")
 _OPERATION = re.compile(rf"({_NUMBER})\s*([-+*/])\s*({_NUMBER})")
 _FRACTION = re.compile(r"(?<![\d.])(\d+)/(\d+)(?![\d.])")
 
@@ -39,16 +42,17 @@ def equation(text: str) -> Equation | None:
     Currency signs, units, thousands commas and parentheses are looked through. Of a chain, 2 * 3 + 4 = 10, it is the
     first operation as written with the result that the step states, (2, *, 3, 10). A proper fraction in a chain is one
     number: 1/2 * 20 = 10 is (0.5, *, 20, 10)."""
-    match = _EQUATION.search(_bare(text))
+    chains = _EQUATION.finditer(_bare(text))
+    match = next((chain for chain in chains if chain["result"]), None)
     if match is None:
         return None
-    left = match[1]
+    left = match["left"]
     if len(re.findall(_NUMERAL, left)) > 2:
         left = _FRACTION.sub(_proper, left)
     operation = _OPERATION.match(left)
     assert operation is not None  # a fraction that became a number leaves an operation behind
     first, operator, second = operation.groups()
-    return Equation(_value(first), operator, _value(second), _value(match[2]))
+    return Equation(_value(first), operator, _value(second), _value(match["result"]))
 
 
 def numbers(text: str) -> list[float]:
@@ -64,7 +68,9 @@ def _bare(text: str) -> str:
 
 def _proper(match: re.Match[str]) -> str:
     over, under = int(match[1]), int(match[2])
-    return repr(over / under) if over < under else match[0]
+    if over >= under:
+        return match[0]
+    return format(Decimal(repr(over / under)), "f")  # all digits, and no exponent, which is no numeral here
 
 
 def _value(number: str) -> float:
