@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from conftest import byte_tokenizer, tiny_model
 from safetensors.torch import load_file
 
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlainCollator
 from step_jepa.data.dataset import to_example
 from step_jepa.data.sources import read_records
@@ -32,6 +33,7 @@ from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.rows.branches import trunk
 from step_jepa.run_files import last_modified, run_options, write_whole
+from step_jepa.training.config import heldout_options
 
 
 def problem(a: int) -> dict:
@@ -105,12 +107,14 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
 
 def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     run(arguments(solver, tmp_path))
-    figures, views = heldout(solver.model, solver.test, predictors=2, batch_size=1)
+    options = heldout_options(solver.model, predictors=2)
+    held_out = heldout(solver.model, solver.test, options, batch_size=1)
+    figures, views = held_out.figures, held_out.views
     _, summary = results(tmp_path)
     assert {name: summary[name] for name in figures} == pytest.approx(figures, abs=1e-5)
     single = {**next(read_records(solver.test)), "steps": ["So 2.\n\nYes.\n\n#### 2"]}
-    figures, none = heldout(solver.model, [single], predictors=2)
-    assert figures["jepa_loss"] is None  # no pair, no figure
+    without_pair = heldout(solver.model, [single], options)
+    assert without_pair.figures["jepa_loss"] is None  # no pair, no figure
     saved = load_file(tmp_path / "views.safetensors")
     assert {name: value.dtype for name, value in saved.items()} == {
         **dict.fromkeys(("predicted", "target"), torch.float16),
@@ -120,7 +124,7 @@ def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     assert saved["step"].tolist() == [1] * 6
     cosine = (saved["predicted"].float() * saved["target"].float()).sum(1)
     torch.testing.assert_close(cosine, F.cosine_similarity(views.predicted, views.target), rtol=0, atol=2e-3)
-    save_views(tmp_path, none)
+    save_views(tmp_path, without_pair.views)
     assert not (tmp_path / "views.safetensors").exists()  # those of other results
 
 
@@ -505,14 +509,55 @@ def test_an_interrupted_run_goes_on(solver, tmp_path, monkeypatch):
     assert (folder / "predictions.jsonl").read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
 
 
-def test_the_loss_of_another_horizon_is_said_to_be_of_the_next_step(solver, tmp_path, capsys):
+def jepa_loss_row(capsys):
+    return next(line for line in capsys.readouterr().out.splitlines() if "jepa loss" in line)
+
+
+def test_the_loss_of_another_horizon_is_said_to_be_so(solver, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     far = tmp_path / "far"
     shutil.copytree(solver.model, far)
-    for options, noted in ({"horizon": 1}, False), ({"horizon": 2}, True):
-        (far / "step_jepa.json").write_text(json.dumps(options))
-        run(arguments(solver, tmp_path / f"out{noted}", model_name=str(far), limit=1, max_new_tokens=1))
-        row = next(line for line in capsys.readouterr().out.splitlines() if "jepa loss" in line)
-        assert ("; of the next step)" in row) == noted
+    for horizon in (1, 2):
+        run_of = {"lbd": 0.1, "objective": ["step_jepa"], "horizon": horizon}
+        (far / "step_jepa.json").write_text(json.dumps(run_of))
+        run(arguments(solver, tmp_path / f"out{horizon}", model_name=str(far), limit=1, max_new_tokens=1))
+        assert (", 2 steps ahead)" in jepa_loss_row(capsys)) == (horizon == 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": ["llm_jepa"], "predictors": 2, "front_pred": True},
+        {"objective": ["ssp"], "read": "content"},
+        {"objective": ["step_jepa", "stp"], "weights": [1.0, 0.5], "pairs": "all", "loss": "centred_cosine"},
+        {"pairs": "all", "target": "context", "pooling": "mean", "predictors": 3},
+    ],
+)
+def test_held_out_figures_are_those_of_the_runs_own_objective(
+    options, records, tokenizer, tmp_path, capsys, monkeypatch
+):
+    """What training says of the held-out rows at its end is what evaluate says of the export."""
+    monkeypatch.setenv("COLUMNS", "200")
+    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "diagnostics_steps": 0}
+    config = StepJEPAConfig(output_dir=str(tmp_path / "out"), lbd=0.5, max_steps=2, **quiet, **options)
+    trainer = StepJEPARepresentationTrainer(tiny_model(), config, records, records[:6], processing_class=tokenizer)
+    trainer.train()
+    trained = trainer.evaluate()
+    trainer.save_model()
+    test = tmp_path / "test.jsonl"
+    rows = [{**record, "answer": "1"} for record in records[:6]]
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"model_name": str(tmp_path / "out"), "test_file": str(test), "max_new_tokens": 1}
+    run(EvaluateArguments(output_dir=str(tmp_path / "own"), **names))
+    _, summary = results(tmp_path / "own")
+    for name in ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs"):
+        assert summary[name] == pytest.approx(trained[f"eval_{name}"], rel=1e-5), name
+    assert summary["settings"]["objective"] == config.objective
+    assert f"({' + '.join(config.objective)}, {config.loss}, pairs {config.pairs})" in jepa_loss_row(capsys)
+    run(EvaluateArguments(output_dir=str(tmp_path / "asked"), objective=["step_jepa"], **names))
+    _, asked = results(tmp_path / "asked")
+    assert asked["jepa_loss"] != pytest.approx(trained["eval_jepa_loss"], rel=1e-3)
+    assert "(step_jepa, cosine, pairs all)" in jepa_loss_row(capsys)
 
 
 def test_what_lies_beside_a_model(tmp_path):

@@ -39,6 +39,7 @@ class Facts:
     of_jepa_term       means nothing in plain fine-tuning, and is refused there
     free_on_resume     a run may be resumed with another value
     standalone         the standalone implementation has it
+    of_training        matters only while a run trains: held-out figures do not depend on it
     changes_views      a trained model's views can only be read with the run's own value
     """
 
@@ -53,6 +54,7 @@ class Facts:
     of_jepa_term: bool = False
     free_on_resume: bool = False
     standalone: bool = False
+    of_training: bool = False
     changes_views: bool = False
 
 

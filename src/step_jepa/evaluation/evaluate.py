@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa.batches.views import Views
-from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.records import Record
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
@@ -36,11 +35,10 @@ from step_jepa.run_files import (
     json_lines,
     last_modified,
     records_digest,
-    run_options,
     write_json,
     write_whole,
 )
-from step_jepa.training.config import view_options
+from step_jepa.training.config import StepJEPAOptions, heldout_options
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -70,8 +68,13 @@ class EvaluateArguments:
     predictors: int = option(
         1, help="Predictor tokens of the JEPA loss, unless the model's folder holds trained ones.", least=0
     )
-    pairs: Pairs = option("all", help="Which pairs of consecutive steps the JEPA loss is taken on.")
-    loss: str = option("cosine", help="Distance between the predicted and the target view.", choices=LOSSES)
+    objective: list[str] | None = option(
+        None, help="Objectives of the held-out figures; those of the run that the model comes from, else step_jepa."
+    )
+    pairs: Pairs | None = option(
+        None, help="Which pairs of steps the JEPA loss is taken on; as in that run, else all of them."
+    )
+    loss: str | None = option(None, help="Distance of the views; as in that run, else cosine.")
     max_length: int | None = option(
         1024, help="Longest row of the losses in tokens; longer rows keep whole steps only.", least=1
     )
@@ -100,37 +103,34 @@ def run(args: EvaluateArguments) -> None:
 
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
     unusable input, if no record has a known answer, and rather than mix or replace results."""
-    records = _read_problems(args)
-    folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records)
+    records, options = _read_problems(args), _heldout_options(args)
+    folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
         (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
         _print_results(folder, summary)
         console.print("they were finished before, by the same command; --overwrite makes them anew")
         return
     answers = resume(folder, identity, overwrite=args.overwrite)
-    model, tokenizer = _load_model(args)
-    data = load_and_prepare_dataset(records, tokenizer, max_length=args.max_length)
+    model, tokenizer = _load_model(args, options)
     ready = time.perf_counter()
-    figures, views = _heldout(args, model, tokenizer, data)
+    held_out = heldout(model, records, options, processing_class=tokenizer, batch_size=args.batch_size, seed=args.seed)
     start(folder, identity, answers)
     _answer(args, model, tokenizer, records, answers)
     rows = _judge_all(args, records, answers)
     summary = {
         **summarise(rows),
-        **figures,
-        "cut": data.cut,
-        "left_out": data.left_out,
+        **held_out.figures,
+        "cut": held_out.data.cut,
+        "left_out": held_out.data.left_out,
         "seconds": time.perf_counter() - ready,
         "settings": settings,
     }
-    _write_results(folder, rows, views, summary)
+    _write_results(folder, rows, held_out.views, summary)
     _print_results(folder, summary)
 
 
 def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
-    if LOSSES[args.loss].centred and not Path(resolve(args.model_name), STATE_FILE).exists():
-        raise UserError(f"--loss {args.loss} needs the running means of a run with it, which {args.model_name} lacks")
     if args.engine == "vllm":
         require_vllm(args.model_name)
     records = list(read_records(args.test_file, max_examples=args.limit))
@@ -153,11 +153,36 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
     }
 
 
-def _settings(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the results are of, as the summary has it."""
+def _heldout_options(args: EvaluateArguments) -> StepJEPAOptions:
+    """How held-out figures are taken. Raises UserError."""
+    folder = resolve(args.model_name)
+    trained = saved_predictors(args.model_name)
+    options = heldout_options(
+        folder,
+        objective=args.objective,
+        pairs=args.pairs,
+        loss=args.loss,
+        predictors=args.predictors if trained is None else trained,
+    )
+    options.max_length = args.max_length
+    if LOSSES[options.loss].centred and not Path(folder, STATE_FILE).exists():
+        raise UserError(
+            f"--loss {options.loss} needs the running means of a run with it, which {args.model_name} lacks"
+        )
+    return options
+
+
+def _settings(
+    args: EvaluateArguments, records: Sequence[Mapping[str, Any]], options: StepJEPAOptions
+) -> dict[str, Any]:
+    """What the results are of, as the summary has it; the objective, pairs and loss are those that were taken."""
     return {
         **asdict(args),
-        "predictors": _predictors(args),
+        "objective": options.objective,
+        "pairs": options.pairs,
+        "loss": options.loss,
+        "horizon": options.horizon,
+        "predictors": options.predictors,
         "trained_predictors": saved_predictors(args.model_name) is not None,
         "model_written": last_modified(resolve(args.model_name)),
         "records": records_digest(records),
@@ -169,38 +194,13 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("output_dir", "overwrite")}
 
 
-def _predictors(args: EvaluateArguments) -> int:
-    trained = saved_predictors(args.model_name)
-    return args.predictors if trained is None else trained
-
-
-def _load_model(args: EvaluateArguments) -> tuple[Any, Any]:
+def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any, Any]:
     """The model as its own run trained it, and its tokenizer. Raises UserError."""
-    options = view_options(resolve(args.model_name))
     model, tokenizer = setup_model_and_tokenizer(
-        args.model_name,
-        predictors=_predictors(args),
-        predictor_head=options.get("predictor_head", "identity"),
-        plain=options.get("plain", False),
-        model_init_kwargs={"dtype": args.dtype},
-        seed=args.seed,
+        args.model_name, model_init_kwargs={"dtype": args.dtype}, seed=args.seed, **options.setup_arguments()
     )
     check_weights(model, args.model_name)
     return model, tokenizer
-
-
-def _heldout(args: EvaluateArguments, model: Any, tokenizer: Any, data: Any) -> tuple[dict[str, Any], Views]:
-    return heldout(
-        model,
-        data,
-        processing_class=tokenizer,
-        predictors=_predictors(args),
-        pairs=args.pairs,
-        loss=args.loss,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        **view_options(resolve(args.model_name)),
-    )
 
 
 def _answer(
@@ -266,13 +266,14 @@ def _table(summary: Mapping[str, Any]) -> Table:
 
 
 def _heldout_row(name: str, value: float | None, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The JEPA loss says what it is the loss of: such losses can only be compared where they are of the same pairs."""
     title, text = name.replace("_", " "), _number(value)
     if name != "jepa_loss":
         return title, text
-    about = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
-    if run_options(resolve(settings["model_name"])).get("horizon", 1) != 1:
-        about += "; of the next step"  # where the run predicted another
-    return f"{title} ({settings['loss']}, {settings['pairs']})", f"{text} ({about})"
+    objectives = " + ".join(settings["objective"])
+    predictors = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
+    ahead = "" if settings["horizon"] == 1 else f", {settings['horizon']} steps ahead"
+    return f"{title} ({objectives}, {settings['loss']}, pairs {settings['pairs']}{ahead})", f"{text} ({predictors})"
 
 
 def _number(value: float | None) -> str:

@@ -1,15 +1,18 @@
 """Held-out figures of a model, and the views that they are of."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches.views import Views
+from step_jepa.data.dataset import PreparedData
 from step_jepa.errors import UserError
-from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.run_files import VIEWS_FILE
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.held_out import held_out
@@ -19,30 +22,47 @@ HELDOUT = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "pairs")
 MOST_VIEWS = 2000
 
 
+@dataclass
+class HeldOutResult:
+    """figures   by their names in HELDOUT; None for one that the data has too few pairs for
+    views     of the first objective's pairs
+    data      the examples, and how many were cut or left out
+    """
+
+    figures: dict[str, float | None]
+    views: Views
+    data: PreparedData
+
+
 def heldout(
-    model: Any,
-    data: Any,
+    model: str | PreTrainedModel,
+    records: Sequence[Mapping[str, Any]],
+    options: StepJEPAOptions,
     *,
-    processing_class: Any = None,
-    predictors: int = 1,
-    pairs: Pairs = "all",
-    loss: str = "cosine",
+    processing_class: PreTrainedTokenizerBase | None = None,
     batch_size: int = 16,
     seed: int = 42,
-    **views: Any,
-) -> tuple[dict[str, Any], Views]:
-    """The Step-JEPA figures on examples that were not trained on: lm_loss (mean over tokens), jepa_loss and
-    cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs (their number).
-    A figure that the data has too few pairs for is None. And the views of these pairs.
+) -> HeldOutResult:
+    """The figures of the options' objectives on examples that were not trained on: lm_loss (mean over tokens),
+    jepa_loss and cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs
+    (their number).
 
-    model, data    what StepJEPARepresentationTrainer takes; a module needs its tokenizer as `processing_class`
-    views          options of StepJEPAConfig that say how views are read
-    Seeds the global random generators. Raises UserError."""
-    options = StepJEPAOptions(predictors=predictors, pairs=pairs, loss=loss, **views)
+    Args:
+        model: hub id, folder, or module (then with `processing_class`).
+        records: conversations with steps.
+        options: which views are read and how, see `training.config.heldout_options`.
+        processing_class: the tokenizer of a module.
+        batch_size: examples that are read at once; a contrastive loss depends on it.
+        seed: of predictor rows that were never trained, and of random pairs.
+
+    Raises:
+        UserError: for records that cannot be used.
+    """
     representation = Representation.load(model, options, seed=seed, processing_class=processing_class)
+    data = representation.prepare(records)
     result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
     figures = {"lm_loss": result.lm_loss, **result.figures}
-    return {name: figures.get(name) for name in HELDOUT}, result.views.of(0)
+    return HeldOutResult({name: figures.get(name) for name in HELDOUT}, result.views.of(0), data)
 
 
 def check_weights(model: nn.Module, name: str) -> None:

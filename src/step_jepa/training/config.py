@@ -20,7 +20,7 @@ from step_jepa.losses.regularisers import Regulariser
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.llm_jepa import TurnOptions
 from step_jepa.objectives.registry import objectives_that_read
-from step_jepa.objectives.step_jepa import StepOptions
+from step_jepa.objectives.step_jepa import Pairs, StepOptions
 from step_jepa.options import Needs, changed, check_bounds, check_needs, facts, option, option_fields
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, read_json, run_options, write_json
@@ -50,6 +50,7 @@ class RepresentationOptions(TurnOptions):
         group="JEPA term",
         least=0,
         standalone=True,
+        of_training=True,
     )
     lbd_ratio: float = option(
         0.1,
@@ -57,6 +58,7 @@ class RepresentationOptions(TurnOptions):
         group="JEPA term",
         more_than=0,
         needs=_BALANCED,
+        of_training=True,
     )
     gamma: float = option(
         1.0,
@@ -65,6 +67,7 @@ class RepresentationOptions(TurnOptions):
         least=0,
         of_jepa_term=True,
         standalone=True,
+        of_training=True,
     )
     predictors: int = option(
         1,
@@ -108,6 +111,7 @@ class RepresentationOptions(TurnOptions):
         help="Who reads the target: the model, the model without gradient, or its moving average.",
         group="JEPA term",
         of_jepa_term=True,
+        of_training=True,
     )
     ema_decay: float = option(
         0.99,
@@ -116,6 +120,7 @@ class RepresentationOptions(TurnOptions):
         least=0,
         most=1,
         needs=_AVERAGED,
+        of_training=True,
     )
     layer: int = option(
         -1,
@@ -128,6 +133,7 @@ class RepresentationOptions(TurnOptions):
         help="What takes the place of the next step in training.",
         group="Controls",
         of_jepa_term=True,
+        of_training=True,
     )
     redraw: bool = option(False, help="Draw the control's random choices anew in every epoch.", group="Controls")
     jepa_ratio: float = option(
@@ -137,12 +143,14 @@ class RepresentationOptions(TurnOptions):
         least=0,
         most=1,
         of_jepa_term=True,
+        of_training=True,
     )
     same_flop: bool = option(
         False,
         help="Train so much shorter as rows with branches are longer than rows without.",
         group="Controls",
         of_jepa_term=True,
+        of_training=True,
     )
     plain: bool = option(
         False,
@@ -155,6 +163,7 @@ class RepresentationOptions(TurnOptions):
         default_factory=list,
         help=f"Train as published code does: llm_jepa, or some of {', '.join(COMPAT)}.",
         group="Controls",
+        of_training=True,
     )
     max_length: int | None = option(
         1024,
@@ -162,6 +171,7 @@ class RepresentationOptions(TurnOptions):
         group="Data",
         least=1,
         standalone=True,
+        of_training=True,
     )
 
     def __post_init__(self) -> None:
@@ -380,6 +390,37 @@ def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -
         name = each.name
         if name in before and before[name] != now[name] and not facts(each).free_on_resume:
             raise UserError(f"{checkpoint} was begun with {name} = {before[name]}, not {now[name]}: give the same")
+
+
+def heldout_options(
+    folder: str | os.PathLike,
+    *,
+    objective: list[str] | None = None,
+    pairs: Pairs | None = None,
+    loss: str | None = None,
+    predictors: int | None = None,
+) -> StepJEPAOptions:
+    """How held-out figures of a model are taken: as its own run trained it, unless asked otherwise. Where no run with a
+    JEPA term is known, or another objective is asked for, of all pairs of steps, by cosine.
+
+    Args:
+        folder: of the model.
+        objective: asked for in place of the run's; likewise the others.
+        pairs: which pairs of steps.
+        loss: distance of the views.
+        predictors: K.
+
+    Raises:
+        UserError: for a file that no run wrote, and an objective or loss that is not known.
+    """
+    saved = run_options(folder)
+    kept = [each.name for each in option_fields(StepJEPAOptions) if not facts(each).of_training]
+    values = {name: saved[name] for name in kept if name in saved}
+    trained = saved.get("lbd", 0) and values.get("objective", ["none"]) not in (["none"], "none")
+    if objective is not None or not trained:
+        values = view_options(folder) | {"objective": objective or ["step_jepa"], "pairs": "all", "loss": "cosine"}
+    asked = {"pairs": pairs, "loss": loss, "predictors": predictors}
+    return StepJEPAOptions(**values | {name: value for name, value in asked.items() if value is not None})
 
 
 def view_options(folder: str | os.PathLike) -> dict[str, Any]:
