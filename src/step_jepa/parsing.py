@@ -1,110 +1,114 @@
-"""Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
+"""Options of a command: dataclasses from the command line, from plain values, and from a YAML file with `--config`.
+
+argparse only cuts the command line into names and words. Words, values of a YAML file and values given in Python then
+go the same way: `from_values` checks their names and turns each into the type of its field.
+"""
 
 import json
-from argparse import ArgumentTypeError
-from collections.abc import Mapping
-from dataclasses import fields
+import os
+import re
+from argparse import SUPPRESS
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from datetime import date
 from difflib import get_close_matches
+from enum import Enum
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Constraint
 from transformers import HfArgumentParser
 
 from step_jepa.errors import UserError
+from step_jepa.help import page
+from step_jepa.options import default_of, facts
+
+CONFIG = "config"
+_TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
+YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
-    """The dataclasses from the options; those of `--config` first, so that later ones override them."""
+    """The dataclasses from the words of a command line, which override the file that `--config` names.
 
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{message} (step-jepa {command} --help lists the options)")
+    Args:
+        command: its name, for messages and --help.
+        types: the dataclasses of its arguments.
+        argv: the words after the command.
 
-    parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
-    for name, hint in _hints(types):  # HfArgumentParser would take the number alone, and knows no table
-        if hint == float | str:
-            parser._option_string_actions[f"--{name}"].type = _number_or_word
-        if get_origin(hint) is dict:
-            parser._option_string_actions[f"--{name}"].type = _table
-    parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
-    argv = _with_config(_with_first(types, argv))
-    _check_names(command, argv, list(parser._option_string_actions))
-    needs_output = any(option.dest == "output_dir" for option in parser._actions)
-    if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
-        raise UserError("--output_dir is required: say where the results go")
+    Raises:
+        UserError: for options that are unknown, missing or refused.
+        SystemExit: after --help or --help-all.
+    """
+    if help_asked := {"-h", "--help", "--help-all"} & set(argv):
+        print(page(command, types, everything="--help-all" in help_asked))
+        raise SystemExit(0)
+    return from_values(command, types, _given(command, types, argv))
+
+
+def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The same dataclasses from plain values, such as a YAML file or Python code holds them.
+
+    Args:
+        command: its name, for messages.
+        types: the dataclasses of its arguments.
+        values: option -> value; `config` may name a YAML file, whose options the others override. None means None, and
+            is refused where an option cannot be None.
+
+    Raises:
+        UserError: for options that are unknown, missing or refused.
+    """
+    values = _with_config(types, _by_field_name(values))
+    options = {field.name: field for kind in types for field in fields(kind) if field.init}
+    for name in values.keys() - options.keys():
+        raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
+    _check_required(command, options.values(), values)
+    hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
+    converted = {name: _converted(name, hints[name], value) for name, value in values.items()}
+    return tuple(kind(**_of_kind(kind, converted)) for kind in types)
+
+
+def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) -> Any:
+    """The same table of options, with paths that exist in `folder` as paths from here.
+
+    Only options with `is_path`, and `config`, are looked at. What is not there stays as it is: it may be a path from
+    the current folder, a hub id, or the name of something built in.
+
+    Args:
+        folder: where the file lies that the options stand in.
+        types: the dataclasses that the options belong to.
+        values: the table; anything else is returned untouched, to be refused where it is read.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    paths = {field.name for kind in types for field in fields(kind) if facts(field).is_path} | {CONFIG}
+    return {name: _relative_path(folder, value) if name in paths else value for name, value in values.items()}
+
+
+def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, Any]:
+    """The options that a YAML file holds, as values; relative paths are read from the file's folder.
+
+    A dataclass that holds tables of other commands' options may have a static method
+    `nested_paths(folder, values) -> values`, which applies `relative_to` to them. Raises UserError."""
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except UserError:
-        raise
-    except (ValueError, ImportError) as error:  # what TrainingArguments refuses
-        raise UserError(str(error).strip().splitlines()[0]) from None
-    if unknown:
-        raise UserError(f"unknown: {' '.join(unknown)} (step-jepa {command} --help lists the options)")
-    return tuple(parsed[: len(types)])
-
-
-def _check_names(command: str, argv: list[str], names: list[str]) -> None:
-    """A misspelt option is the reason for the one that then is missing, so it is named first."""
-    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
-        if name not in names:
-            meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
-            raise UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
-
-
-def _hints(types: list[Any]) -> list[tuple[str, Any]]:
-    return [hint for kind in types for hint in get_type_hints(kind).items()]
-
-
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _table(text: str) -> dict[str, Any]:
-    """A table of `--config`, as `_word` writes it; on the command line it is JSON."""
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise ArgumentTypeError(f"{text} is no table: write lines such as `name: value` under it") from None
-
-
-def _with_first(types: list[Any], argv: list[str]) -> list[str]:
-    """argv with its leading words as the command's first option, where that takes a list: `report RUN RUN`."""
-    first = fields(types[0])[0]
-    leading = bool(argv) and not argv[0].startswith("-") and get_type_hints(types[0])[first.name] == list[str]
-    return [f"--{first.name}", *argv] if leading else argv
-
-
-def _with_config(argv: list[str]) -> list[str]:
-    """argv with the options of its `--config` file put before the others."""
-    rest, path = [], None
-    left = iter(argv)
-    for word in left:
-        if word.split("=")[0] == "--config":
-            if path:
-                raise UserError("--config is given twice: give one file, and other options on the command line")
-            path = word.partition("=")[2] or next(left, None)
-            if not path:
-                raise UserError("--config needs a file")
-        else:
-            rest.append(word)
-    return [*words(from_file(path)), *rest] if path else rest
-
-
-def from_file(path: str) -> dict[str, Any]:
-    """The options that a YAML file holds. Raises UserError."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): give a YAML file of options") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read {path} ({reason}): give a YAML file of options") from error
     if not isinstance(options, dict):
         raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
-    if "config" in options:
+    options = _by_field_name(options)
+    if CONFIG in options:
         raise UserError(f"{path} names another file of options: write them into one")
-    return options
+    folder = Path(path).parent
+    for kind in types:
+        if hasattr(kind, "nested_paths"):
+            options = kind.nested_paths(folder, options)
+    return dict(relative_to(folder, types, options))
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
@@ -121,3 +125,171 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+# The command line
+
+
+class _Parser(HfArgumentParser):
+    """Knows names, and how many words each takes. Neither types nor defaults: values are `from_values`' business."""
+
+    def __init__(self, command: str, types: list[Any]) -> None:
+        super().__init__(types, add_help=False, allow_abbrev=False)
+        self.command = command
+        self.add_argument(f"--{CONFIG}", action="append")
+        for action in self._actions:
+            action.type, action.choices, action.default, action.required = None, None, SUPPRESS, False
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (step-jepa {self.command} --help lists the options)")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    @property
+    def flags(self) -> set[str]:
+        """Names that stand alone or before a truth value."""
+        return {name for name, action in self._option_string_actions.items() if action.nargs == "?"}
+
+
+def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
+    """Option -> word, words, or a truth value, of the options that the command line has."""
+    parser = _Parser(command, types)
+    for word in argv:  # before argparse, as a misspelt option is the reason for the one that then is missing
+        name = word.split("=")[0]
+        if name.startswith("--") and " " not in name and name not in parser.names:
+            raise _unknown(command, name, parser.names)
+    namespace, leftover = parser.parse_known_args(_written_out(argv, parser.flags))
+    given = vars(namespace)
+    if len(given.get(CONFIG, [])) > 1:
+        raise UserError("--config is given twice: give one file, and other options on the command line")
+    if leftover:
+        first = fields(types[0])[0].name
+        takes_words = get_type_hints(types[0])[first] == list[str]
+        if not takes_words or any(word.startswith("-") for word in leftover):
+            raise UserError(f"unknown: {' '.join(leftover)} (step-jepa {command} --help lists the options)")
+        given[first] = given.get(first, []) + leftover
+    return given | {CONFIG: given[CONFIG][0]} if CONFIG in given else given
+
+
+def _written_out(argv: list[str], flags: set[str]) -> list[str]:
+    """With a `--flag WORD` as `--flag=yes WORD` where the word is no truth value and so belongs to another option."""
+    following = [*argv[1:], "yes"]
+    return [
+        f"{word}=yes" if word in flags and after.lower() not in (*YES, *NO) else word
+        for word, after in zip(argv, following, strict=True)
+    ]
+
+
+def _unknown(command: str, name: str, names: list[str]) -> UserError:
+    meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
+    return UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
+
+
+# Values
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 2e-4 as the number that it is in JSON and YAML 1.2; PyYAML wants 2.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _by_field_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """With the options of the file that `config` names, where there is one, under the others."""
+    others = {name: value for name, value in values.items() if name != CONFIG}
+    return {**from_file(values[CONFIG], types), **others} if CONFIG in values else others
+
+
+def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:
+    missing = [field.name for field in options if field.name not in values and is_required(field)]
+    if "output_dir" in missing:
+        raise UserError("--output_dir is required: say where the results go")
+    if missing:
+        names = ", ".join(f"--{name}" for name in missing)
+        raise UserError(f"the following arguments are required: {names} (step-jepa {command} --help lists the options)")
+
+
+def is_required(field: Field) -> bool:
+    """Whether an option must be given. TrainingArguments would write into a folder of its own choice."""
+    return default_of(field) is MISSING or field.name == "output_dir"
+
+
+def _of_kind(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
+def _relative_path(folder: str | os.PathLike, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_relative_path(folder, entry) for entry in value]
+    there = isinstance(value, str) and value and Path(folder, value).exists()
+    return str(Path(folder, value)) if there else value
+
+
+def _converted(name: str, hint: Any, value: Any) -> Any:
+    """A word or value as the type of its field. Raises UserError."""
+    if value is None and NoneType in _members(hint):
+        return None
+    try:
+        return _adapter(hint).validate_python(_prepared(hint, value))
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].replace("Input should be", "give").replace("valid dictionary", _TABLE)
+        shown = "null" if value is None else value
+        raise UserError(f"{name} = {shown}: {wanted}") from error
+
+
+def _prepared(hint: Any, value: Any) -> Any:
+    """What YAML and the command line have forms of their own for, in the form that pydantic reads."""
+    kinds = _kinds(hint)
+    if isinstance(value, os.PathLike | date):
+        return str(value)
+    if isinstance(value, bool) and bool not in kinds:  # `save_strategy: no`
+        return "yes" if value else "no"
+    if isinstance(value, str) and bool in kinds and value.lower() in (*YES, *NO):
+        return value.lower() in YES
+    if isinstance(value, str) and dict in kinds and str not in kinds:
+        return _table(value)
+    if get_origin(hint) is list:
+        return [_prepared(get_args(hint)[0], entry) for entry in (value if isinstance(value, list) else [value])]
+    return value
+
+
+def _table(text: str) -> Any:
+    """JSON, as the command line has it; other text is left for the refusal."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a field takes: of a union its members, without what they hold."""
+    return {get_origin(member) or member for member in _members(hint)}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+@lru_cache
+def _adapter(hint: Any) -> TypeAdapter:
+    """Members of a union are tried from left to right, so that 1e-3 is a number to `float | str`, and auto a word. Of
+    TrainingArguments' `SchedulerType | str` the enumeration counts."""
+    members = [member for member in _members(hint) if member is not NoneType]
+    named = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    if named:
+        hint = named[0]
+    elif len(members) > 1:
+        union = Union.__getitem__(tuple(members))
+        hint = Annotated[union, Constraint(union_mode="left_to_right")]
+    else:
+        hint = members[0]
+    return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
