@@ -83,6 +83,11 @@ class StepJEPAConfig(RepresentationConfig):
                 raise UserError(f"--{name} is for the objective {', '.join(homes)}: leave it out")
 
 
+def train_config() -> type[StepJEPAConfig]:
+    """The dataclass of `step-jepa train`, asked for when users' modules are imported."""
+    return StepJEPAConfig
+
+
 class StepJEPARepresentationTrainer(RepresentationTrainer):
     """Predict the representation of step i+1, read alone, from everything up to step i; or what `objective` names."""
 

@@ -6,7 +6,8 @@ A command's arguments are a dataclass whose fields are made by `option`. What th
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from step_jepa.errors import UserError
 
@@ -73,6 +74,16 @@ def facts(each: Field) -> Facts:
 def default_of(each: Field) -> Any:
     """The value of a field where none is given; MISSING for one that is required."""
     return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def is_required(each: Field) -> bool:
+    """Whether it must be given. Without an output_dir TrainingArguments would write into a folder of its own choice."""
+    return default_of(each) is MISSING or each.name == "output_dir"
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type hint itself alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def changed(config: Any) -> list[Field]:

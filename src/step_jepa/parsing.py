@@ -9,13 +9,13 @@ import os
 import re
 from argparse import SUPPRESS
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from datetime import date
 from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 
 from step_jepa.errors import UserError
 from step_jepa.help import page
-from step_jepa.options import default_of, facts
+from step_jepa.options import facts, is_required, members_of
 
 CONFIG = "config"
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
@@ -218,11 +218,6 @@ def _check_required(command: str, options: Iterable[Field], values: Mapping[str,
         raise UserError(f"the following arguments are required: {names} (step-jepa {command} --help lists the options)")
 
 
-def is_required(field: Field) -> bool:
-    """Whether an option must be given. TrainingArguments would write into a folder of its own choice."""
-    return default_of(field) is MISSING or field.name == "output_dir"
-
-
 def _of_kind(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
@@ -236,7 +231,7 @@ def _relative_path(folder: str | os.PathLike, value: Any) -> Any:
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
     """A word or value as the type of its field. Raises UserError."""
-    if value is None and NoneType in _members(hint):
+    if value is None and NoneType in members_of(hint):
         return None
     try:
         return _adapter(hint).validate_python(_prepared(hint, value))
@@ -272,18 +267,14 @@ def _table(text: str) -> Any:
 
 def _kinds(hint: Any) -> set[Any]:
     """The types that a field takes: of a union its members, without what they hold."""
-    return {get_origin(member) or member for member in _members(hint)}
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_origin(member) or member for member in members_of(hint)}
 
 
 @lru_cache
 def _adapter(hint: Any) -> TypeAdapter:
     """Members of a union are tried from left to right, so that 1e-3 is a number to `float | str`, and auto a word. Of
     TrainingArguments' `SchedulerType | str` the enumeration counts."""
-    members = [member for member in _members(hint) if member is not NoneType]
+    members = [member for member in members_of(hint) if member is not NoneType]
     named = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
     if named:
         hint = named[0]
