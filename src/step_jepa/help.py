@@ -1,14 +1,14 @@
 """What `--help` prints: our options by purpose; those of transformers.TrainingArguments with `--help-all`."""
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from enum import Enum
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from transformers import TrainingArguments
 
-from step_jepa.options import default_of, facts, is_required, members_of
+from step_jepa.options import default_of, facts, is_required, members_of, options_of
 
 REQUIRED, OTHERS = "required", "transformers.TrainingArguments"
 PLACEHOLDERS = {int: "N", float: "X", dict: "TABLE"}
@@ -51,9 +51,8 @@ def _groups(types: list[Any]) -> dict[str, list[Option]]:
     """Heading -> options: first what must be given, TrainingArguments' last, the others in the order of the fields."""
     groups: dict[str, list[Option]] = {REQUIRED: []}
     for kind in types:
-        hints = get_type_hints(kind)
-        for field in fields(kind):
-            groups.setdefault(_heading(kind, field), []).append((field, hints[field.name]))
+        for field, hint in options_of([kind]):
+            groups.setdefault(_heading(kind, field), []).append((field, hint))
     others = groups.pop(OTHERS, [])
     return {heading: options for heading, options in {**groups, OTHERS: others}.items() if options}
 

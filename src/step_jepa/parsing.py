@@ -7,7 +7,7 @@ go the same way: `from_values` checks their names and turns each into the type o
 import json
 import os
 import re
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from datetime import date
@@ -16,16 +16,15 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
-from transformers import HfArgumentParser
 
 from step_jepa.errors import UserError
 from step_jepa.help import page
-from step_jepa.options import facts, is_required, members_of
+from step_jepa.options import facts, is_required, kinds_of, members_of, options_of
 
 CONFIG = "config"
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
@@ -63,11 +62,11 @@ def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tu
         UserError: for options that are unknown, missing or refused.
     """
     values = _with_config(types, _by_field_name(values))
-    options = {field.name: field for kind in types for field in fields(kind) if field.init}
+    options = {field.name: field for field, _ in options_of(types)}
     for name in values.keys() - options.keys():
         raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
     _check_required(command, options.values(), values)
-    hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
+    hints = {field.name: hint for field, hint in options_of(types)}
     converted = {name: _converted(name, hints[name], value) for name, value in values.items()}
     return tuple(kind(**_of_kind(kind, converted)) for kind in types)
 
@@ -130,27 +129,37 @@ def _word(value: Any) -> str:
 # The command line
 
 
-class _Parser(HfArgumentParser):
+class _Parser(ArgumentParser):
     """Knows names, and how many words each takes. Neither types nor defaults: values are `from_values`' business."""
 
     def __init__(self, command: str, types: list[Any]) -> None:
-        super().__init__(types, add_help=False, allow_abbrev=False)
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
         self.command = command
+        self.names = [f"--{CONFIG}"]
+        self.flags: set[str] = set()  # names that stand alone, or before a truth value
         self.add_argument(f"--{CONFIG}", action="append")
-        for action in self._actions:
-            action.type, action.choices, action.default, action.required = None, None, SUPPRESS, False
+        for field, hint in options_of(types):
+            self._add(field, kinds_of(hint))
+
+    def _add(self, field: Field, kinds: set[Any]) -> None:
+        names = _spellings(field.name)
+        if bool in kinds:
+            self.add_argument(*names, dest=field.name, nargs="?", const=True)
+            self.flags |= {*names}
+        else:
+            self.add_argument(*names, dest=field.name, nargs="+" if list in kinds else None)
+        if bool in kinds and field.default is True:
+            opposite = _spellings(f"no_{field.name}")
+            self.add_argument(*opposite, dest=field.name, action="store_false")
+            names += opposite
+        self.names += names
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (step-jepa {self.command} --help lists the options)")
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._option_string_actions)
 
-    @property
-    def flags(self) -> set[str]:
-        """Names that stand alone or before a truth value."""
-        return {name for name, action in self._option_string_actions.items() if action.nargs == "?"}
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
@@ -165,11 +174,10 @@ def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
     if len(given.get(CONFIG, [])) > 1:
         raise UserError("--config is given twice: give one file, and other options on the command line")
     if leftover:
-        first = fields(types[0])[0].name
-        takes_words = get_type_hints(types[0])[first] == list[str]
-        if not takes_words or any(word.startswith("-") for word in leftover):
-            raise UserError(f"unknown: {' '.join(leftover)} (step-jepa {command} --help lists the options)")
-        given[first] = given.get(first, []) + leftover
+        field, hint = options_of(types)[0]
+        if hint != list[str] or any(word.startswith("-") for word in leftover):
+            parser.error(f"unknown: {' '.join(leftover)}")
+        given[field.name] = given.get(field.name, []) + leftover
     return given | {CONFIG: given[CONFIG][0]} if CONFIG in given else given
 
 
@@ -243,11 +251,13 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
 
 def _prepared(hint: Any, value: Any) -> Any:
     """What YAML and the command line have forms of their own for, in the form that pydantic reads."""
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if isinstance(value, os.PathLike | date):
         return str(value)
     if isinstance(value, bool) and bool not in kinds:  # `save_strategy: no`
         return "yes" if value else "no"
+    if isinstance(value, list) and len(value) == 1 and {str, list} <= kinds:  # `--report_to none`
+        return value[0]
     if isinstance(value, str) and bool in kinds and value.lower() in (*YES, *NO):
         return value.lower() in YES
     if isinstance(value, str) and dict in kinds and str not in kinds:
@@ -263,11 +273,6 @@ def _table(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _kinds(hint: Any) -> set[Any]:
-    """The types that a field takes: of a union its members, without what they hold."""
-    return {get_origin(member) or member for member in members_of(hint)}
 
 
 @lru_cache

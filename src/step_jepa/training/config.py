@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from step_jepa.batches.views import PredictorHead, TargetReader
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses.distances import Loss, Negatives, Regulariser
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.rows.controls import DRAWN, Control
@@ -121,7 +121,8 @@ class RepresentationConfig(TrainingArguments):
         self._check_ranges()
         self._check_combinations()
         self.train_all |= "train_all" in self.switches
-        super().__post_init__()
+        with library_refusals(ValueError, ImportError):
+            super().__post_init__()
         for name in ("model_init_kwargs", "config_overrides"):
             _require(isinstance(getattr(self, name), dict | None), self, name, "JSON such as '{\"name\": 1}'")
         self.dataloader_pin_memory &= torch.cuda.is_available()

@@ -25,7 +25,7 @@ from step_jepa.batches.collate import Batch, BranchCollator, PlainCollator, Plan
 from step_jepa.batches.views import TargetEncoder, Views, full, gathered, random_targets, read, trajectories
 from step_jepa.data.dataset import PreparedData, load_and_prepare_dataset
 from step_jepa.data.tokens import IGNORED, Encoding
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses.distances import Criterion
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -110,16 +110,17 @@ class RepresentationTrainer(Trainer):
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=(BranchCollator if self.branching else PlainCollator)(tokenizer.pad_token_id),
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            callbacks=[*(callbacks or []), *([_EveryStep(self, train_rows)] if train_rows else [])],
-            optimizers=optimizers,
-        )
+        with library_refusals(ValueError, RuntimeError, ImportError):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=(BranchCollator if self.branching else PlainCollator)(tokenizer.pad_token_id),
+                train_dataset=train_rows,
+                eval_dataset=eval_rows,
+                processing_class=tokenizer,
+                callbacks=[*(callbacks or []), *([_EveryStep(self, train_rows)] if train_rows else [])],
+                optimizers=optimizers,
+            )
         self.jepa.state.to(self.args.device)
         if self._target_encoder is not None:
             self._target_encoder.to(self.args.device)
