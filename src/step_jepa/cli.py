@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from step_jepa.errors import Interrupted, UserError
@@ -123,10 +124,8 @@ def _without_imports(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
     """The other words, and whether `--debug` stands among them; with a value it is TrainingArguments' option."""
-    following = [*argv[1:], "--"]
     ours = [
-        word == "--debug" and (argv[0] != "train" or after.startswith("-"))
-        for word, after in zip(argv, following, strict=True)
+        word == "--debug" and (argv[0] != "train" or after.startswith("-")) for word, after in pairwise([*argv, "--"])
     ]
     return [word for word, taken in zip(argv, ours, strict=True) if not taken], any(ours)
 

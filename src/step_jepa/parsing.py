@@ -14,6 +14,7 @@ from datetime import date
 from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
@@ -63,8 +64,9 @@ def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tu
     """
     values = _with_config(types, _by_field_name(values))
     options = {field.name: field for field, _ in options_of(types)}
-    for name in values.keys() - options.keys():
-        raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
+    for name in values:
+        if name not in options:
+            raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
     _check_required(command, options.values(), values)
     hints = {field.name: hint for field, hint in options_of(types)}
     converted = {name: _converted(name, hints[name], value) for name, value in values.items()}
@@ -145,7 +147,7 @@ class _Parser(ArgumentParser):
         names = _spellings(field.name)
         if bool in kinds:
             self.add_argument(*names, dest=field.name, nargs="?", const=True)
-            self.flags |= {*names}
+            self.flags |= set() if str in kinds else {*names}
         else:
             self.add_argument(*names, dest=field.name, nargs="+" if list in kinds else None)
         if bool in kinds and field.default is True:
@@ -183,10 +185,9 @@ def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
 
 def _written_out(argv: list[str], flags: set[str]) -> list[str]:
     """With a `--flag WORD` as `--flag=yes WORD` where the word is no truth value and so belongs to another option."""
-    following = [*argv[1:], "yes"]
     return [
         f"{word}=yes" if word in flags and after.lower() not in (*YES, *NO) else word
-        for word, after in zip(argv, following, strict=True)
+        for word, after in pairwise([*argv, ""])
     ]
 
 
@@ -214,7 +215,8 @@ def _by_field_name(values: Mapping[str, Any]) -> dict[str, Any]:
 def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
     """With the options of the file that `config` names, where there is one, under the others."""
     others = {name: value for name, value in values.items() if name != CONFIG}
-    return {**from_file(values[CONFIG], types), **others} if CONFIG in values else others
+    path = values.get(CONFIG)
+    return others if path is None else {**from_file(path, types), **others}
 
 
 def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:
@@ -241,8 +243,9 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
     """A word or value as the type of its field. Raises UserError."""
     if value is None and NoneType in members_of(hint):
         return None
+    value = _prepared(hint, value)
     try:
-        return _adapter(hint).validate_python(_prepared(hint, value))
+        return _adapter(hint).validate_python(value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].replace("Input should be", "give").replace("valid dictionary", _TABLE)
         shown = "null" if value is None else value
@@ -262,9 +265,15 @@ def _prepared(hint: Any, value: Any) -> Any:
         return value.lower() in YES
     if isinstance(value, str) and dict in kinds and str not in kinds:
         return _table(value)
-    if get_origin(hint) is list:
-        return [_prepared(get_args(hint)[0], entry) for entry in (value if isinstance(value, list) else [value])]
+    if list in kinds and str not in kinds:
+        entries = value if isinstance(value, list) else [value]
+        return [_prepared(_entry_hint(hint), entry) for entry in entries]
     return value
+
+
+def _entry_hint(hint: Any) -> Any:
+    """What a list holds, perhaps beside None."""
+    return next(get_args(member)[0] for member in members_of(hint) if get_origin(member) is list)
 
 
 def _table(text: str) -> Any:
