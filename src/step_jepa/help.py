@@ -48,18 +48,17 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
 
 
 def _groups(types: list[Any]) -> dict[str, list[Option]]:
-    """Heading -> options: first what must be given, TrainingArguments' last, the others in the order of the fields."""
+    """Heading -> options: first what must be given, TrainingArguments' last, others as their headings are met."""
     groups: dict[str, list[Option]] = {REQUIRED: []}
     for kind in types:
         for field, hint in options_of([kind]):
-            groups.setdefault(_heading(kind, field), []).append((field, hint))
+            options = groups.setdefault(_heading(kind, field), [])
+            (groups[REQUIRED] if is_required(field) else options).append((field, hint))
     others = groups.pop(OTHERS, [])
     return {heading: options for heading, options in {**groups, OTHERS: others}.items() if options}
 
 
 def _heading(kind: Any, field: Field) -> str:
-    if is_required(field):
-        return REQUIRED
     if TrainingArguments.__dataclass_fields__.get(field.name) is field:  # inherited, not declared anew by us
         return OTHERS
     return facts(field).group or (kind.__doc__ or kind.__name__).strip().splitlines()[0].rstrip(".")

@@ -86,7 +86,7 @@ def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) ->
     """
     if not isinstance(values, Mapping):
         return values
-    paths = {field.name for kind in types for field in fields(kind) if facts(field).is_path} | {CONFIG}
+    paths = {CONFIG, *(field.name for field, _ in options_of(types) if facts(field).is_path)}
     return {name: _relative_path(folder, value) if name in paths else value for name, value in values.items()}
 
 
@@ -248,8 +248,8 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].replace("Input should be", "give").replace("valid dictionary", _TABLE)
-        shown = "null" if value is None else value
-        raise UserError(f"{name} = {shown}: {wanted}") from error
+        shown = "null" if value is None else str(value)
+        raise UserError(f"{name} = {shown[:100]}: {wanted}") from error
 
 
 def _prepared(hint: Any, value: Any) -> Any:

@@ -81,7 +81,7 @@ def peft_config(args: TrainArguments) -> LoraConfig | None:
         if unread:
             raise UserError(f"--{unread[0]} is for an adapter: add --lora, or leave it out")
         return None
-    modules = [name for names in args.lora_target_modules for name in names.split(",")]
+    modules = ",".join(args.lora_target_modules).split(",")
     with library_refusals(ValueError):
         return LoraConfig(
             r=args.lora_r,
