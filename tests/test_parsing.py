@@ -475,6 +475,7 @@ def test_what_cannot_be_imported(objective_file, capsys):
     for name in (str(broken), "broken_plugin"):  # the user's own error
         with pytest.raises(ModuleNotFoundError, match="no_such_library"):
             cli.main(["train", *TYPED, "--import", name])
+        os.environ[plugins.VARIABLE] = ""
 
 
 # Errors
