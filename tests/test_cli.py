@@ -44,6 +44,8 @@ def test_help_names_every_command(capsys):
     assert code("--help") == 0
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
+    assert code() == 0
+    assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

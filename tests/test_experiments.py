@@ -164,7 +164,7 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"quick": True}, "--quick: this experiment has no quick_changes"),
         ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),
         ({"assumed": {"seeds": 1}}, "give numbers for seed, problem, residual"),
-        ({"recipe": "recipes/lab.yaml"}, "argument --recipe: recipes/lab.yaml is no table"),
+        ({"recipe": "recipes/lab.yaml"}, "recipe = recipes/lab.yaml: give a table"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line_before_anything_is_written(tmp_path, capsys, changes, said):

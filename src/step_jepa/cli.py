@@ -3,14 +3,17 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from step_jepa.errors import Interrupted, UserError
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 
+HELP = ("-h", "--help", "--help-all")
 # command -> module (and its function, where that is not `run`), its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("data.prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
@@ -28,7 +31,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     ),
     "inspect pipeline": ("inspection.commands:run_pipeline", ["PipelineArguments"], "all stages of one example"),
     "audit": ("auditing.audit", ["AuditArguments"], "what the past tells about each step, before training"),
-    "train": ("train", ["TrainArguments", "adapted.StepJEPAConfig"], "fine-tune a model"),
+    "train": ("train", ["TrainArguments", "adapted.train_config()"], "fine-tune a model"),
     "verify": ("verification.verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
     "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),
@@ -48,21 +51,29 @@ def main(argv: list[str] | None = None) -> None:
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("step_jepa").setLevel(logging.INFO)
+    argv, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
+        code = dispatch(argv)
     except UserError as error:
+        _trace(debug)
         _say(str(error))
         code = 130 if isinstance(error, Interrupted) else 2
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
         code = 0
     except OSError as error:  # a folder that cannot be written, a full disk
+        _trace(debug)
         _say(f"{error.strerror or error}: {error.filename or 'give another place'}")
         code = 2
     except KeyboardInterrupt:
         _say("interrupted")
         code = 130
     sys.exit(code)
+
+
+def _trace(debug: bool) -> None:
+    if debug and _FIRST:
+        traceback.print_exc()
 
 
 def _say(message: str) -> None:
@@ -73,27 +84,64 @@ def _say(message: str) -> None:
 
 def dispatch(argv: list[str]) -> int:
     """Run the command that `argv` names; its exit code."""
-    if not argv or argv[0] in ("-h", "--help") or argv == ["inspect", "--help"] or _menu_without_terminal(argv):
-        print("usage: step-jepa COMMAND [--config FILE.yaml] [--option value ...]\n")
-        for command, (_, _, purpose) in COMMANDS.items():
-            print(f"  {command:17} {purpose}")
-        print("\nstep-jepa COMMAND --help lists a command's options; step-jepa inspect asks for its own.")
+    argv, modules = _without_imports(argv)
+    if not argv or argv[0] in HELP or argv == ["inspect", "--help"] or _menu_without_terminal(argv):
+        print(_usage())
         return 0
-    words = 2 if argv[0] == "inspect" and argv[1:] and not argv[1].startswith("-") else 1
-    command = " ".join(argv[:words])
+    length = 2 if argv[0] == "inspect" and argv[1:] and not argv[1].startswith("-") else 1
+    command, words = " ".join(argv[:length]), argv[length:]
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}: one of {', '.join(COMMANDS)}")
     place, types, _ = COMMANDS[command]
     home, _, function = place.partition(":")
+    import_module("step_jepa.plugins").load_plugins(modules)  # before the dataclasses, which know what is registered
     module, parse = import_module(f"step_jepa.{home}"), import_module("step_jepa.parsing").parse
     run = getattr(module, function or "run")
-    return run(*parse(command, [_dataclass(home, name) for name in types], argv[words:])) or 0
+    return run(*parse(command, [_dataclass(home, name) for name in types], words)) or 0
+
+
+def _usage() -> str:
+    lines = [f"  {command:17} {purpose}" for command, (_, _, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: step-jepa COMMAND [--config FILE.yaml] [--option value ...]\n",
+            *lines,
+            "\nstep-jepa COMMAND --help lists a command's options; step-jepa inspect asks for its own.",
+            "With every command: --import FILE.py (or MODULE) loads objectives and the like of your own first, --debug "
+            "shows where an error arose.",
+        ]
+    )
 
 
 def _menu_without_terminal(argv: list[str]) -> bool:
     return argv == ["inspect"] and not (sys.stdin.isatty() and sys.stdout.isatty())
 
 
+def _without_imports(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The other words, and what `--import` names. Raises UserError."""
+    rest, modules = [], []
+    words = iter(argv)
+    for word in words:
+        option, _, value = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+        elif value or (value := next(words, "")):
+            modules.append(value)
+        else:
+            raise UserError("--import needs a file ending in .py, or a module")
+    return rest, modules
+
+
+def _without_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The other words, and whether `--debug` stands among them; with a value it is TrainingArguments' option."""
+    ours = [
+        word == "--debug" and (argv[0] != "train" or after.startswith("-")) for word, after in pairwise([*argv, "--"])
+    ]
+    return [word for word, taken in zip(argv, ours, strict=True) if not taken], any(ours)
+
+
 def _dataclass(home: str, name: str) -> Any:
+    """A dataclass of a command's module or, with a dot, of another one; with () what a function there returns."""
     module, _, attribute = name.rpartition(".")
-    return getattr(import_module(f"step_jepa.{module or home}"), attribute)
+    found = getattr(import_module(f"step_jepa.{module or home}"), attribute.removesuffix("()"))
+    return found() if attribute.endswith("()") else found

@@ -1,22 +1,25 @@
 """`step-jepa demo`: the whole way on a small real model, by the commands that a user would type, and what it did."""
 
-import json
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from step_jepa import train
-from step_jepa.adapted import StepJEPAConfig
+from step_jepa.adapted import train_config
 from step_jepa.data import prepare
 from step_jepa.data.sources import BUILTIN, GSM_SYMBOLIC
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.parsing import parse
+from step_jepa.options import option
+from step_jepa.parsing import from_values
 from step_jepa.reporting import report
-from step_jepa.run_files import SUMMARY_FILE
+from step_jepa.run_files import SUMMARY_FILE, read_json
 
 console = Console(highlight=False)
 FIGURES = {
@@ -31,42 +34,28 @@ FIGURES = {
 class DemoArguments:
     """How large, and where."""
 
-    output_dir: str = field(metadata={"help": "Where everything goes."})
-    recipe: str = field(default="recipes/demo.yaml", metadata={"help": "Recipe of the training run."})
-    model_name: str = field(default="smollm2", metadata={"help": "Model to fine-tune; smollm2 is in the demo extra."})
-    train_problems: int = field(default=96, metadata={"help": "Generated problems to train on."})
-    test_problems: int = field(default=40, metadata={"help": "Held-out problems, of other templates."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Longest answer."})
-    max_steps: int | None = field(default=None, metadata={"help": "Optimisation steps, instead of the recipe's."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier demo wrote into output_dir."})
+    output_dir: str = option(help="Where everything goes.")
+    recipe: str = option("recipes/demo.yaml", help="Recipe of the training run.", is_path=True)
+    model_name: str = option("smollm2", help="Model to fine-tune; smollm2 is in the demo extra.", is_path=True)
+    train_problems: int = option(96, help="Generated problems to train on.")
+    test_problems: int = option(40, help="Held-out problems, of other templates.")
+    max_new_tokens: int = option(200, help="Longest answer.")
+    max_steps: int | None = option(None, help="Optimisation steps, instead of the recipe's.")
+    overwrite: bool = option(False, help="Replace what an earlier demo wrote into output_dir.")
 
 
 def run(args: DemoArguments) -> None:
     """Prepare, evaluate, train, evaluate, report; then a table of before and after. Raises UserError."""
-    folder, again = Path(args.output_dir), ["--overwrite"] if args.overwrite else []
+    folder = Path(args.output_dir)
     if not Path(args.recipe).exists():
         raise UserError(f"{args.recipe} is not here: run the demo in the project's folder, or give --recipe")
-    for name, count in (("train", args.train_problems), ("test", args.test_problems)):
-        options = [
-            "--input_file",
-            BUILTIN + GSM_SYMBOLIC,
-            "--output_file",
-            f"{folder}/{name}.jsonl",
-            "--templates",
-            name,
-        ]
-        _call(prepare, "prepare", [prepare.PrepareArguments], [*options, "--max_examples", str(count), *again])
-    scoring = ["--test_file", f"{folder}/test.jsonl", "--max_new_tokens", str(args.max_new_tokens), *again]
-    before = ["--model_name", args.model_name, "--output_dir", f"{folder}/before"]
-    after = ["--model_name", f"{folder}/model", "--output_dir", f"{folder}/after"]
-    recipe = ["--config", args.recipe, "--model_name", args.model_name, "--train_file", f"{folder}/train.jsonl"]
-    steps = ["--max_steps", str(args.max_steps)] if args.max_steps else []
-    _call(evaluate, "evaluate", [evaluate.EvaluateArguments], [*before, *scoring])
-    options = [*recipe, "--eval_file", f"{folder}/test.jsonl", "--output_dir", f"{folder}/model", *steps, *again]
-    _call(train, "train", [train.TrainArguments, StepJEPAConfig], options)
-    _call(evaluate, "evaluate", [evaluate.EvaluateArguments], [*after, *scoring])
+    _prepare(args, "train", args.train_problems)
+    _prepare(args, "test", args.test_problems)
+    _evaluate(args, args.model_name, "before")
+    _train(args)
+    _evaluate(args, f"{folder}/model", "after")
     page = f"{folder}/report.html"
-    _call(report, "report", [report.ReportArguments], [str(folder), "--output", page, *again])
+    _call(report, "report", [report.ReportArguments], {"runs": [str(folder)], "output": page}, args)
     console.print(_table(folder))
     console.print(
         f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl, summary.json and views;\n"
@@ -75,14 +64,50 @@ def run(args: DemoArguments) -> None:
     )
 
 
-def _call(module: Any, command: str, types: list[Any], options: list[str]) -> None:
-    console.rule(f"[bold]step-jepa {' '.join([command, *options])}", align="left")
-    module.run(*parse(command, types, options))
+def _prepare(args: DemoArguments, part: str, problems: int) -> None:
+    options = {"input_file": GSM_SYMBOLIC, "output_file": f"{args.output_dir}/{part}.jsonl", "templates": part}
+    _call(prepare, "prepare", [prepare.PrepareArguments], {**options, "max_examples": problems}, args)
+
+
+def _evaluate(args: DemoArguments, model: str, part: str) -> None:
+    files = {"test_file": f"{args.output_dir}/test.jsonl", "output_dir": f"{args.output_dir}/{part}"}
+    options = {"model_name": model, **files, "max_new_tokens": args.max_new_tokens}
+    _call(evaluate, "evaluate", [evaluate.EvaluateArguments], options, args)
+
+
+def _train(args: DemoArguments) -> None:
+    files = {part: f"{args.output_dir}/{name}.jsonl" for part, name in (("train_file", "train"), ("eval_file", "test"))}
+    options: dict[str, Any] = {
+        "config": args.recipe,
+        "model_name": args.model_name,
+        **files,
+        "output_dir": f"{args.output_dir}/model",
+    }
+    if args.max_steps:
+        options["max_steps"] = args.max_steps
+    _call(train, "train", [train.TrainArguments, train_config()], options, args)
+
+
+def _call(module: Any, command: str, types: list[Any], options: dict[str, Any], args: DemoArguments) -> None:
+    """Run a command, and say how one would type it."""
+    if args.overwrite:
+        options = {**options, "overwrite": True}
+    console.rule(f"[bold]{escape(_typed(command, options))}", align="left")
+    module.run(*from_values(command, types, options))
+
+
+def _typed(command: str, options: Mapping[str, Any]) -> str:
+    words = ["step-jepa", command]
+    for name, value in options.items():
+        words.append(f"--{name}")
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
 
 
 def _table(folder: Path) -> Table:
-    before, after = (json.loads((folder / name / SUMMARY_FILE).read_text()) for name in ("before", "after"))
-    history = json.loads((folder / "model" / "trainer_state.json").read_text())["log_history"]
+    before, after = read_json(folder / "before" / SUMMARY_FILE), read_json(folder / "after" / SUMMARY_FILE)
+    history = read_json(folder / "model" / "trainer_state.json")["log_history"]
     seconds = next(1 / entry["train_steps_per_second"] for entry in history if "train_steps_per_second" in entry)
     table = Table(title=f"{after['n']} held-out problems, templates that training never saw")
     for column in ("", "before", "after"):

@@ -1,5 +1,8 @@
 """The exceptions that are addressed to the user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """What is wrong, where, and what to do, in one line. The command line prints it and exits with 2."""
@@ -7,3 +10,21 @@ class UserError(ValueError):
 
 class Interrupted(UserError):
     """Ctrl-C, and how to go on. The command line prints it and exits with 130."""
+
+
+@contextmanager
+def library_refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """Around the call of a library: what it refuses becomes one line for the user, with the library's words.
+
+    Args:
+        kinds: the exceptions that the library refuses with; others, and bugs of ours elsewhere, keep their traceback.
+
+    Raises:
+        UserError: in place of these.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(" ".join(str(error).split())[:300] or type(error).__name__) from error

@@ -4,9 +4,10 @@ A command's arguments are a dataclass whose fields are made by `option`. What th
 `--help`, a resume and the documentation need to know of an option stands in its field, and nowhere else.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from step_jepa.errors import UserError
 
@@ -91,13 +92,38 @@ def option_fields(config: Any) -> list[Field]:
 
 
 def facts(each: Field) -> Facts:
-    """Those of a field that `option` made."""
-    return each.metadata["help"].facts
+    """Those of a dataclass field; none are known of one that `option` did not make."""
+    help = each.metadata.get("help")
+    return help.facts if isinstance(help, Help) else Facts()
 
 
 def default_of(each: Field) -> Any:
     """The value of a field where none is given; MISSING for one that is required."""
     return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def is_required(each: Field) -> bool:
+    """Whether it must be given. Without an output_dir TrainingArguments would write into a folder of its own choice."""
+    return default_of(each) is MISSING or each.name == "output_dir"
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type hint itself alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def kinds_of(hint: Any) -> set[Any]:
+    """The same, without what they hold: `list[str] | None` is list and NoneType."""
+    return {get_origin(member) or member for member in members_of(hint)}
+
+
+def options_of(types: Sequence[Any]) -> list[tuple[Field, Any]]:
+    """The options of a command's dataclasses, each with its type hint."""
+    options = []
+    for kind in types:
+        hints = get_type_hints(kind)
+        options += [(field, hints[field.name]) for field in fields(kind) if field.init]
+    return options
 
 
 def changed(config: Any) -> list[Field]:

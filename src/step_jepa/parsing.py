@@ -1,114 +1,115 @@
-"""Options of a command: dataclasses from the command line, and from a YAML file with `--config`."""
+"""Options of a command: dataclasses from the command line, from plain values, and from a YAML file with `--config`.
+
+argparse only cuts the command line into names and words. Words, values of a YAML file and values given in Python then
+go the same way: `from_values` checks their names and turns each into the type of its field.
+"""
 
 import json
-from argparse import ArgumentTypeError
-from collections.abc import Mapping
-from dataclasses import fields
+import os
+import re
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, fields
+from datetime import date
 from difflib import get_close_matches
+from enum import Enum
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import yaml
-from transformers import HfArgumentParser
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Constraint
 
 from step_jepa.errors import UserError
+from step_jepa.help import page
+from step_jepa.options import facts, is_required, kinds_of, members_of, options_of
+
+CONFIG = "config"
+_TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
+YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
-    """The dataclasses from the options; those of `--config` first, so that later ones override them."""
+    """The dataclasses from the words of a command line, which override the file that `--config` names.
 
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{message} (step-jepa {command} --help lists the options)")
+    Args:
+        command: its name, for messages and --help.
+        types: the dataclasses of its arguments.
+        argv: the words after the command.
 
-        def add_argument(self, *names: Any, **settings: Any) -> Any:
-            settings.pop("facts", None)  # of `option`; argparse knows none
-            return super().add_argument(*names, **settings)
+    Raises:
+        UserError: for options that are unknown, missing or refused.
+        SystemExit: after --help or --help-all.
+    """
+    if help_asked := {"-h", "--help", "--help-all"} & set(argv):
+        print(page(command, types, everything="--help-all" in help_asked))
+        raise SystemExit(0)
+    return from_values(command, types, _given(command, types, argv))
 
-    parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
-    for name, hint in _hints(types):  # HfArgumentParser would take the number alone, and knows no table
-        if hint == float | str:
-            parser._option_string_actions[f"--{name}"].type = _number_or_word
-        if get_origin(hint) is dict:
-            parser._option_string_actions[f"--{name}"].type = _table
-    parser.add_argument("--config", help="YAML file of options; options on the command line override it.")
-    argv = _with_config(_with_first(types, argv))
-    _check_names(command, argv, list(parser._option_string_actions))
-    needs_output = any(option.dest == "output_dir" for option in parser._actions)
-    if needs_output and not {"_h", "__help", "__output_dir"} & {word.split("=")[0].replace("-", "_") for word in argv}:
-        raise UserError("--output_dir is required: say where the results go")
+
+def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The same dataclasses from plain values, such as a YAML file or Python code holds them.
+
+    Args:
+        command: its name, for messages.
+        types: the dataclasses of its arguments.
+        values: option -> value; `config` may name a YAML file, whose options the others override. None means None, and
+            is refused where an option cannot be None.
+
+    Raises:
+        UserError: for options that are unknown, missing or refused.
+    """
+    values = _with_config(types, _by_field_name(values))
+    options = {field.name: field for field, _ in options_of(types)}
+    for name in values:
+        if name not in options:
+            raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
+    _check_required(command, options.values(), values)
+    hints = {field.name: hint for field, hint in options_of(types)}
+    converted = {name: _converted(name, hints[name], value) for name, value in values.items()}
+    return tuple(kind(**_of_kind(kind, converted)) for kind in types)
+
+
+def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) -> Any:
+    """The same table of options, with paths that exist in `folder` as paths from here.
+
+    Only options with `is_path`, and `config`, are looked at. What is not there stays as it is: it may be a path from
+    the current folder, a hub id, or the name of something built in.
+
+    Args:
+        folder: where the file lies that the options stand in.
+        types: the dataclasses that the options belong to.
+        values: the table; anything else is returned untouched, to be refused where it is read.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    paths = {CONFIG, *(field.name for field, _ in options_of(types) if facts(field).is_path)}
+    return {name: _relative_path(folder, value) if name in paths else value for name, value in values.items()}
+
+
+def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, Any]:
+    """The options that a YAML file holds, as values; relative paths are read from the file's folder.
+
+    A dataclass that holds tables of other commands' options may have a static method
+    `nested_paths(folder, values) -> values`, which applies `relative_to` to them. Raises UserError."""
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except UserError:
-        raise
-    except (ValueError, ImportError) as error:  # what TrainingArguments refuses
-        raise UserError(str(error).strip().splitlines()[0]) from None
-    if unknown:
-        raise UserError(f"unknown: {' '.join(unknown)} (step-jepa {command} --help lists the options)")
-    return tuple(parsed[: len(types)])
-
-
-def _check_names(command: str, argv: list[str], names: list[str]) -> None:
-    """A misspelt option is the reason for the one that then is missing, so it is named first."""
-    for name in (word.split("=")[0] for word in argv if word.startswith("--")):
-        if name not in names:
-            meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
-            raise UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
-
-
-def _hints(types: list[Any]) -> list[tuple[str, Any]]:
-    return [hint for kind in types for hint in get_type_hints(kind).items()]
-
-
-def _number_or_word(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _table(text: str) -> dict[str, Any]:
-    """A table of `--config`, as `_word` writes it; on the command line it is JSON."""
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise ArgumentTypeError(f"{text} is no table: write lines such as `name: value` under it") from None
-
-
-def _with_first(types: list[Any], argv: list[str]) -> list[str]:
-    """argv with its leading words as the command's first option, where that takes a list: `report RUN RUN`."""
-    first = fields(types[0])[0]
-    leading = bool(argv) and not argv[0].startswith("-") and get_type_hints(types[0])[first.name] == list[str]
-    return [f"--{first.name}", *argv] if leading else argv
-
-
-def _with_config(argv: list[str]) -> list[str]:
-    """argv with the options of its `--config` file put before the others."""
-    rest, path = [], None
-    left = iter(argv)
-    for word in left:
-        if word.split("=")[0] == "--config":
-            if path:
-                raise UserError("--config is given twice: give one file, and other options on the command line")
-            path = word.partition("=")[2] or next(left, None)
-            if not path:
-                raise UserError("--config needs a file")
-        else:
-            rest.append(word)
-    return [*words(from_file(path)), *rest] if path else rest
-
-
-def from_file(path: str) -> dict[str, Any]:
-    """The options that a YAML file holds. Raises UserError."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}): give a YAML file of options") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read {path} ({reason}): give a YAML file of options") from error
     if not isinstance(options, dict):
         raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
-    if "config" in options:
+    options = _by_field_name(options)
+    if CONFIG in options:
         raise UserError(f"{path} names another file of options: write them into one")
-    return options
+    folder = Path(path).parent
+    for kind in types:
+        if hasattr(kind, "nested_paths"):
+            options = kind.nested_paths(folder, options)
+    return dict(relative_to(folder, types, options))
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
@@ -125,3 +126,175 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+# The command line
+
+
+class _Parser(ArgumentParser):
+    """Knows names, and how many words each takes. Neither types nor defaults: values are `from_values`' business."""
+
+    def __init__(self, command: str, types: list[Any]) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+        self.command = command
+        self.names = [f"--{CONFIG}"]
+        self.flags: set[str] = set()  # names that stand alone, or before a truth value
+        self.add_argument(f"--{CONFIG}", action="append")
+        for field, hint in options_of(types):
+            self._add(field, kinds_of(hint))
+
+    def _add(self, field: Field, kinds: set[Any]) -> None:
+        names = _spellings(field.name)
+        if bool in kinds:
+            self.add_argument(*names, dest=field.name, nargs="?", const=True)
+            self.flags |= set() if str in kinds else {*names}
+        else:
+            self.add_argument(*names, dest=field.name, nargs="+" if list in kinds else None)
+        if bool in kinds and field.default is True:
+            opposite = _spellings(f"no_{field.name}")
+            self.add_argument(*opposite, dest=field.name, action="store_false")
+            names += opposite
+        self.names += names
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (step-jepa {self.command} --help lists the options)")
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
+    """Option -> word, words, or a truth value, of the options that the command line has."""
+    parser = _Parser(command, types)
+    for word in argv:  # before argparse, as a misspelt option is the reason for the one that then is missing
+        name = word.split("=")[0]
+        if name.startswith("--") and " " not in name and name not in parser.names:
+            raise _unknown(command, name, parser.names)
+    namespace, leftover = parser.parse_known_args(_written_out(argv, parser.flags))
+    given = vars(namespace)
+    if len(given.get(CONFIG, [])) > 1:
+        raise UserError("--config is given twice: give one file, and other options on the command line")
+    if leftover:
+        field, hint = options_of(types)[0]
+        if hint != list[str] or any(word.startswith("-") for word in leftover):
+            parser.error(f"unknown: {' '.join(leftover)}")
+        given[field.name] = given.get(field.name, []) + leftover
+    return given | {CONFIG: given[CONFIG][0]} if CONFIG in given else given
+
+
+def _written_out(argv: list[str], flags: set[str]) -> list[str]:
+    """With a `--flag WORD` as `--flag=yes WORD` where the word is no truth value and so belongs to another option."""
+    return [
+        f"{word}=yes" if word in flags and after.lower() not in (*YES, *NO) else word
+        for word, after in pairwise([*argv, ""])
+    ]
+
+
+def _unknown(command: str, name: str, names: list[str]) -> UserError:
+    meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
+    return UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
+
+
+# Values
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 2e-4 as the number that it is in JSON and YAML 1.2; PyYAML wants 2.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _by_field_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """With the options of the file that `config` names, where there is one, under the others."""
+    others = {name: value for name, value in values.items() if name != CONFIG}
+    path = values.get(CONFIG)
+    return others if path is None else {**from_file(path, types), **others}
+
+
+def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:
+    missing = [field.name for field in options if field.name not in values and is_required(field)]
+    if "output_dir" in missing:
+        raise UserError("--output_dir is required: say where the results go")
+    if missing:
+        names = ", ".join(f"--{name}" for name in missing)
+        raise UserError(f"the following arguments are required: {names} (step-jepa {command} --help lists the options)")
+
+
+def _of_kind(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
+def _relative_path(folder: str | os.PathLike, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_relative_path(folder, entry) for entry in value]
+    there = isinstance(value, str) and value and Path(folder, value).exists()
+    return str(Path(folder, value)) if there else value
+
+
+def _converted(name: str, hint: Any, value: Any) -> Any:
+    """A word or value as the type of its field. Raises UserError."""
+    if value is None and NoneType in members_of(hint):
+        return None
+    value = _prepared(hint, value)
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].replace("Input should be", "give").replace("valid dictionary", _TABLE)
+        shown = "null" if value is None else str(value)
+        raise UserError(f"{name} = {shown[:100]}: {wanted}") from error
+
+
+def _prepared(hint: Any, value: Any) -> Any:
+    """What YAML and the command line have forms of their own for, in the form that pydantic reads."""
+    kinds = kinds_of(hint)
+    if isinstance(value, os.PathLike | date):
+        return str(value)
+    if isinstance(value, bool) and bool not in kinds:  # `save_strategy: no`
+        return "yes" if value else "no"
+    if isinstance(value, list) and len(value) == 1 and {str, list} <= kinds:  # `--report_to none`
+        return value[0]
+    if isinstance(value, str) and bool in kinds and value.lower() in (*YES, *NO):
+        return value.lower() in YES
+    if isinstance(value, str) and dict in kinds and str not in kinds:
+        return _table(value)
+    if list in kinds and str not in kinds:
+        entries = value if isinstance(value, list) else [value]
+        return [_prepared(_entry_hint(hint), entry) for entry in entries]
+    return value
+
+
+def _entry_hint(hint: Any) -> Any:
+    """What a list holds, perhaps beside None."""
+    return next(get_args(member)[0] for member in members_of(hint) if get_origin(member) is list)
+
+
+def _table(text: str) -> Any:
+    """JSON, as the command line has it; other text is left for the refusal."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@lru_cache
+def _adapter(hint: Any) -> TypeAdapter:
+    """Members of a union are tried from left to right, so that 1e-3 is a number to `float | str`, and auto a word. Of
+    TrainingArguments' `SchedulerType | str` the enumeration counts."""
+    members = [member for member in members_of(hint) if member is not NoneType]
+    named = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    if named:
+        hint = named[0]
+    elif len(members) > 1:
+        union = Union.__getitem__(tuple(members))
+        hint = Annotated[union, Constraint(union_mode="left_to_right")]
+    else:
+        hint = members[0]
+    return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))

@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, TrainerState, set_seed
+from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -21,14 +21,17 @@ from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
-from step_jepa.errors import Interrupted, UserError
+from step_jepa.errors import Interrupted, UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.options import Needs, changed, facts, option
 from step_jepa.run_files import ROWS_FILE
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.run_metadata import save_settings
 
-LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
+ADAPTER = Needs("--lora", lambda args: args.lora)
 
 console = Console(highlight=False)
 logger = logging.getLogger(__name__)
@@ -38,42 +41,47 @@ logger = logging.getLogger(__name__)
 class TrainArguments:
     """What is trained on what; everything else is in StepJEPAConfig."""
 
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
-    approach: Literal["adapted", "standalone"] = field(
-        default="adapted",
-        metadata={"help": "adapted: every option, one pass. standalone: one readable file, two passes."},
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True, group=DATA)
+    model_name: str = option(
+        help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True, group=MODEL
     )
-    eval_file: str | None = field(
-        default=None, metadata={"help": "Held-out records: losses and cosines (standalone: eval_loss)."}
+    approach: Literal["adapted", "standalone"] = option(
+        "adapted", help="adapted: every option, one pass. standalone: one readable file, two passes.", group=RUN
     )
-    step_jepa: bool = field(default=False, metadata={"help": "Alias of --objective step_jepa."})
-    lora: bool = field(default=False, metadata={"help": "Train a LoRA adapter (and the predictor tokens)."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
-    lora_target_modules: str = field(
-        default="all-linear", metadata={"help": "Modules to adapt: all-linear, or names separated by commas."}
+    eval_file: str | None = option(
+        None, help="Held-out records: losses and cosines (standalone: eval_loss).", is_path=True, group=DATA
     )
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: load the base model in 4 bits (CUDA)."})
-    overwrite: bool = field(default=False, metadata={"help": "Write into an output folder that is not empty."})
+    step_jepa: bool = option(False, help="Alias of --objective step_jepa.", group=RUN)
+    lora: bool = option(False, help="Train a LoRA adapter (and the predictor tokens).", group=LORA)
+    lora_r: int = option(16, help="Rank of the adapter.", needs=ADAPTER, group=LORA)
+    lora_alpha: int = option(32, help="Scale of the adapter.", needs=ADAPTER, group=LORA)
+    lora_dropout: float = option(0.0, help="Dropout of the adapter.", needs=ADAPTER, group=LORA)
+    lora_target_modules: list[str] = option(
+        default_factory=lambda: ["all-linear"],
+        help="Modules to adapt: all-linear, or names, which commas may separate too.",
+        needs=ADAPTER,
+        group=LORA,
+    )
+    load_in_4bit: bool = option(False, help="QLoRA: load the base model in 4 bits (CUDA).", group=LORA)
+    overwrite: bool = option(False, help="Write into an output folder that is not empty.", group=RUN)
 
 
 def peft_config(args: TrainArguments) -> LoraConfig | None:
-    """The adapter that the arguments ask for."""
+    """The adapter that the arguments ask for. Raises UserError for options of an adapter without one."""
     if not args.lora:
-        changed = [name for name in LORA_OPTIONS if getattr(args, name) != args.__dataclass_fields__[name].default]
-        if changed:
-            raise UserError(f"--{changed[0]} is for an adapter: add --lora, or leave it out")
+        unread = [each.name for each in changed(args) if facts(each).needs is ADAPTER]
+        if unread:
+            raise UserError(f"--{unread[0]} is for an adapter: add --lora, or leave it out")
         return None
-    modules: Any = args.lora_target_modules
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=modules if modules == "all-linear" else modules.split(","),
-        task_type="CAUSAL_LM",
-    )
+    modules = ",".join(args.lora_target_modules).split(",")
+    with library_refusals(ValueError):
+        return LoraConfig(
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            task_type="CAUSAL_LM",
+        )
 
 
 def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
@@ -138,32 +146,51 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     resume = checkpoint_to_resume(config)
     check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
     if args.step_jepa and "step_jepa" not in config.objective:
-        raise UserError(
-            f"--step_jepa and --objective {' '.join(config.objective)} contradict each other: leave one out"
-        )
+        named = " ".join(config.objective)
+        raise UserError(f"--step_jepa and --objective {named} contradict each other: leave one out")
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
-    build = standalone_trainer if args.approach == "standalone" else adapted_trainer
-    try:
-        trainer = build(args, config)
-    except UserError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:  # what Trainer and the libraries refuse
-        raise UserError(" ".join(str(error).split())[:300]) from None
+    trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
     if not resume and trainer.is_world_process_zero():
-        for old in Path(config.output_dir).glob("checkpoint-*"):  # --overwrite: a later resume must not find them
-            shutil.rmtree(old)
+        remove_checkpoints(config.output_dir)
+    train(trainer, resume)
+    save(trainer, args, config)
+
+
+def remove_checkpoints(folder: str) -> None:
+    """Those of a run that is overwritten, which a later resume must not find."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+class _Start(TrainerCallback):
+    """Whether training has started, and so a checkpoint been read."""
+
+    passed = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.passed = True
+
+
+def train(trainer: Trainer, resume: str | None) -> None:
+    """Train from the start, or from a checkpoint. Raises UserError for one that cannot be read, and Interrupted."""
+    start = _Start()
+    trainer.callback_handler.callbacks.insert(0, start)  # before those of ours, whose errors are no refusals
     try:
         trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
         again = "--resume_from_checkpoint True goes on from the last checkpoint"
-        advice = again if get_last_checkpoint(config.output_dir) else "there is no checkpoint to go on from"
+        advice = again if get_last_checkpoint(trainer.args.output_dir) else "there is no checkpoint to go on from"
         raise Interrupted(f"interrupted at step {trainer.state.global_step}: {advice}") from None
     except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
-        if not resume or trainer.state.global_step > steps_of(resume):
+        if not resume or start.passed:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot resume from {resume}: are these the options of that run? ({reason})") from None
+        raise UserError(f"cannot resume from {resume}: are these the options of that run? ({reason})") from error
+
+
+def save(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
+    """The model, its tokenizer, the options and the trainer's state."""
     if args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
@@ -196,6 +223,27 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
     """The teaching implementation, on files. Raises UserError for what it does not do."""
+    _refuse_foreign(config)
+    lbd = float(config.lbd) if config.objectives else 0.0
+    model, tokenizer = _standalone_model(args, config, predicting=lbd > 0)
+    train_examples = _standalone_examples(args.train_file, tokenizer, config)
+    eval_examples = _standalone_examples(args.eval_file, tokenizer, config) if args.eval_file else None
+    with library_refusals(ValueError, RuntimeError, ImportError):
+        return standalone.StepJEPATrainer(
+            model=model,
+            args=config,
+            train_dataset=train_examples,
+            eval_dataset=eval_examples,
+            data_collator=partial(standalone.collate, pad_id=tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            lbd=lbd,
+            gamma=config.gamma,
+            loss=config.loss,
+        )
+
+
+def _refuse_foreign(config: StepJEPAConfig) -> None:
+    """Raises UserError for options that the standalone implementation does not have."""
     foreign = unknown_to_standalone(config)
     if config.objective not in (["step_jepa"], ["none"]):
         foreign["objective"] = " ".join(config.objective)
@@ -206,7 +254,10 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     if foreign:
         options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")
-    lbd = float(config.lbd) if config.objectives else 0.0
+
+
+def _standalone_model(args: TrainArguments, config: StepJEPAConfig, *, predicting: bool) -> tuple[Any, Any]:
+    """The model, with predictor tokens where it is `predicting`, and its tokenizer."""
     set_seed(config.seed)  # the adapter's start is drawn before the trainer is made
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name,
@@ -214,19 +265,9 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
         quantization_config=quantization_config(args, keep_adapter=config.keep_adapter),
         **config.setup_arguments(),
     )
-    if lbd:
+    if predicting:
         attention.check(model)
-    return standalone.StepJEPATrainer(
-        model=model,
-        args=config,
-        train_dataset=_standalone_examples(args.train_file, tokenizer, config),
-        eval_dataset=_standalone_examples(args.eval_file, tokenizer, config) if args.eval_file else None,
-        data_collator=partial(standalone.collate, pad_id=tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        lbd=lbd,
-        gamma=config.gamma,
-        loss=config.loss,
-    )
+    return model, tokenizer
 
 
 def _standalone_examples(file: str, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:

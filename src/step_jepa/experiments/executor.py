@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from step_jepa.errors import UserError
 from step_jepa.experiments import run as runs
 from step_jepa.experiments.design import Cell
+from step_jepa.plugins import load_plugins
 
 REFUSED = 2
 
@@ -70,6 +71,7 @@ def _run(cell: Cell, threads: int) -> None:
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own, between processes, would be left behind by a cell that is stopped
     try:
+        load_plugins()  # a forkserver's child knows the modules of --import by the environment alone
         with threadpool_limits(threads, "blas"):  # scikit-learn's probes
             runs.run(cell)
     except UserError as error:

@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.views import PredictorHead
 from step_jepa.data.template import PLAIN_TEMPLATE
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, predictor_ids, vocabulary_modules
 
@@ -199,7 +199,8 @@ def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> Pe
     if ids and train_predictors:
         # Frozen embeddings would leave the predictor tokens at their random start.
         peft_config.trainable_token_indices = ids
-    return get_peft_model(model, peft_config)
+    with library_refusals(ValueError, ImportError):
+        return get_peft_model(model, peft_config)
 
 
 def _refuse_adapted_vocabulary(model: Any, peft_config: Any) -> None:

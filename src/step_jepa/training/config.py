@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from step_jepa.batches.views import PredictorHead, TargetReader
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses import LOSSES
 from step_jepa.losses.distances import Negatives
 from step_jepa.losses.regularisers import Regulariser
@@ -295,7 +295,8 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         RepresentationOptions.__post_init__(self)
-        TrainingArguments.__post_init__(self)
+        with library_refusals(ValueError, ImportError):
+            TrainingArguments.__post_init__(self)
         for name in ("model_init_kwargs", "config_overrides"):
             if not isinstance(getattr(self, name), dict | None):
                 raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from step_jepa.batches.collate import Batch, PlannedRows, without_branches
 from step_jepa.data.tokens import IGNORED
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -96,16 +96,17 @@ class RepresentationTrainer(Trainer):
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
         every_step = [_EveryStep(self, train_rows)] if train_rows else []
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=self.representation.collator,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            callbacks=[*(callbacks or []), *every_step],
-            optimizers=optimizers,
-        )
+        with library_refusals(ValueError, RuntimeError, ImportError):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=self.representation.collator,
+                train_dataset=train_rows,
+                eval_dataset=eval_rows,
+                processing_class=tokenizer,
+                callbacks=[*(callbacks or []), *every_step],
+                optimizers=optimizers,
+            )
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))

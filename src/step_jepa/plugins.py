@@ -1,0 +1,73 @@
+"""Modules of users' own, whose objectives, losses, formats and checks register themselves when they are imported.
+
+They come from `--import`, and from installed packages with entry points of the group `step_jepa.plugins`.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from step_jepa.errors import UserError
+
+GROUP = "step_jepa.plugins"
+VARIABLE = "STEP_JEPA_IMPORT"  # processes that this one starts read there what to import
+
+
+def load_plugins(names: Iterable[str] = ()) -> None:
+    """Imports what `names`, the environment variable and installed packages name; each once in a process.
+
+    A process that is started by other means than a fork calls it before it reads options.
+
+    Args:
+        names: files ending in .py, or modules as `import` takes them.
+
+    Raises:
+        UserError: where one is not there. What goes wrong inside a module keeps its traceback.
+    """
+    inherited = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    places = dict.fromkeys([*inherited, *map(_from_anywhere, names)])
+    if places:
+        os.environ[VARIABLE] = os.pathsep.join(places)
+    _load_installed()
+    for place in places:
+        _load(place)
+
+
+def _from_anywhere(name: str) -> str:
+    return str(Path(name).resolve()) if name.endswith(".py") else name
+
+
+@lru_cache
+def _load_installed() -> None:
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"plugin {entry.name} ({entry.value}) cannot be loaded: {error}") from error
+
+
+def _load(place: str) -> None:
+    if place.endswith(".py"):
+        _load_file(Path(place))
+        return
+    try:
+        import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise UserError(f"--import {place}: there is no such module; a file's name ends in .py") from error
+
+
+def _load_file(path: Path) -> None:
+    """As a module of its file's folder, so that processes which unpickle what it defines find it by its name."""
+    if not path.is_file():
+        raise UserError(f"--import {path}: there is no such file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last: a file beside it must not take the place of a library
+    module = import_module(path.stem)
+    if Path(module.__file__ or "").resolve() != path:
+        raise UserError(f"--import {path}: {path.stem} is the name of another module: give the file another name")
