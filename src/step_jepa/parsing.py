@@ -21,6 +21,10 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
         def error(self, message: str) -> NoReturn:
             raise UserError(f"{message} (step-jepa {command} --help lists the options)")
 
+        def add_argument(self, *names: Any, **settings: Any) -> Any:
+            settings.pop("facts", None)  # of `option`; argparse knows none
+            return super().add_argument(*names, **settings)
+
     parser = Parser(types, prog=f"step-jepa {command}", allow_abbrev=False)
     for name, hint in _hints(types):  # HfArgumentParser would take the number alone, and knows no table
         if hint == float | str:
