@@ -7,7 +7,6 @@ Axes: P pairs (a prefix, and the step that follows it), H hidden size, E embeddi
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,11 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from step_jepa.errors import UserError
 from step_jepa.pairing.equations import equation, numbers
 from step_jepa.pairing.probes import Features, probe, vectorizer
+from step_jepa.statistics import bootstrap
 
 Array = NDArray[Any]
 
 ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told apart
-RESAMPLES = 1000
 ROUNDING = 1e-6  # relative, of float32 views
 ACROSS, MATCHED, WITHIN = "retrieval_across", "retrieval_across_length_matched", "retrieval_within"
 TEMPLATES = "retrieval_across_templates"
@@ -159,26 +158,6 @@ def measure(heldout: HeldOut, *, pool: int = 32, pool_within: int = 3, seed: int
 
 def _numbered(names: Array | None) -> Array | None:
     return None if names is None else np.unique(names, return_inverse=True)[1]
-
-
-def bootstrap(values: Array, problem: Array, seed: int, *, weight: Array | None = None) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of values (P,), and its 95 % percentile interval when problems are resampled.
-
-    Steps of a problem (P,) int share its text and are drawn together (cluster bootstrap; Davison and Hinkley, Bootstrap
-    Methods and their Application, 3.8): resampled one by one they would promise more than they know. With weight
-    (P,), the mean is sum(values) / sum(weight). What a whole set gives once, means for centring and pools, is kept."""
-    groups = np.unique(problem, return_inverse=True)[1]
-    over = np.bincount(groups, values)
-    under = np.bincount(groups, weight)  # without weights, the pairs of the problem
-    times = _resamples(len(over), seed)
-    low, high = np.quantile((times @ over) / (times @ under), [0.025, 0.975])
-    return float(over.sum() / under.sum()), float(low), float(high)
-
-
-@lru_cache(maxsize=4)
-def _resamples(problems: int, seed: int) -> Array:
-    """(RESAMPLES, problems): how often each problem is drawn."""
-    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), RESAMPLES).astype(float)
 
 
 def show(result: dict[str, Any]) -> Table:
