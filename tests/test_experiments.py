@@ -180,6 +180,14 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"quick": True}, "--quick: this experiment has no quick_changes"),
         ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),
         ({"assumed": {"seeds": 1}}, "give numbers for seed, problem, residual"),
+        (
+            {"assumed": {"seed": 1e308}},
+            "assumed = {'seed': 1e+308}: give numbers for seed, problem, residual, from 0 to 1",
+        ),
+        ({"assumed": {"seed": float("inf")}}, "assumed = {'seed': inf}: give numbers"),
+        ({"assumed": {"problem": float("nan")}}, "assumed = {'problem': nan}: give numbers"),
+        ({"assumed": {"residual": -0.2}}, "assumed = {'residual': -0.2}: give numbers"),
+        ({"assumed": {"seed": 0, "residual": 0}}, "one of them 1e-12 or more"),
         ({"recipe": "recipes/lab.yaml"}, "argument --recipe: recipes/lab.yaml is no table"),
     ],
 )

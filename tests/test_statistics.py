@@ -218,7 +218,8 @@ def test_no_power_without_units_or_variance():
     for seeds, problems in ((1, 50), (5, 1)):
         with pytest.raises(UserError, match="at least two of each"):
             detectable(Components(1, 1, 1), seeds, problems)
-    for wrong in (Components(0, 0, 0), Components(-1, 1, 1)):
+    nan, infinite = float("nan"), float("inf")
+    for wrong in (Components(0, 0, 0), Components(-1, 1, 1), Components(nan, 1, 1), Components(1, 1, infinite)):
         with pytest.raises(UserError, match="variances"):
             detectable(wrong, 5, 50)
 

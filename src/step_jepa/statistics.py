@@ -327,13 +327,14 @@ def detectable(assumed: Components, seeds: int, problems: int, *, comparisons: i
     The square of a noncentral t with shift difference / se.
 
     Raises:
-        UserError: for fewer than two seeds or problems, and for variances that are negative or all zero.
+        UserError: for fewer than two seeds or problems, and for variances that are negative, not finite or all zero.
     """
     if min(seeds, problems) < 2:
         raise UserError(f"{seeds} seeds and {problems} problems can show no difference: take at least two of each")
     variances = astuple(assumed)
-    if min(variances) < 0 or not sum(variances):
-        raise UserError(f"variances of seed, problem, residual are {variances}: give none below 0, and one above")
+    if not np.isfinite(variances).all() or min(variances) < 0 or not sum(variances):
+        given = f"variances of seed, problem, residual are {variances}"
+        raise UserError(f"{given}: give finite ones, none below 0, and one above")
     from_seeds = (assumed.seed + assumed.residual / problems) / seeds
     from_problems = assumed.problem / problems
     df = _degrees_of_freedom(from_seeds, from_problems, seeds, problems)

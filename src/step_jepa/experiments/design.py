@@ -29,6 +29,7 @@ DATA_FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 ACCURACY = "accuracy"
 # 0/1 scores that differ on a fifth of the problems, and two points of accuracy between seeds
 ASSUMED = {"seed": 0.02**2, "problem": 0.0, "residual": 0.2}
+LEAST_VARIANCE, MOST_VARIANCE = 1e-12, 1e6  # beyond these no score of ours is, and float64 loses its way
 # What follows from the experiment; a condition that gave it would not be what it says.
 FIXED = {
     "train": {"train_file", "output_dir", "seed", "overwrite", "resume_from_checkpoint"},
@@ -128,15 +129,21 @@ class ExperimentArguments:
                 raise UserError(f"{name} = {values}: give at least one, and each once")
 
     def _check_assumed(self) -> None:
-        numbers = all(isinstance(variance, int | float) for variance in self.assumed.values())
-        if self.assumed.keys() - ASSUMED or not numbers:
-            raise UserError(f"assumed = {self.assumed}: give numbers for {', '.join(ASSUMED)}")
+        variances = {**ASSUMED, **self.assumed}
+        known = variances.keys() == ASSUMED.keys()
+        if not known or not all(map(_is_variance, variances.values())) or max(variances.values()) < LEAST_VARIANCE:
+            bounds = f"from 0 to {MOST_VARIANCE:g}, one of them {LEAST_VARIANCE:g} or more"
+            raise UserError(f"assumed = {self.assumed}: give numbers for {', '.join(ASSUMED)}, {bounds}")
 
     def _check_measures(self) -> None:
         known = [ACCURACY, *(MEASURES if self.pairing else ())]
         for name in self.measures:
             if name.removesuffix("_to_base") not in known:
                 raise UserError(f"measures: there is no {name}: choose among {', '.join(known)}")
+
+
+def _is_variance(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_VARIANCE
 
 
 def _merged(old: Any, new: Any) -> Any:
