@@ -176,6 +176,8 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"comparisons": ["cosine - ssp"]}, "comparisons: 'cosine - ssp' is no `arm - arm`"),
         ({"smoke": True, "smoke_changes": {"seeds": 3}}, "seeds = 3: give a list"),
         ({"shard": "2/2"}, "--shard 2/2: give i/n"),
+        ({"shard": "\u00b2/4"}, "--shard \u00b2/4: give i/n with i from 0 to n - 1"),
+        ({"shard": "1/-2"}, "--shard 1/-2: give i/n"),
         ({"workers": 0}, "workers = 0"),
         ({"quick": True}, "--quick: this experiment has no quick_changes"),
         ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -77,10 +78,12 @@ class _Shard:
 
 
 def _shard(text: str) -> _Shard:
-    first, _, step = text.partition("/")
-    if not (first.isdigit() and step.isdigit() and int(first) < int(step)):
+    match = re.fullmatch(
+        r"(?P<first>[0-9]{1,9})/(?P<step>[0-9]{1,9})", text
+    )  # isdigit is true of digits that int refuses
+    if not match or int(match["first"]) >= int(match["step"]):
         raise UserError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/4")
-    return _Shard(int(first), int(step))
+    return _Shard(int(match["first"]), int(match["step"]))
 
 
 def stated_power(args: ExperimentArguments, plan: Plan) -> str:
