@@ -22,7 +22,7 @@ from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab, results
-from step_jepa.experiments.cost import Cost
+from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import (
     Comparison,
@@ -492,11 +492,26 @@ def test_results_are_read_as_they_were_written(undisturbed):
 
 
 def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
+    mine = tmp_path / "out" / "probe" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     assert code("experiment", "--config", config(tmp_path), "--output_dir", tmp_path / "out", "--dry_run") == 0
     said = capsys.readouterr().out
     assert "8 cells, about 0:00:" in said
     assert "Stated before the runs" in said
     assert not list((tmp_path / "out").rglob(CELL_FILE))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "probe"]
+    assert mine.read_text() == "mine"
+
+
+def test_a_probe_that_fails_leaves_the_log_that_says_why(tmp_path):
+    run = run_in(tmp_path, condition="refused", train={"model_name": "chains", "pretrain": True, "objective": "none"})
+    for path in (run.train_file, run.test_file):
+        path.write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"^refused: ") as refused:
+        timed_costs([run], tmp_path, 1)
+    (log,) = tmp_path.glob(f"probe-*/0/{LOG_FILE}")
+    assert str(refused.value).removeprefix("refused: ") == log.read_text().splitlines()[-1]
 
 
 # What it costs, and what it says

@@ -1,6 +1,7 @@
 """What runs will cost, from a few optimisation steps and answers of each condition."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -42,15 +43,19 @@ def timed_costs(runs: Sequence[Run], folder: Path, threads: int) -> dict[str, Co
 
     Args:
         runs: all of them.
-        folder: the experiment's.
+        folder: the experiment's; the probe lies in a new folder in it, and goes with it.
         threads: of each process.
 
     Raises:
-        UserError: where a condition fails.
+        UserError: where a condition fails; then the probe stays, as its log says why.
     """
-    scratch = folder / "probe"
-    shutil.rmtree(scratch, ignore_errors=True)
-    costs = _timed_costs(_first_runs(runs), scratch, threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
+    try:
+        costs = _timed_costs(_first_runs(runs), scratch, threads)
+    except KeyboardInterrupt:
+        shutil.rmtree(scratch)
+        raise
     shutil.rmtree(scratch)
     return costs
 
