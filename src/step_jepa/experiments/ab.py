@@ -170,11 +170,11 @@ def verdict(results: ExperimentResults) -> str:
     }
     to_sft, to_shuffled = by_baseline[SFT], by_baseline[SHUFFLED]
     figures = f"{_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs"
-    sentence = f"{_claim(to_sft, to_shuffled)}: {figures}{_what_it_would_take(to_sft)}."
+    sentence = f"{_what_is_shown(to_sft, to_shuffled)}: {figures}{_what_it_would_take(to_sft)}."
     return " ".join([sentence, *extremes(results.conditions)])
 
 
-def _claim(to_sft: ComparisonResult, to_shuffled: ComparisonResult) -> str:
+def _what_is_shown(to_sft: ComparisonResult, to_shuffled: ComparisonResult) -> str:
     if not to_sft.shows_difference:
         return "That Step-JEPA changes the accuracy is not shown"
     if to_shuffled.shows_difference:

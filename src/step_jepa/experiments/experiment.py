@@ -159,7 +159,7 @@ def _conclude(args: ExperimentArguments, plan: Plan, finished: _Finished, power:
     )
     comparisons = _comparable(plan.comparisons, finished.results)
     summary = results.summarise(finished.results, args.measures, comparisons, plan.primary, about)
-    results.write(summary, finished.results, Path(args.output_dir))
+    results.write_results(summary, finished.results, Path(args.output_dir))
     _print(summary)
     names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_FILE}"
     console.print(Text(f"{names} and cells lie in {args.output_dir}"))
@@ -192,7 +192,7 @@ def _print(summary: ExperimentResults) -> None:
         console.print(Text(line))
 
 
-def _console_table(title: str, rows: results.Table, columns: int) -> Table:
+def _console_table(title: str, rows: results.Rows, columns: int) -> Table:
     """The first columns, which fit into a terminal; results.md has all."""
     table = Table(title=title)
     for number, head in enumerate(rows[0][:columns]):

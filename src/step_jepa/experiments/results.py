@@ -30,7 +30,7 @@ NOTES = {
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
-Table = list[list[str]]  # rows of cells, the heads first
+Rows = list[list[str]]  # of a table, the heads first
 FreeFigures = dict[str, dict[str, "FreeFigure"]]  # by measure and free baseline
 
 
@@ -270,7 +270,7 @@ def _comparison_result(
 # Tables
 
 
-def conditions_table(results: ExperimentResults, measure: str) -> Table:
+def conditions_table(results: ExperimentResults, measure: str) -> Rows:
     """Means over seeds and problems with their intervals, and what is free beside them."""
     rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
     for name, condition in results.conditions.items():
@@ -283,7 +283,7 @@ def conditions_table(results: ExperimentResults, measure: str) -> Table:
     return rows
 
 
-def costs_table(results: ExperimentResults) -> Table:
+def costs_table(results: ExperimentResults) -> Rows:
     """Of every condition the means over seeds of losses, answers and costs."""
     rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
     for name, condition in results.conditions.items():
@@ -300,7 +300,7 @@ def costs_table(results: ExperimentResults) -> Table:
     return rows
 
 
-def comparisons_table(results: ExperimentResults, measure: str) -> Table:
+def comparisons_table(results: ExperimentResults, measure: str) -> Rows:
     """Paired differences; the first interval, p and Holm's p are for new seeds and new problems."""
     decisive = ["value", "95 %, new seeds and problems", "p", "p, Holm"]
     others = ["95 %, new seeds", "bootstrap", "sign flips", "could be seen", "seeds needed"]
@@ -379,7 +379,7 @@ def extremes(conditions: Mapping[str, ConditionResult]) -> list[str]:
 # Files
 
 
-def write(results: ExperimentResults, runs: Sequence[RunResult], folder: Path) -> None:
+def write_results(results: ExperimentResults, runs: Sequence[RunResult], folder: Path) -> None:
     """results.json, results.csv (a row for each run) and results.md."""
     write_json(folder / RESULTS_FILE, results.to_json())
     write_whole(folder / RESULTS_CSV, _csv(runs, results.measures))
@@ -419,7 +419,7 @@ def _markdown_list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: Rows) -> str:
     heads, *rows = table
     return "\n".join(_markdown_row(row) for row in [heads, ["---"] * len(heads), *rows])
 
