@@ -1,4 +1,4 @@
-"""Experiments: the plan by hand, cells in processes that die, what their differences say, and what they cost."""
+"""Experiments: the plan by hand, runs in processes that die, what their differences say, and what they cost."""
 
 import csv
 import json
@@ -21,17 +21,33 @@ from transformers import set_seed
 from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
-from step_jepa.experiments import ab, cost, results
+from step_jepa.experiments import ab, results
+from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.design import Cell, Comparison, arms_of, comparisons_of
-from step_jepa.experiments.executor import run_all
-from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.run import IDENTITY, LOCK, LOG, _correct, finished
-from step_jepa.experiments.run import run as run_cell
+from step_jepa.experiments.design import (
+    Comparison,
+    ExperimentArguments,
+    Run,
+    comparisons_of,
+    conditions_of,
+    planned,
+)
+from step_jepa.experiments.executor import execute_all
+from step_jepa.experiments.results import ComparisonResult, ConditionResult, ExperimentResults
+from step_jepa.experiments.run import (
+    IDENTITY_FILE,
+    LOCK_FILE,
+    LOG_FILE,
+    RunResult,
+    Seconds,
+    _correct,
+    execute,
+    finished_result,
+)
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.parsing import parse
 from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
-from step_jepa.statistics import Components
+from step_jepa.statistics import Components, ConditionSummary, Difference
 
 TINY = {
     "model_name": "chains",
@@ -70,7 +86,7 @@ EXPERIMENT = {
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """So that two cells at a time sum in the order in which one does."""
+    """So that two runs at a time sum in the order in which one does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -89,11 +105,11 @@ def config(folder: Path, **changes) -> Path:
     return path
 
 
-def cell(folder: Path, **changes) -> Cell:
+def run_in(folder: Path, **changes) -> Run:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name in ("train.jsonl", "test.jsonl"):
         (folder / "data" / name).write_text("{}\n")
-    blank = Cell("sft", 0, folder / "cell", folder / "data", {"objective": "none", "model_name": "m"}, {}, None)
+    blank = Run("sft", 0, folder / "cell", folder / "data", {"objective": "none", "model_name": "m"}, {}, None)
     return replace(blank, **changes)
 
 
@@ -103,12 +119,12 @@ def cells_of(folder: Path) -> dict[str, dict]:
     return {name: {key: value for key, value in each.items() if key != "seconds"} for name, each in found.items()}
 
 
-# The plan.
+# The plan
 
 
 def test_arms_bring_their_controls_and_the_grid_multiplies_those_with_a_jepa_term():
     arms = {"sft": {"objective": "none"}, "cos": {"loss": "cosine", "controls": ["no_loss", "shuffled_pairs"]}}
-    assert arms_of(arms, {"lbd": [0.1, 1], "predictors": [2]}) == {
+    assert conditions_of(arms, {"lbd": [0.1, 1], "predictors": [2]}) == {
         "sft": {"objective": "none"},
         "cos lbd=0.1 predictors=2": {"loss": "cosine", "lbd": 0.1, "predictors": 2},
         "cos lbd=0.1 predictors=2.no_loss": {"loss": "cosine", "lbd": 0.1, "predictors": 2, "control": "no_loss"},
@@ -160,10 +176,20 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"comparisons": ["cosine - ssp"]}, "comparisons: 'cosine - ssp' is no `arm - arm`"),
         ({"smoke": True, "smoke_changes": {"seeds": 3}}, "seeds = 3: give a list"),
         ({"shard": "2/2"}, "--shard 2/2: give i/n"),
+        ({"shard": "\u00b2/4"}, "--shard \u00b2/4: give i/n with i from 0 to n - 1"),
+        ({"shard": "1/-2"}, "--shard 1/-2: give i/n"),
         ({"workers": 0}, "workers = 0"),
         ({"quick": True}, "--quick: this experiment has no quick_changes"),
         ({"quick": True, "quick_changes": {"seedz": [1]}}, "quick_changes has seedz"),
         ({"assumed": {"seeds": 1}}, "give numbers for seed, problem, residual"),
+        (
+            {"assumed": {"seed": 1e308}},
+            "assumed = {'seed': 1e+308}: give numbers for seed, problem, residual, from 0 to 1",
+        ),
+        ({"assumed": {"seed": float("inf")}}, "assumed = {'seed': inf}: give numbers"),
+        ({"assumed": {"problem": float("nan")}}, "assumed = {'problem': nan}: give numbers"),
+        ({"assumed": {"residual": -0.2}}, "assumed = {'residual': -0.2}: give numbers"),
+        ({"assumed": {"seed": 0, "residual": 0}}, "one of them 1e-12 or more"),
         ({"recipe": "recipes/lab.yaml"}, "recipe = recipes/lab.yaml: give a table"),
     ],
 )
@@ -175,31 +201,41 @@ def test_what_cannot_be_run_is_refused_in_one_line_before_anything_is_written(tm
     assert not (tmp_path / "out" / "cells").exists()
 
 
-# Cells.
+# Runs
 
 
-def test_a_finished_cell_stands_for_itself_alone(tmp_path):
-    mine = cell(tmp_path)
-    assert finished(mine) is None
-    mine.folder.mkdir()
-    (mine.folder / IDENTITY).write_text(json.dumps(mine.identity()))
-    assert finished(mine) is None
-    (mine.folder / CELL_FILE).write_text('{"arm": "sft"}')
-    assert finished(mine) == {"arm": "sft"}
+def test_a_finished_run_stands_for_itself_alone(tmp_path):
+    run = run_in(tmp_path)
+    assert finished_result(run) is None
+    run.folder.mkdir()
+    (run.folder / IDENTITY_FILE).write_text(json.dumps(run.identity()))
+    assert finished_result(run) is None
+    result = RunResult("sft", 0, {"accuracy": [1.0]}, {}, {"lm_loss": None}, 4, 1e9, 70, Seconds(1, 2, 4), 1)
+    result.write(run.folder / CELL_FILE)
+    assert list(json.loads((run.folder / CELL_FILE).read_text()))[:3] == ["arm", "seed", "measures"]
+    assert finished_result(run) == result
     with pytest.raises(UserError, match="was begun with another train: give another --output_dir"):
-        finished(replace(mine, train={"objective": "none", "model_name": "other"}))
+        finished_result(replace(run, train={"objective": "none", "model_name": "other"}))
     (tmp_path / "data" / "test.jsonl").write_text("{} \n")
     with pytest.raises(UserError, match="another data"):
-        finished(mine)
+        finished_result(run)
+
+
+def test_a_result_of_another_version_is_refused_in_one_line(tmp_path):
+    run = run_in(tmp_path)
+    run.folder.mkdir()
+    (run.folder / CELL_FILE).write_text('{"arm": "sft"}')
+    with pytest.raises(UserError, match=rf"has no figures: remove {run.folder}, and the same"):
+        finished_result(run)
 
 
 def test_a_recipe_is_what_it_says_and_not_where_it_lies(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model_name: chains\npretrain: true\nlearning_rate: 0.1\nseed: 7\n")
     options = {**EXPERIMENT, "recipe": {"config": str(recipe), "learning_rate": 0.2}}
-    cells = planned(ExperimentArguments(output_dir=str(tmp_path), **options), tmp_path).cells
-    assert cells[0].train == {"model_name": "chains", "pretrain": True, "learning_rate": 0.2, "objective": "none"}
-    assert [each.seed for each in cells[:5]] == [3, 3, 3, 3, 5]
+    runs = planned(ExperimentArguments(output_dir=str(tmp_path), **options), tmp_path).runs
+    assert runs[0].train == {"model_name": "chains", "pretrain": True, "learning_rate": 0.2, "objective": "none"}
+    assert [run.seed for run in runs[:5]] == [3, 3, 3, 3, 5]
 
 
 def test_data_that_lie_there_are_those_asked_for(tmp_path):
@@ -217,12 +253,12 @@ def test_data_that_lie_there_are_those_asked_for(tmp_path):
     assert (tmp_path / "data" / "train.jsonl").read_text() == made
 
 
-def test_a_cell_is_run_by_one_process(tmp_path):
-    mine = cell(tmp_path, train={**TINY, "objective": "none"})
-    mine.folder.mkdir()
-    with FileLock(mine.folder / LOCK), pytest.raises(UserError, match=r"another process runs .*: wait for it"):
-        run_cell(mine)
-    assert not (mine.folder / IDENTITY).exists()
+def test_a_run_is_executed_by_one_process(tmp_path):
+    run = run_in(tmp_path, train={**TINY, "objective": "none"})
+    run.folder.mkdir()
+    with FileLock(run.folder / LOCK_FILE), pytest.raises(UserError, match=r"another process runs .*: wait for it"):
+        execute(run)
+    assert not (run.folder / IDENTITY_FILE).exists()
 
 
 def test_an_answer_with_any_line_break_of_unicode_is_one_row(tmp_path):
@@ -231,17 +267,18 @@ def test_an_answer_with_any_line_break_of_unicode_is_one_row(tmp_path):
     assert _correct(tmp_path / "predictions.jsonl") == [1.0, 0.0]
 
 
-def test_a_cell_that_fails_says_why_and_takes_no_other_with_it(tmp_path):
-    refused = cell(tmp_path / "a", arm="refused", train={"model_name": str(tmp_path / "nowhere"), "objective": "none"})
-    broken = cell(tmp_path / "b", arm="broken", train={**TINY, "objective": "none"})
+def test_a_run_that_fails_says_why_and_takes_no_other_with_it(tmp_path):
+    nowhere = {"model_name": str(tmp_path / "nowhere"), "objective": "none"}
+    refused = run_in(tmp_path / "a", condition="refused", train=nowhere)
+    broken = run_in(tmp_path / "b", condition="broken", train={**TINY, "objective": "none"})
     for name in ("train.jsonl", "test.jsonl"):
-        (refused.data / name).unlink()  # the identity of a cell is of its data: a mistake of ours
-    began = []
-    ended = {each.arm: why for each, why in run_all([refused, broken], 1, 1, lambda each: began.append(each.arm))}
-    assert began == ["refused", "broken"]
-    assert ended["refused"] == f"it failed; the last lines of {refused.folder / LOG} say why"
-    assert "FileNotFoundError" in (refused.folder / LOG).read_text()
-    assert ended["broken"].startswith(f"{broken.data / 'train.jsonl'}:1: ")
+        (refused.data_folder / name).unlink()  # the identity of a run is of its data: a mistake of ours
+    started: list[Run] = []
+    failures = {run.condition: failure for run, failure in execute_all([refused, broken], 1, 1, started.append)}
+    assert started == [refused, broken]
+    assert failures["refused"] == f"it failed; the last lines of {refused.folder / LOG_FILE} say why"
+    assert "FileNotFoundError" in (refused.folder / LOG_FILE).read_text()
+    assert failures["broken"].startswith(f"{broken.train_file}:1: ")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +288,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def test_every_cell_is_there_and_the_tables_are_of_them(undisturbed):
+def test_every_run_is_there_and_the_tables_are_of_them(undisturbed):
     cells = cells_of(undisturbed)
     assert sorted(cells) == sorted(
         f"cells/{arm}/seed-{seed}" for arm in ("sft", "cosine", "cosine.shuffled_pairs", "nothing") for seed in (3, 5)
@@ -385,28 +422,99 @@ def test_files_that_no_experiment_made_are_not_written_over(name, tmp_path, caps
     assert mine.read_text() == "mine"
 
 
-def test_what_is_said_is_the_primary_comparison_and_what_is_shown():
-    def compared(holm, *, primary=False):
-        said = {"measure": "accuracy", "sentence": f"holm {holm}.", "sign_flips": "sign flips."}
-        return {"primary": primary, "holm": holm, **said}
+def compared(
+    condition: str, baseline: str, difference: float = 0.0, interval=None, holm=None, detectable=0.05, seeds_needed=40
+) -> ComparisonResult:
+    """With 3 seeds and 200 problems; what is not asked for is made up."""
+    figures = Difference(
+        condition=condition,
+        baseline=baseline,
+        seeds=(0, 1, 2),
+        left_out=(),
+        problems=200,
+        difference=difference,
+        by_seed=(difference,) * 3,
+        new_problems=interval,
+        p=None,
+        same_problems=None,
+        same_problems_p=None,
+        sign_flip_p=None,
+        bootstrap=None,
+        components=None,
+    )
+    sentences = {"sentence": f"{condition}, holm {holm}.", "sign_flips": "sign flips."}
+    return ComparisonResult("accuracy", False, figures, holm, detectable, seeds_needed, **sentences)
 
-    made = [compared(0.01), compared(0.2), compared(None), compared(0.9, primary=True)]
-    assert results.words({"arms": {}, "comparisons": made}) == [
-        "Primary. accuracy, holm 0.9. Sign flips.",
-        "accuracy, holm 0.01.",
+
+def with_accuracies(*accuracies: float) -> dict[str, ConditionResult]:
+    conditions = {}
+    for place, accuracy in enumerate(accuracies):
+        summary = ConditionSummary(3, 200, accuracy, 0.01, None, None)
+        conditions[f"arm {place}"] = ConditionResult({"accuracy": summary}, {}, 4, 70, 1e9, Seconds(1, 2, 4))
+    return conditions
+
+
+def results_of(comparisons: list[ComparisonResult], *accuracies: float) -> ExperimentResults:
+    about = results.About("tiny", "2025-01-01", "step-jepa experiment", "a machine", [0, 1, 2], "Stated.", [])
+    return ExperimentResults(about, ["accuracy"], with_accuracies(*accuracies), {}, comparisons)
+
+
+def test_the_conclusions_are_the_primary_comparison_and_what_is_shown():
+    primary = replace(compared("cosine", "sft", holm=0.9), primary=True)
+    others = [compared("shown", "sft", holm=0.01), compared("b", "sft", holm=0.2), compared("c", "sft")]
+    assert results.conclusions(results_of([*others, primary])) == [
+        "Primary. accuracy, cosine, holm 0.9. Sign flips.",
+        "accuracy, shown, holm 0.01.",
         "No difference is shown by 2 of the other 3 comparisons; see their intervals.",
     ]
 
 
+def test_results_are_read_as_they_were_written(undisturbed):
+    content = json.loads((undisturbed / RESULTS_FILE).read_text())
+    read = results.read_results(undisturbed)
+    assert read.to_json() == {**content, "comparisons": read.to_json()["comparisons"]}
+    assert json.loads(json.dumps(read.to_json())) == content
+    keys = [
+        "name",
+        "date",
+        "command",
+        "machine",
+        "seeds",
+        "power",
+        "missing",
+        "measures",
+        "arms",
+        "free",
+        "comparisons",
+    ]
+    assert list(content) == keys
+    assert list(content["comparisons"][0]["found"])[:2] == ["arm", "baseline"]
+
+
 def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
+    mine = tmp_path / "out" / "probe" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     assert code("experiment", "--config", config(tmp_path), "--output_dir", tmp_path / "out", "--dry_run") == 0
     said = capsys.readouterr().out
     assert "8 cells, about 0:00:" in said
     assert "Stated before the runs" in said
     assert not list((tmp_path / "out").rglob(CELL_FILE))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "probe"]
+    assert mine.read_text() == "mine"
 
 
-# What it costs, and what it says.
+def test_a_probe_that_fails_leaves_the_log_that_says_why(tmp_path):
+    run = run_in(tmp_path, condition="refused", train={"model_name": "chains", "pretrain": True, "objective": "none"})
+    for path in (run.train_file, run.test_file):
+        path.write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"^refused: ") as refused:
+        timed_costs([run], tmp_path, 1)
+    (log,) = tmp_path.glob(f"probe-*/0/{LOG_FILE}")
+    assert str(refused.value).removeprefix("refused: ") == log.read_text().splitlines()[-1]
+
+
+# What it costs, and what it says
 
 
 def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, capsys):
@@ -421,30 +529,24 @@ def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, 
 
 
 def test_a_budget_is_spent_on_seeds_and_where_it_is_short_on_fewer_answers_and_steps():
-    costs = [cost.Cost(start=5, step=step, steps=100, answer=0.5, answers=200) for step in (1, 2)]
-    assert ab.fit(costs, 510 * 7.5) == (100, 200, 7)
-    assert ab.fit(costs, 510 * 99) == (100, 200, 20)
+    costs = [Cost(start=5, step=step, steps=100, answer=0.5, answers=200) for step in (1, 2)]
+    assert ab.fitted_extent(costs, 510 * 7.5) == (100, 200, 7)
+    assert ab.fitted_extent(costs, 510 * 99) == (100, 200, 20)
     # 930 s for 3 seeds: 300 s each without the start, a third of it for answers of 1 s, the rest for steps of 3 s
-    assert ab.fit(costs, 930) == (66, 100, 3)
+    assert ab.fitted_extent(costs, 930) == (66, 100, 3)
     with pytest.raises(UserError, match=r"20 steps and 50 answers of 2 arms take 7m: raise --budget"):
-        ab.fit(costs, 300)
+        ab.fitted_extent(costs, 300)
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("90m", 5400), ("2h", 7200), ("1.5 h", 5400), ("30s", 30), ("1d", 86400)])
 def test_times(text, wanted):
-    assert ab.seconds(text) == wanted
+    assert ab.seconds_of(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "two hours", "-2h"])
 def test_what_is_no_time(text):
     with pytest.raises(UserError, match="give a time such as 90m or 2h"):
-        ab.seconds(text)
-
-
-def _comparison(baseline: str, difference: float, interval, holm, detectable=0.05, needed=40) -> dict:
-    found: dict = {"arm": "step_jepa", "baseline": baseline, "difference": difference, "new_problems": interval}
-    found |= {"seeds": [0, 1, 2], "problems": 200}
-    return {"found": found, "holm": holm, "detectable": detectable, "seeds_needed": needed}
+        ab.seconds_of(text)
 
 
 @pytest.mark.parametrize(
@@ -484,18 +586,18 @@ def _comparison(baseline: str, difference: float, interval, holm, detectable=0.0
     ],
 )
 def test_the_verdict(to_sft, to_shuffled, said):
-    comparisons = [_comparison("sft", *to_sft), _comparison("step_jepa.shuffled_pairs", *to_shuffled)]
-    assert ab.verdict({"comparisons": comparisons, "arms": arms_at(0.4, 0.5)}) == said
-
-
-def arms_at(*scores: float) -> dict:
-    return {f"arm {place}": {"measures": {"accuracy": {"mean": score}}} for place, score in enumerate(scores)}
+    comparisons = [
+        compared("step_jepa", "sft", *to_sft),
+        compared("step_jepa", "step_jepa.shuffled_pairs", *to_shuffled),
+        compared("step_jepa.shuffled_pairs", "sft"),
+    ]
+    assert ab.verdict(results_of(comparisons, 0.4, 0.5)) == said
 
 
 def test_the_floor_and_the_ceiling_are_said():
-    assert results.extremes({"arms": arms_at(0.0, 0.019)})[0].startswith("Every arm solves next to nothing")
-    assert results.extremes({"arms": arms_at(0.99, 1.0)})[0].startswith("Every arm solves next to everything")
-    assert results.extremes({"arms": arms_at(0.0, 0.5)}) == results.extremes({"arms": {}}) == []
+    assert results.extremes(with_accuracies(0.0, 0.019))[0].startswith("Every arm solves next to nothing")
+    assert results.extremes(with_accuracies(0.99, 1.0))[0].startswith("Every arm solves next to everything")
+    assert results.extremes(with_accuracies(0.0, 0.5)) == results.extremes({}) == []
 
 
 def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch):
@@ -536,4 +638,4 @@ def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path, monkeypatch)
     assert code("experiment", *options) == 0
     found = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())
     assert not found["missing"]
-    assert len(cells_of(tmp_path / "out")) == len(planned(small, tmp_path / "out").cells) >= 8
+    assert len(cells_of(tmp_path / "out")) == len(planned(small, tmp_path / "out").runs) >= 8

@@ -19,7 +19,6 @@ from statsmodels.stats.power import TTestPower
 from step_jepa.errors import UserError
 from step_jepa.statistics import (
     Components,
-    bootstrap,
     components,
     detectable,
     difference,
@@ -30,6 +29,7 @@ from step_jepa.statistics import (
     sign_flip_sentence,
     summary,
     two_way,
+    two_way_bootstrap,
 )
 
 SQUARE = np.array([[0.0, 2.0], [2.0, 6.0]])  # mean squares 9, 9 and 1
@@ -123,7 +123,7 @@ def test_sign_flips_by_hand():
 
 def test_the_bootstrap_resamples_both_sides():
     """A corner is drawn with probability 1/16, so it is in the interval; of seeds alone it would be (0.5, 1.5)."""
-    assert bootstrap(np.array([[0.0, 1.0], [1.0, 2.0]]), seed=0) == (0, 2)
+    assert two_way_bootstrap(np.array([[0.0, 1.0], [1.0, 2.0]]), seed=0) == (0, 2)
 
 
 def test_holm_by_hand():
@@ -218,7 +218,8 @@ def test_no_power_without_units_or_variance():
     for seeds, problems in ((1, 50), (5, 1)):
         with pytest.raises(UserError, match="at least two of each"):
             detectable(Components(1, 1, 1), seeds, problems)
-    for wrong in (Components(0, 0, 0), Components(-1, 1, 1)):
+    nan, infinite = float("nan"), float("inf")
+    for wrong in (Components(0, 0, 0), Components(-1, 1, 1), Components(nan, 1, 1), Components(1, 1, infinite)):
         with pytest.raises(UserError, match="variances"):
             detectable(wrong, 5, 50)
 
@@ -344,5 +345,5 @@ def test_what_is_detectable_is_found_four_times_in_five(S, name):
 @pytest.mark.parametrize(("S", "name", "low", "high"), [(3, "seeds", 0.7, 0.82), (3, "neither", 0.98, 1)])
 def test_the_bootstrap_covers_what_its_docstring_says(S, name, low, high):
     values = real(np.random.default_rng(4), 500, S, 50, SPREADS[name](S, 50))
-    intervals = np.array([bootstrap(each, seed) for seed, each in enumerate(values)])
+    intervals = np.array([two_way_bootstrap(each, seed) for seed, each in enumerate(values)])
     assert low <= np.mean((intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)) <= high

@@ -15,11 +15,6 @@ class StepJEPAConfig(StepJEPAOptions, RepresentationConfig):
     """TrainingArguments, the options of the JEPA term, and those of Step-JEPA and the other objectives."""
 
 
-def train_config() -> type[StepJEPAConfig]:
-    """The dataclass of `step-jepa train`, asked for when users' modules are imported."""
-    return StepJEPAConfig
-
-
 class StepJEPARepresentationTrainer(RepresentationTrainer):
     """Predict the representation of step i+1, read alone, from everything up to step i; or what `objective` names."""
 

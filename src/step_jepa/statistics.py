@@ -1,14 +1,16 @@
-"""What scores of arms over seeds and problems say: differences, what is left to chance, and what could have been seen.
+"""What scores of conditions over seeds and problems say: differences, what is left to chance, and what could have been
+seen.
 
-Arms of one seed are paired: same initialisation, same order of data, same problems. Plain numbers; no model is known.
+Conditions are paired by seed: same initialisation, same order of data, same problems. Plain numbers; no model is known.
 Axes: S seeds, P problems; leading axes are any number of data sets.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,12 @@ from step_jepa.errors import UserError
 
 Array = NDArray[Any]
 Interval = tuple[float, float]  # 95 %
-Table = Mapping[str, Mapping[int, Sequence[float]]]  # arm -> seed -> a score for each problem, the same ones everywhere
+ScoresBySeed = Mapping[int, Sequence[float]]  # seed -> a score for each problem, the same problems for every seed
+ScoreTable = Mapping[str, ScoresBySeed]  # by condition
+Key = TypeVar("Key")
 
 ALPHA, POWER = 0.05, 0.8
-RESAMPLES = 2000
+RESAMPLES, TWO_WAY_RESAMPLES = 1000, 2000
 MOST_SEEDS = 10_000
 ROUNDING = 1e-9  # relative, of float64 means
 
@@ -33,18 +37,27 @@ class Components:
     """Variances of a paired difference d[seed, problem], in squared units of the score.
 
     seed is shared by all problems of a seed, problem by all seeds of a problem, residual by nothing. Of 0/1 scores they
-    sum to the share of problems on which the two arms disagree, less the squared difference."""
+    sum to the share of problems on which the two conditions disagree, less the squared difference.
+    """
 
     seed: float
     problem: float
     residual: float
 
 
-@dataclass(frozen=True)
-class ArmSummary:
-    """The mean score of an arm, and sd, the standard deviation of its means over seeds (None with one seed).
+class _Test(NamedTuple):
+    """The 95 % interval of a mean, and the p-value of its being 0; None where they cannot be had."""
 
-    Its intervals are as in `Difference`; for 0/1 scores they can reach beyond 0 and 1."""
+    interval: Interval | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class ConditionSummary:
+    """The mean score of a condition, and sd, the standard deviation of its means over seeds (None with one seed).
+
+    Its intervals are as in `Difference`; for 0/1 scores they can reach beyond 0 and 1.
+    """
 
     seeds: int
     problems: int
@@ -56,7 +69,7 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm minus baseline, over the seeds that both have. What cannot be had is None: see `difference`.
+    """Condition minus baseline, over the seeds that both have. What cannot be had is None: see `difference`.
 
     seeds, left_out        seeds that both have; seeds that only one has
     problems               how many
@@ -65,11 +78,11 @@ class Difference:
     same_problems, same_problems_p
                            paired t over seeds: for new seeds on these very problems, whatever is true of others
     sign_flip_p            the exact test of the same, by flipping signs of by_seed
-    bootstrap              `bootstrap` over seeds and problems; too narrow with few seeds
+    bootstrap              `two_way_bootstrap` over seeds and problems; too narrow with few seeds
     components             variances, for `detectable` and `seeds_needed`
     """
 
-    arm: str
+    condition: str
     baseline: str
     seeds: tuple[int, ...]
     left_out: tuple[int, ...]
@@ -85,63 +98,80 @@ class Difference:
     components: Components | None
 
 
-def summary(table: Table, arm: str) -> ArmSummary:
-    """The figures of one arm. Raises UserError for scores that are missing or not finite."""
-    scores = np.stack(list(_scores(table, arm).values()))
-    (seeds, problems), means = scores.shape, scores.mean(1)
-    sd = float(means.std(ddof=1)) if seeds > 1 else None
-    new_problems, same_problems = _for_new_problems(scores)[0], _for_new_seeds(means)[0]
-    return ArmSummary(seeds, problems, float(scores.mean()), sd, new_problems, same_problems)
-
-
-def difference(table: Table, arm: str, baseline: str, *, seed: int = 42) -> Difference:
-    """Arm minus baseline, paired by seed and problem; `seed` is the bootstrap's.
-
-    With one seed nothing is known of seeds, with one problem nothing of problems, and without any variance no interval
-    can be made: such fields are None. Raises UserError for scores that are missing or not finite, and where the two
-    have no seed in common."""
-    own, other = _scores(table, arm), _scores(table, baseline)
-    seeds = sorted(own.keys() & other.keys())
-    if not seeds:
-        raise UserError(f"{arm} and {baseline} have no seed in common: run both with the same seeds")
-    values = np.stack([own[each] - other[each] for each in seeds])
-    by_seed = values.mean(1)
-    new_problems, p = _for_new_problems(values)
-    same_problems, same_problems_p = _for_new_seeds(by_seed)
-    return Difference(
-        arm=arm,
-        baseline=baseline,
-        seeds=tuple(seeds),
-        left_out=tuple(sorted(own.keys() ^ other.keys())),
-        problems=values.shape[1],
-        difference=float(values.mean()),
-        by_seed=tuple(by_seed.tolist()),
-        new_problems=new_problems,
-        p=p,
-        same_problems=same_problems,
-        same_problems_p=same_problems_p,
-        sign_flip_p=sign_flip(by_seed),
-        bootstrap=bootstrap(values, seed) if new_problems else None,
-        components=components(values) if new_problems else None,
+def summary(table: ScoreTable, condition: str) -> ConditionSummary:
+    """The figures of one condition. Raises UserError for scores that are missing or not finite."""
+    scores = np.stack(list(_checked_scores(table, condition).values()))
+    seeds, problems = scores.shape
+    means = scores.mean(1)
+    return ConditionSummary(
+        seeds=seeds,
+        problems=problems,
+        mean=float(scores.mean()),
+        sd=float(means.std(ddof=1)) if seeds > 1 else None,
+        new_problems=_test_for_new_problems(scores).interval,
+        same_problems=_test_for_new_seeds(means).interval,
     )
 
 
-def _scores(table: Table, arm: str) -> dict[int, Array]:
+def difference(table: ScoreTable, condition: str, baseline: str, *, seed: int = 42) -> Difference:
+    """Condition minus baseline, paired by seed and problem.
+
+    With one seed nothing is known of seeds, with one problem nothing of problems, and without any variance no interval
+    can be made: such fields are None.
+
+    Args:
+        table: scores of the two, and of any others.
+        condition: its name in the table.
+        baseline: the name of what is taken from it.
+        seed: of the bootstrap's draws.
+
+    Raises:
+        UserError: for scores that are missing or not finite, and where the two have no seed in common.
+    """
+    scores, baseline_scores = _checked_scores(table, condition), _checked_scores(table, baseline)
+    seeds = sorted(scores.keys() & baseline_scores.keys())
+    if not seeds:
+        raise UserError(f"{condition} and {baseline} have no seed in common: run both with the same seeds")
+    values = np.stack([scores[each] - baseline_scores[each] for each in seeds])
+    by_seed = values.mean(1)
+    new_problems, same_problems = _test_for_new_problems(values), _test_for_new_seeds(by_seed)
+    varies = new_problems.interval is not None
+    return Difference(
+        condition=condition,
+        baseline=baseline,
+        seeds=tuple(seeds),
+        left_out=tuple(sorted(scores.keys() ^ baseline_scores.keys())),
+        problems=values.shape[1],
+        difference=float(values.mean()),
+        by_seed=tuple(by_seed.tolist()),
+        new_problems=new_problems.interval,
+        p=new_problems.p,
+        same_problems=same_problems.interval,
+        same_problems_p=same_problems.p,
+        sign_flip_p=sign_flip(by_seed),
+        bootstrap=two_way_bootstrap(values, seed) if varies else None,
+        components=components(values) if varies else None,
+    )
+
+
+def _checked_scores(table: ScoreTable, condition: str) -> dict[int, Array]:
     """(P,) float64 by seed, in the order of seeds."""
-    scores = {seed: np.asarray(table[arm][seed], dtype=float) for seed in sorted(table[arm])}
-    problems = {len(scores) for runs in table.values() for scores in runs.values()}
+    scores = {seed: np.asarray(table[condition][seed], dtype=float) for seed in sorted(table[condition])}
+    problems = set()
+    for scores_by_seed in table.values():
+        problems |= {len(values) for values in scores_by_seed.values()}
     if not scores or problems == {0}:
-        raise UserError(f"{arm}: there are no scores: run it on at least one seed and one problem")
+        raise UserError(f"{condition}: there are no scores: run it on at least one seed and one problem")
     if len(problems) > 1:
         raise UserError(f"runs have scores for {sorted(problems)} problems: evaluate all of them on the same problems")
     for seed, values in scores.items():
         if (wrong := np.flatnonzero(~np.isfinite(values))).size:
-            where = f"{arm}, seed {seed}, problem {wrong[0]}"
+            where = f"{condition}, seed {seed}, problem {wrong[0]}"
             raise UserError(f"{where}: the score is {values[wrong[0]]}: evaluate this run again, or leave it out")
     return scores
 
 
-# Intervals and tests.
+# Intervals and tests
 
 
 def two_way(values: Array) -> tuple[Array, Array]:
@@ -155,55 +185,68 @@ def two_way(values: Array) -> tuple[Array, Array]:
     it can be up to 10 % narrower than the t interval over seeds, as problems lend it degrees of freedom. Of strongly
     skewed effects of seeds (lognormal) it rejects 15 to 17 %, which a t over seeds does too."""
     seeds, problems = values.shape[-2:]
-    of_seeds, of_problems, residual = _mean_squares(values)
-    from_seeds = of_seeds / (seeds * problems)
-    from_problems = np.maximum(0, of_problems - residual) / (seeds * problems)
+    squares = _mean_squares(values)
+    from_seeds = squares.seeds / (seeds * problems)
+    from_problems = np.maximum(0, squares.problems - squares.residual) / (seeds * problems)
     with np.errstate(invalid="ignore"):
-        df = _freedom(from_seeds, from_problems, seeds, problems)
+        df = _degrees_of_freedom(from_seeds, from_problems, seeds, problems)
     return np.sqrt(from_seeds + from_problems), df
 
 
-def _freedom(from_seeds: Any, from_problems: Any, seeds: int, problems: int) -> Any:
+def _degrees_of_freedom(from_seeds: Any, from_problems: Any, seeds: int, problems: int) -> Any:
+    """Of a variance that is the sum of these two, as in `two_way`."""
     return (from_seeds + from_problems) / (from_seeds / (seeds - 1) + from_problems / (problems - 1))
 
 
-def _mean_squares(values: Array) -> tuple[Array, Array, Array]:
-    """Of seeds, problems and residual, (...) each."""
+class _MeanSquares(NamedTuple):
+    """Of the two-way analysis of variance, (...) each."""
+
+    seeds: Array
+    problems: Array
+    residual: Array
+
+
+def _mean_squares(values: Array) -> _MeanSquares:
     seeds, problems = values.shape[-2:]
     by_seed, by_problem = values.mean(-1, keepdims=True), values.mean(-2, keepdims=True)
     residual = values - by_seed - by_problem + values.mean((-2, -1), keepdims=True)
-    return (
-        problems * by_seed.var((-2, -1), ddof=1),
-        seeds * by_problem.var((-2, -1), ddof=1),
-        (residual**2).sum((-2, -1)) / ((seeds - 1) * (problems - 1)),
+    return _MeanSquares(
+        seeds=problems * by_seed.var((-2, -1), ddof=1),
+        problems=seeds * by_problem.var((-2, -1), ddof=1),
+        residual=(residual**2).sum((-2, -1)) / ((seeds - 1) * (problems - 1)),
     )
 
 
 def components(values: Array) -> Components:
     """Of differences (S, P), by analysis of variance; those that come out negative are 0."""
     seeds, problems = values.shape
-    of_seeds, of_problems, residual = (float(each) for each in _mean_squares(values))
-    return Components(max(0.0, of_seeds - residual) / problems, max(0.0, of_problems - residual) / seeds, residual)
+    squares = _mean_squares(values)
+    residual = float(squares.residual)
+    return Components(
+        seed=max(0.0, float(squares.seeds) - residual) / problems,
+        problem=max(0.0, float(squares.problems) - residual) / seeds,
+        residual=residual,
+    )
 
 
-def _for_new_problems(values: Array) -> tuple[Interval | None, float | None]:
-    """Interval of the mean of values (S, P), and p-value of its being 0, by `two_way`."""
+def _test_for_new_problems(values: Array) -> _Test:
+    """Of the mean of values (S, P), by `two_way`."""
     if min(values.shape) < 2:
-        return None, None
+        return _Test()
     error, df = two_way(values)
     if error <= ROUNDING * np.abs(values).max():
-        return None, None
+        return _Test()
     mean, half = values.mean(), t.isf(ALPHA / 2, df) * error
-    return (float(mean - half), float(mean + half)), float(2 * t.sf(abs(mean) / error, df))
+    return _Test((float(mean - half), float(mean + half)), float(2 * t.sf(abs(mean) / error, df)))
 
 
-def _for_new_seeds(means: Array) -> tuple[Interval | None, float | None]:
+def _test_for_new_seeds(means: Array) -> _Test:
     """Student's t over the means of seeds (S,)."""
     if len(means) < 2 or np.ptp(means) <= ROUNDING * np.abs(means).max():
-        return None, None
+        return _Test()
     test = ttest_1samp(means, 0)
     low, high = test.confidence_interval(1 - ALPHA)
-    return (float(low), float(high)), float(test.pvalue)
+    return _Test((float(low), float(high)), float(test.pvalue))
 
 
 def sign_flip(by_seed: Array) -> float | None:
@@ -214,89 +257,140 @@ def sign_flip(by_seed: Array) -> float | None:
     return float(permutation_test((by_seed,), np.mean, permutation_type="samples", rng=0).pvalue)
 
 
-def bootstrap(values: Array, seed: int) -> Interval:
-    """Percentile interval of the mean of values (S, P), seeds and problems resampled independently (the pigeonhole
-    bootstrap of Owen, as in `two_way`).
-
-    It covers 76 to 89 % with 3 to 10 seeds where seeds make the variance, and 99 % and more where neither do."""
-    draw = np.random.default_rng(seed)
-    seeds, problems = (draw.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in values.shape)
-    low, high = np.quantile(((seeds @ values) * problems).sum(1), [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
-
-
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+def holm(p_values: Mapping[Key, float | None]) -> dict[Key, float | None]:
     """Holm's adjusted p-values of all comparisons that were made (Scandinavian Journal of Statistics 6, 1979, p. 65).
 
     One that has no p-value keeps None, and counts in the family all the same."""
     if not p_values:
         return {}
-    adjusted = multipletests([1.0 if p is None else p for p in p_values.values()], method="holm")[1].tolist()
+    counted = [1.0 if p is None else p for p in p_values.values()]
+    adjusted = multipletests(counted, method="holm")[1].tolist()
     return {name: None if p_values[name] is None else p for name, p in zip(p_values, adjusted, strict=True)}
 
 
-# How many seeds and problems.
+# Bootstrap: percentile intervals of figures of resampled units
+
+
+def bootstrap(values: Array, cluster: Array, seed: int, *, weight: Array | None = None) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of values, and its 95 % interval when clusters are resampled.
+
+    Values of one cluster, such as the steps of a problem, which share its text, are drawn together (cluster bootstrap;
+    Davison and Hinkley, Bootstrap Methods and their Application, 3.8): resampled one by one they would promise more
+    than they know. What a whole set gives once, means for centring and candidates, is kept.
+
+    Args:
+        values: (N,), any order.
+        cluster: (N,) int, which cluster each belongs to.
+        seed: of the draws.
+        weight: (N,); with it the mean is sum(values) / sum(weight).
+    """
+    place = np.unique(cluster, return_inverse=True)[1]
+    sums = np.bincount(place, values)
+    weights = np.bincount(place, weight)  # without weights, how many values each cluster has
+    counts = _cluster_counts(len(sums), seed)
+    low, high = _percentile_interval((counts @ sums) / (counts @ weights))
+    return float(sums.sum() / weights.sum()), low, high
+
+
+def two_way_bootstrap(values: Array, seed: int) -> Interval:
+    """Interval of the mean of values (S, P), seeds and problems resampled independently (the pigeonhole bootstrap of
+    Owen, as in `two_way`).
+
+    It covers 76 to 89 % with 3 to 10 seeds where seeds make the variance, and 99 % and more where neither do.
+    """
+    draw = np.random.default_rng(seed)
+    seed_shares, problem_shares = (_drawn_counts(draw, units, TWO_WAY_RESAMPLES) / units for units in values.shape)
+    return _percentile_interval(((seed_shares @ values) * problem_shares).sum(1))
+
+
+@lru_cache(maxsize=4)  # an audit asks for some hundred intervals over the same problems
+def _cluster_counts(clusters: int, seed: int) -> Array:
+    return _drawn_counts(np.random.default_rng(seed), clusters, RESAMPLES).astype(float)
+
+
+def _drawn_counts(draw: np.random.Generator, units: int, resamples: int) -> Array:
+    """(resamples, units) int: how often each unit is drawn, when as many are drawn as there are."""
+    return draw.multinomial(units, np.full(units, 1 / units), resamples)
+
+
+def _percentile_interval(figures: Array) -> Interval:
+    low, high = np.quantile(figures, [ALPHA / 2, 1 - ALPHA / 2])
+    return float(low), float(high)
+
+
+# How many seeds and problems
 
 
 def detectable(assumed: Components, seeds: int, problems: int, *, comparisons: int = 1) -> float:
     """The smallest difference that `two_way` finds with 80 % power at 5 %, or at 5 % / comparisons, Holm's first step.
 
-    The square of a noncentral t with shift difference / se. Raises UserError for fewer than two seeds or problems, and
-    for variances that are negative or all zero."""
+    The square of a noncentral t with shift difference / se.
+
+    Raises:
+        UserError: for fewer than two seeds or problems, and for variances that are negative, not finite or all zero.
+    """
     if min(seeds, problems) < 2:
         raise UserError(f"{seeds} seeds and {problems} problems can show no difference: take at least two of each")
-    variances = (assumed.seed, assumed.problem, assumed.residual)
-    if min(variances) < 0 or not sum(variances):
-        raise UserError(f"variances of seed, problem, residual are {variances}: give none below 0, and one above")
-    from_seeds, from_problems = (assumed.seed + assumed.residual / problems) / seeds, assumed.problem / problems
-    df = _freedom(from_seeds, from_problems, seeds, problems)
+    variances = astuple(assumed)
+    if not np.isfinite(variances).all() or min(variances) < 0 or not sum(variances):
+        given = f"variances of seed, problem, residual are {variances}"
+        raise UserError(f"{given}: give finite ones, none below 0, and one above")
+    from_seeds = (assumed.seed + assumed.residual / problems) / seeds
+    from_problems = assumed.problem / problems
+    df = _degrees_of_freedom(from_seeds, from_problems, seeds, problems)
     critical = t.isf(ALPHA / comparisons / 2, df)
-    # As F: scipy's noncentral t is nan in places, and what statsmodels solves with it is wrong with few seeds.
-    shift = brentq(lambda shift: ncf.sf(critical**2, 1, df, shift**2) - POWER, 0, 10 * critical)
-    return shift * sqrt(from_seeds + from_problems)
+
+    def missing_power(shift: float) -> float:
+        # As F: scipy's noncentral t is nan in places, and what statsmodels solves with it is wrong with few seeds.
+        return float(ncf.sf(critical**2, 1, df, shift**2)) - POWER
+
+    return float(brentq(missing_power, 0, 10 * critical)) * sqrt(from_seeds + from_problems)
 
 
 def seeds_needed(assumed: Components, problems: int, effect: float, *, comparisons: int = 1) -> int | None:
     """The fewest seeds with which `effect` is `detectable`; None where 10,000 are too few, and problems are missing.
 
-    Of an observed effect and its variances it is as uncertain as they are. Raises UserError as `detectable` does."""
+    Of an observed effect and its variances it is as uncertain as they are. Raises UserError as `detectable` does.
+    """
 
-    def enough(seeds: int) -> bool:
+    def suffices(seeds: int) -> bool:
         return detectable(assumed, seeds, problems, comparisons=comparisons) <= abs(effect)
 
-    needed = bisect_left(range(MOST_SEEDS + 1), True, lo=2, key=enough)
+    needed = bisect_left(range(MOST_SEEDS + 1), True, lo=2, key=suffices)
     return needed if needed <= MOST_SEEDS else None
 
 
-# In words.
+# In words
 
 
-def sentence(found: Difference, adjusted: float | None = None, comparisons: int = 1) -> str:
+def sentence(difference: Difference, adjusted: float | None = None, comparisons: int = 1) -> str:
     """What one comparison says, `adjusted` being its p-value after `holm` over so many comparisons."""
-    said = f"{found.arm} minus {found.baseline}: {found.difference:+.3g}"
-    data = f"{_count(len(found.seeds), 'seed')}, {_count(found.problems, 'problem')}"
-    if found.left_out:
-        data += f"; {_count(len(found.left_out), 'seed')} of only one arm left out"
-    if found.new_problems is None or found.p is None:
-        return f"{said} ({data}); {_why_no_interval(found)}."
-    low, high = found.new_problems
-    final = found.p if adjusted is None else adjusted
-    after = "" if adjusted is None else f", {_p(adjusted)} after Holm over {_count(comparisons, 'comparison')}"
-    verdict = "a difference is shown" if final <= ALPHA else "no difference is shown"
+    figure = f"{difference.condition} minus {difference.baseline}: {difference.difference:+.3g}"
+    data = f"{_count(len(difference.seeds), 'seed')}, {_count(difference.problems, 'problem')}"
+    if difference.left_out:
+        data += f"; {_count(len(difference.left_out), 'seed')} of only one arm left out"
+    if difference.new_problems is None or difference.p is None:
+        return f"{figure} ({data}); {_why_no_interval(difference)}."
+    low, high = difference.new_problems
     interval = f"95 % interval for new seeds and new problems [{low:.3g}, {high:.3g}]"
-    return f"{said}, {interval}, {_p(found.p)}{after} ({data}): {verdict}."
+    p = _p(difference.p)
+    if adjusted is not None:
+        p += f", {_p(adjusted)} after Holm over {_count(comparisons, 'comparison')}"
+    final = difference.p if adjusted is None else adjusted
+    verdict = "a difference is shown" if final <= ALPHA else "no difference is shown"
+    return f"{figure}, {interval}, {p} ({data}): {verdict}."
 
 
-def sign_flip_sentence(found: Difference) -> str:
+def sign_flip_sentence(difference: Difference) -> str:
     """The p-value of sign flips over seeds, or that there can be none at 5 %."""
-    flips = f"sign flips over {_count(len(found.seeds), 'seed')}"
-    if found.sign_flip_p is None:
-        return f"{flips} cannot reject at 5 %: p is at least {2 / 2 ** len(found.seeds):.3g}."
-    return f"{flips}, on these problems: {_p(found.sign_flip_p)}."
+    flips = f"sign flips over {_count(len(difference.seeds), 'seed')}"
+    if difference.sign_flip_p is None:
+        return f"{flips} cannot reject at 5 %: p is at least {2 / 2 ** len(difference.seeds):.3g}."
+    return f"{flips}, on these problems: {_p(difference.sign_flip_p)}."
 
 
-def _why_no_interval(found: Difference) -> str:
-    for number, noun in ((len(found.seeds), "seed"), (found.problems, "problem")):
+def _why_no_interval(difference: Difference) -> str:
+    for number, noun in ((len(difference.seeds), "seed"), (difference.problems, "problem")):
         if number == 1:
             return f"one {noun} does not tell what is due to the {noun}, so there is no interval and no test"
     return "nothing varies that an interval or a test could be made of"

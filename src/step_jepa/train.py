@@ -29,7 +29,6 @@ from step_jepa.run_files import ROWS_FILE
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.run_metadata import save_settings
 
-
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
 ADAPTER = Needs("--lora", lambda args: args.lora)
 

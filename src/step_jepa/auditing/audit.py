@@ -32,7 +32,7 @@ from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.pairing.measures import bootstrap
+from step_jepa.statistics import bootstrap
 
 Array = NDArray[Any]
 

@@ -1,13 +1,12 @@
 """`step-jepa ab`: SFT, Step-JEPA and its shuffled control on a user's own data, as much as fits into the time given."""
 
-import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Console
@@ -15,12 +14,13 @@ from rich.text import Text
 
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
-from step_jepa.experiments.cost import Cost, probe
+from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.plan import ExperimentArguments, planned
-from step_jepa.experiments.results import extremes, shows_difference
-from step_jepa.parsing import parse
-from step_jepa.run_files import EXPERIMENT_FILE, RESULTS_FILE, write_whole
+from step_jepa.experiments.design import ExperimentArguments, arguments_of, planned
+from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
+from step_jepa.options import option
+from step_jepa.parsing import from_file
+from step_jepa.run_files import EXPERIMENT_FILE, write_whole
 
 SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"
 ARMS = {
@@ -40,8 +40,9 @@ RECIPE = {
 }
 FEWEST_SEEDS, MOST_SEEDS = 3, 20
 FEWEST_STEPS, FEWEST_ANSWERS = 20, 50
-ANSWERING = 1 / 3  # of a cell's time, at most
+ANSWERING = 1 / 3  # of a run's time, at most
 SPARE = 0.9  # of the budget; a probe is short
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -50,47 +51,42 @@ console = Console(highlight=False, soft_wrap=True)
 class AbArguments:
     """Which model on which data, in how much time."""
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    test_file: str = field(metadata={"help": "The same, of problems that train_file does not have."})
-    output_dir: str = field(metadata={"help": "Where everything goes."})
-    budget: str = field(default="2h", metadata={"help": "Time for all of it, such as 90m or 2h."})
-    recipe: str | None = field(
-        default=None, metadata={"help": "YAML file of `train` options, instead of LoRA as in the README."}
+    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    test_file: str = option(help="The same, of problems that train_file does not have.", is_path=True)
+    output_dir: str = option(help="Where everything goes.")
+    budget: str = option("2h", help="Time for all of it, such as 90m or 2h.")
+    recipe: str | None = option(
+        None, help="YAML file of `train` options, instead of LoRA as in the README.", is_path=True
     )
-    max_new_tokens: int = field(default=256, metadata={"help": "An answer that is longer is cut off here."})
+    max_new_tokens: int = option(256, help="An answer that is longer is cut off here.")
 
 
 def run(args: AbArguments) -> int:
-    """Choose steps, seeds and problems by a timed probe, run the cells, and say in one sentence what came of it.
+    """Choose steps, seeds and problems by a timed probe, execute the runs, and say in one sentence what came of it.
 
     What was chosen lies in experiment.yaml, from which the same call goes on. Raises UserError."""
-    config = Path(args.output_dir, EXPERIMENT_FILE)
+    folder = Path(args.output_dir)
+    config = folder / EXPERIMENT_FILE
     if not config.exists():
-        options = fitted(args, seconds(args.budget))
+        options = fitted_options(args, seconds_of(args.budget))
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
-    arguments = _read(config, args)
+    values = {**from_file(str(config)), "output_dir": args.output_dir}
+    (arguments,) = arguments_of("experiment", [ExperimentArguments], values)
     if arguments.name != _name(args):
         raise UserError(f"{config} was made for {arguments.name}: give another --output_dir")
     code = experiment.run(arguments)
     if code == 0:
-        console.print(
-            Text(verdict(json.loads(Path(args.output_dir, RESULTS_FILE).read_text(encoding="utf-8"))), style="bold")
-        )
+        console.print(Text(verdict(read_results(folder)), style="bold"))
     return code
 
 
-def seconds(budget: str) -> float:
+def seconds_of(budget: str) -> float:
     """Of a time such as 90m or 2h. Raises UserError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", budget.strip())
-    if not found:
+    match = re.fullmatch(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[smhd])", budget.strip())
+    if not match:
         raise UserError(f"--budget {budget}: give a time such as 90m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
-def _read(config: Path, args: AbArguments) -> ExperimentArguments:
-    words = ["--config", str(config), "--output_dir", args.output_dir]
-    return parse("experiment", [ExperimentArguments], words)[0]
+    return float(match["number"]) * UNITS[match["unit"]]
 
 
 def _name(args: AbArguments) -> str:
@@ -99,12 +95,38 @@ def _name(args: AbArguments) -> str:
     return f"{args.model_name} on {args.train_file}{recipe}, tested on {args.test_file}, {answers}, in {args.budget}"
 
 
-def fitted(args: AbArguments, budget: float) -> dict[str, Any]:
+# What fits into the time
+
+
+class Extent(NamedTuple):
+    """Optimisation steps and answers of each run, and seeds of each condition."""
+
+    steps: int
+    answers: int
+    seeds: int
+
+
+def fitted_options(args: AbArguments, budget: float) -> dict[str, Any]:
     """The options of the experiment that takes about so many seconds, with the probe. Raises UserError where too little
     fits."""
-    began = time.perf_counter()
+    start = time.perf_counter()
+    options = _unfitted_options(args)
+    arguments = ExperimentArguments(output_dir=args.output_dir, **options)
+    folder = Path(args.output_dir)
+    plan = planned(arguments, folder)
+    prepare_data(arguments.data, folder / "data")
+    console.print("timing a few steps and answers of each arm")
+    costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments))
+    spent = time.perf_counter() - start
+    extent = fitted_extent(list(costs.values()), SPARE * (budget - spent))
+    options["recipe"] |= {"max_steps": extent.steps}
+    options["evaluate"] |= {"limit": extent.answers}
+    return {**options, "seeds": list(range(extent.seeds))}
+
+
+def _unfitted_options(args: AbArguments) -> dict[str, Any]:
     recipe = {"config": args.recipe} if args.recipe else RECIPE
-    options: dict[str, Any] = {
+    return {
         "name": _name(args),
         "data": {"train": {"input_file": args.train_file}, "test": {"input_file": args.test_file}},
         "recipe": {**recipe, "model_name": args.model_name},
@@ -112,70 +134,71 @@ def fitted(args: AbArguments, budget: float) -> dict[str, Any]:
         "primary": STEP_JEPA,
         "evaluate": {"max_new_tokens": args.max_new_tokens},
     }
-    arguments = ExperimentArguments(output_dir=args.output_dir, **options)
-    folder = Path(args.output_dir)
-    plan = planned(arguments, folder)
-    prepare_data(arguments.data, folder / "data")
-    console.print("timing a few steps and answers of each arm")
-    costs = probe(plan.cells, folder, experiment.threads(arguments))
-    steps, answers, seeds = fit(list(costs.values()), SPARE * (budget - (time.perf_counter() - began)))
-    options["recipe"] |= {"max_steps": steps}
-    options["evaluate"] |= {"limit": answers}
-    return {**options, "seeds": list(range(seeds))}
 
 
-def fit(costs: Sequence[Cost], available: float) -> tuple[int, int, int]:
-    """(steps, answers, seeds) that take so many seconds: the recipe's steps and all answers with as many seeds as fit,
-    20 at most; where 3 do not, 3 with fewer answers and steps. Raises UserError where 20 steps do not fit."""
+def fitted_extent(costs: Sequence[Cost], available: float) -> Extent:
+    """What takes so many seconds: the recipe's steps and all answers with as many seeds as fit, 20 at most; where 3 do
+    not, 3 with fewer answers and steps. Raises UserError where 20 steps do not fit."""
     whole = sum(cost.seconds for cost in costs)
+    steps, answers = costs[0].steps, costs[0].answers  # the same in all conditions
     if FEWEST_SEEDS * whole <= available:
-        return costs[0].steps, costs[0].answers, min(MOST_SEEDS, int(available / whole))
-    start, step, answer = (sum(getattr(cost, name) for cost in costs) for name in ("start", "step", "answer"))
-    each = available / FEWEST_SEEDS - start
-    answers = min(costs[0].answers, max(FEWEST_ANSWERS, int(ANSWERING * each / answer)))
-    steps = min(costs[0].steps, int((each - answers * answer) / step))
-    if steps < min(FEWEST_STEPS, costs[0].steps):
-        fewest = min(FEWEST_ANSWERS, costs[0].answers)
+        return Extent(steps, answers, seeds=min(MOST_SEEDS, int(available / whole)))
+    start = sum(cost.start for cost in costs)
+    step = sum(cost.step for cost in costs)
+    answer = sum(cost.answer for cost in costs)
+    of_a_seed = available / FEWEST_SEEDS - start
+    fitting_answers = min(answers, max(FEWEST_ANSWERS, int(ANSWERING * of_a_seed / answer)))
+    fitting_steps = min(steps, int((of_a_seed - fitting_answers * answer) / step))
+    if fitting_steps < min(FEWEST_STEPS, steps):
+        fewest = min(FEWEST_ANSWERS, answers)
         least = FEWEST_SEEDS * (start + FEWEST_STEPS * step + fewest * answer) / SPARE
         raise UserError(
             f"{FEWEST_STEPS} steps and {fewest} answers of {len(costs)} arms take {ceil(least / 60)}m: raise --budget"
         )
-    return steps, answers, FEWEST_SEEDS
+    return Extent(fitting_steps, fitting_answers, FEWEST_SEEDS)
 
 
-def verdict(results: Mapping[str, Any]) -> str:
-    """One sentence: the difference, its interval, whether the pairing is what helps, and what more it would take."""
-    found = {each["found"]["baseline"]: each for each in results["comparisons"] if each["found"]["arm"] == STEP_JEPA}
-    to_sft, to_shuffled = found[SFT], found[SHUFFLED]
-    helps, pairing = shows_difference(to_sft), shows_difference(to_shuffled)
-    if helps:
-        said = "Step-JEPA changes the accuracy"
-        said += (
-            ", and the pairing of steps has a part in it"
-            if pairing
-            else ", but that it is the pairing of steps is not shown"
-        )
-    else:
-        said = "That Step-JEPA changes the accuracy is not shown"
-    said += f": {_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs{_more(to_sft)}."
-    return " ".join([said, *extremes(results)])
+# What came of it
 
 
-def _figures(comparison: Mapping[str, Any]) -> str:
-    found = comparison["found"]
-    interval = found["new_problems"]
+def verdict(results: ExperimentResults) -> str:
+    """In a few words: the difference, its interval, whether the pairing is what helps, and what more it would take."""
+    by_baseline = {
+        comparison.difference.baseline: comparison
+        for comparison in results.comparisons
+        if comparison.difference.condition == STEP_JEPA
+    }
+    to_sft, to_shuffled = by_baseline[SFT], by_baseline[SHUFFLED]
+    figures = f"{_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs"
+    sentence = f"{_what_is_shown(to_sft, to_shuffled)}: {figures}{_what_it_would_take(to_sft)}."
+    return " ".join([sentence, *extremes(results.conditions)])
+
+
+def _what_is_shown(to_sft: ComparisonResult, to_shuffled: ComparisonResult) -> str:
+    if not to_sft.shows_difference:
+        return "That Step-JEPA changes the accuracy is not shown"
+    if to_shuffled.shows_difference:
+        return "Step-JEPA changes the accuracy, and the pairing of steps has a part in it"
+    return "Step-JEPA changes the accuracy, but that it is the pairing of steps is not shown"
+
+
+def _figures(comparison: ComparisonResult) -> str:
+    difference, interval = comparison.difference.difference, comparison.difference.new_problems
     if interval is None:
-        return f"{found['difference']:+.3f} (no interval can be made)"
-    return f"{found['difference']:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+        return f"{difference:+.3f} (no interval can be made)"
+    low, high = interval
+    return f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _more(comparison: Mapping[str, Any]) -> str:
-    if shows_difference(comparison) or comparison["detectable"] is None:
+def _what_it_would_take(comparison: ComparisonResult) -> str:
+    """To show a difference, where none is shown."""
+    if comparison.shows_difference or comparison.detectable is None:
         return ""
-    seeds, found = len(comparison["found"]["seeds"]), comparison["found"]
-    said = f"; with {seeds} seeds and {found['problems']} problems {comparison['detectable']:.3f} could be seen"
-    if not found["difference"]:
-        return said
-    if comparison["seeds_needed"] is not None:
-        return f"{said}, and a difference of {found['difference']:+.3f} would take {comparison['seeds_needed']} seeds"
-    return f"{said}, and for a difference of {found['difference']:+.3f} more problems are needed"
+    seeds, problems = len(comparison.difference.seeds), comparison.difference.problems
+    seen = f"; with {seeds} seeds and {problems} problems {comparison.detectable:.3f} could be seen"
+    effect = comparison.difference.difference
+    if not effect:
+        return seen
+    if comparison.seeds_needed is not None:
+        return f"{seen}, and a difference of {effect:+.3f} would take {comparison.seeds_needed} seeds"
+    return f"{seen}, and for a difference of {effect:+.3f} more problems are needed"

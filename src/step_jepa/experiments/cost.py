@@ -1,30 +1,29 @@
-"""What cells will cost, from a few optimisation steps and answers of each arm."""
+"""What runs will cost, from a few optimisation steps and answers of each condition."""
 
-import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from step_jepa.errors import UserError
-from step_jepa.experiments.data import FILES
-from step_jepa.experiments.design import Cell
-from step_jepa.experiments.executor import run_all
+from step_jepa.experiments.design import ACCURACY, Run
+from step_jepa.experiments.executor import execute_all
+from step_jepa.experiments.run import RunResult
 from step_jepa.run_files import CELL_FILE, read_lines
 
-STEPS, FEWEST_ANSWERS = 4, 8
+PROBE_STEPS, PROBE_ANSWERS = 4, 8  # steps; the fewest answers
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a cell: to start (loading, tokenising), of a step and of an answer, and how many there are of each.
+    """Seconds of a run: to start (loading, tokenising), of a step and of an answer, and how many there are of each.
     With `same_flop` there are fewer steps than this."""
 
     start: float
@@ -38,63 +37,91 @@ class Cost:
         return self.start + self.step * self.steps + self.answer * self.answers
 
 
-def probe(cells: Sequence[Cell], folder: Path, threads: int) -> dict[str, Cost]:
-    """What a cell of each arm costs, by training its first one for 4 steps and letting it answer a batch of problems.
-    Pairing is not timed. Raises UserError where an arm fails."""
-    scratch = folder / "probe"
-    shutil.rmtree(scratch, ignore_errors=True)
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.arm, cell)
-    small = [_small(cell, scratch / str(number)) for number, cell in enumerate(first.values())]
-    costs = {}
-    with closing(run_all(small, 1, threads, lambda _: None)) as ended:
-        for cell, why in ended:
-            if why:
-                raise UserError(f"{cell.arm}: {why}")
-            costs[cell.arm] = _cost(json.loads((cell.folder / CELL_FILE).read_text(encoding="utf-8")), first[cell.arm])
+def timed_costs(runs: Sequence[Run], folder: Path, threads: int) -> dict[str, Cost]:
+    """What a run of each condition costs, by training its first one for 4 steps and letting it answer a batch of
+    problems. Pairing is not timed.
+
+    Args:
+        runs: all of them.
+        folder: the experiment's; the probe lies in a new folder in it, and goes with it.
+        threads: of each process.
+
+    Raises:
+        UserError: where a condition fails; then the probe stays, as its log says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
+    try:
+        costs = _timed_costs(_first_runs(runs), scratch, threads)
+    except KeyboardInterrupt:
+        shutil.rmtree(scratch)
+        raise
     shutil.rmtree(scratch)
     return costs
 
 
-def _small(cell: Cell, folder: Path) -> Cell:
-    options = {**cell.train, "max_steps": STEPS, "save_strategy": "no"}
-    limit = min(_answers(cell), max(FEWEST_ANSWERS, cell.evaluation(overwrite=True).batch_size))
-    return replace(cell, folder=folder, train=options, evaluate={**cell.evaluate, "limit": limit}, pairing=None)
+def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int) -> dict[str, Cost]:
+    probes = [_shortened(run, scratch / str(number)) for number, run in enumerate(first_runs.values())]
+    costs = {}
+    with closing(execute_all(probes, 1, threads, lambda _: None)) as ended_runs:
+        for probe, failure in ended_runs:
+            if failure:
+                raise UserError(f"{probe.condition}: {failure}")
+            result = RunResult.read(probe.folder / CELL_FILE)
+            costs[probe.condition] = _cost(result, first_runs[probe.condition])
+    return costs
 
 
-def _cost(found: Mapping[str, Any], cell: Cell) -> Cost:
-    seconds, answers = found["seconds"], len(found["measures"]["accuracy"])
+def _first_runs(runs: Sequence[Run]) -> dict[str, Run]:
+    """By condition."""
+    first_runs: dict[str, Run] = {}
+    for run in runs:
+        first_runs.setdefault(run.condition, run)
+    return first_runs
+
+
+def _shortened(run: Run, folder: Path) -> Run:
+    train = {**run.train, "max_steps": PROBE_STEPS, "save_strategy": "no"}
+    batch = run.evaluation(overwrite=True).batch_size
+    limit = min(_answers(run), max(PROBE_ANSWERS, batch))
+    return replace(run, folder=folder, train=train, evaluate={**run.evaluate, "limit": limit}, pairing=None)
+
+
+def _cost(result: RunResult, run: Run) -> Cost:
+    """Of the run, by the result of its shortened one."""
+    seconds = result.seconds
     return Cost(
-        start=seconds["all"] - seconds["train"] - seconds["answer"],
-        step=seconds["train"] / found["steps"],
-        steps=_steps(cell),
-        answer=seconds["answer"] / answers,
-        answers=_answers(cell),
+        start=seconds.all - seconds.train - seconds.answer,
+        step=seconds.train / result.steps,
+        steps=_steps(run),
+        answer=seconds.answer / len(result.measures[ACCURACY]),
+        answers=_answers(run),
     )
 
 
-def _steps(cell: Cell) -> int:
+def _steps(run: Run) -> int:
     """Optimisation steps, on one device."""
-    _, config = cell.training()
+    _, config = run.training()
+    if config.max_steps > 0:
+        return config.max_steps
+    rows = len(read_lines(run.train_file))
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    epochs = ceil(len(read_lines(cell.data / FILES["train"])) / batch) * config.num_train_epochs
-    return config.max_steps if config.max_steps > 0 else ceil(epochs)
+    return ceil(ceil(rows / batch) * config.num_train_epochs)
 
 
-def _answers(cell: Cell) -> int:
-    problems = len(read_lines(cell.data / FILES["test"]))
-    return min(cell.evaluation(overwrite=True).limit or problems, problems)
+def _answers(run: Run) -> int:
+    problems = len(read_lines(run.test_file))
+    return min(run.evaluation(overwrite=True).limit or problems, problems)
 
 
-def table(costs: dict[str, Cost], cells: Sequence[Cell], workers: int) -> Table:
-    """What the cells that are left will take."""
-    seconds = sum(costs[cell.arm].seconds for cell in cells) / workers
-    shown = Table(title=f"{len(cells)} cells, about {timedelta(seconds=round(seconds))} with {workers} at a time")
+def cost_table(costs: Mapping[str, Cost], runs: Sequence[Run], workers: int) -> Table:
+    """What the runs that are left will take."""
+    seconds = sum(costs[run.condition].seconds for run in runs) / workers
+    table = Table(title=f"{len(runs)} cells, about {timedelta(seconds=round(seconds))} with {workers} at a time")
     for column in ("arm", "seeds", "steps", "s each", "answers", "s each", "a cell"):
-        shown.add_column(column, justify="left" if column in ("arm", "seeds") else "right", overflow="fold")
-    for arm, cost in costs.items():
-        seeds = " ".join(str(cell.seed) for cell in cells if cell.arm == arm)
-        figures = (cost.steps, f"{cost.step:.2f}", cost.answers, f"{cost.answer:.2f}")
-        shown.add_row(Text(arm), seeds, *map(str, figures), str(timedelta(seconds=round(cost.seconds))))
-    return shown
+        table.add_column(column, justify="left" if column in ("arm", "seeds") else "right", overflow="fold")
+    for condition, cost in costs.items():
+        seeds = " ".join(str(run.seed) for run in runs if run.condition == condition)
+        steps, answers = (str(cost.steps), f"{cost.step:.2f}"), (str(cost.answers), f"{cost.answer:.2f}")
+        table.add_row(Text(condition), seeds, *steps, *answers, str(timedelta(seconds=round(cost.seconds))))
+    return table

@@ -1,4 +1,4 @@
-"""The two files that all cells read: made once, and the same as when they were asked for first."""
+"""The two files that all runs read: made once, and the same as when they were asked for first."""
 
 import json
 from collections.abc import Mapping
@@ -9,66 +9,82 @@ from typing import Any
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
-from step_jepa.parsing import parse, words
-from step_jepa.run_files import RESULTS_FILE, file_digest, read_lines, write_whole
+from step_jepa.experiments.design import DATA_FILES, RESULTS_CSV, RESULTS_TEXT, arguments_of
+from step_jepa.run_files import RESULTS_FILE, file_digest, read_json, read_lines, write_json
 
-FILES = {"train": "train.jsonl", "test": "test.jsonl"}
-BEGUN, MADE = "begun", "made.json"
-RESULTS = ("results.md", "results.csv", RESULTS_FILE)
+STARTED_FILE = "begun"  # this folder is an experiment's, and what lies in it may be replaced
+IDENTITY_FILE = "made.json"  # both files are there, made by these options
+RESULT_FILES = (RESULTS_TEXT, RESULTS_CSV, RESULTS_FILE)
+OUTPUT_OPTIONS = {"output_file", "overwrite"}  # of `prepare`, which follow from the experiment
 
 
 def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
-    """Make train.jsonl and test.jsonl, unless they are there. Raises UserError where they were made by other options or
-    from a file that has changed, where no experiment made them, and where a test problem is also trained on."""
-    wanted = prepared_by(data, folder)
-    identity = {part: _identity(arguments) for part, arguments in wanted.items()}
-    made = folder / MADE
-    if made.exists():
-        found = json.loads(made.read_text(encoding="utf-8"))
-        if differing := [part for part in identity if found.get(part) != identity[part]]:
-            raise UserError(f"{folder} holds other data for {' and '.join(differing)}: give another --output_dir")
+    """Make train.jsonl and test.jsonl, unless they are there.
+
+    Args:
+        data: options of `prepare` for "train" and for "test".
+        folder: where they go; the experiment's results lie beside it.
+
+    Raises:
+        UserError: where they were made by other options or from a file that has changed, where no experiment made
+            them, and where a test problem is also trained on.
+    """
+    arguments = prepare_arguments(data, folder)
+    identity = {part: _identity(options) for part, options in arguments.items()}
+    if (folder / IDENTITY_FILE).exists():
+        _check_identity(identity, folder)
         return
     _claim(folder)
-    for arguments in wanted.values():
-        prepare.run(arguments)
-    _refuse_overlap(folder)
-    write_whole(made, json.dumps(identity, indent=2) + "\n")
+    for options in arguments.values():
+        prepare.run(options)
+    _check_overlap(folder)
+    write_json(folder / IDENTITY_FILE, identity)
 
 
-def _claim(folder: Path) -> None:
-    """Raises UserError where what an experiment writes is there already and is none of an experiment."""
-    if (folder / BEGUN).exists():
-        return
-    for path in (*(folder / name for name in FILES.values()), *(folder.parent / name for name in RESULTS)):
-        if path.exists():
-            raise UserError(f"{path} is there, and no experiment made it: give another --output_dir")
-    write_whole(folder / BEGUN, "")
-
-
-def prepared_by(data: Mapping[str, Any], folder: Path) -> dict[str, PrepareArguments]:
-    """Raises UserError for options that `prepare` refuses."""
-    if set(data) != set(FILES):
+def prepare_arguments(data: Mapping[str, Any], folder: Path) -> dict[str, PrepareArguments]:
+    """By part. Raises UserError for options that `prepare` refuses."""
+    if set(data) != set(DATA_FILES):
         raise UserError(f"data names {', '.join(data) or 'nothing'}: give options of `prepare` for train and for test")
-    return {part: _arguments(part, options, folder) for part, options in data.items()}
+    return {part: _prepare_arguments(part, options, folder) for part, options in data.items()}
 
 
-def _arguments(part: str, options: Any, folder: Path) -> PrepareArguments:
-    if not isinstance(options, Mapping) or {"output_file", "overwrite"} & options.keys():
+def _prepare_arguments(part: str, options: Any, folder: Path) -> PrepareArguments:
+    if not isinstance(options, Mapping) or OUTPUT_OPTIONS & options.keys():
         raise UserError(f"data: {part} needs options of `prepare` such as input_file, without output_file")
     # A part that another shard is making at this moment is made again, and is the same.
-    given = {**options, "output_file": folder / FILES[part], "overwrite": True}
-    return parse("prepare", [PrepareArguments], words(given))[0]
+    values = {**options, "output_file": folder / DATA_FILES[part], "overwrite": True}
+    (arguments,) = arguments_of("prepare", [PrepareArguments], values)
+    return arguments
 
 
 def _identity(arguments: PrepareArguments) -> dict[str, Any]:
     source = Path(arguments.input_file)
-    options = {name: value for name, value in asdict(arguments).items() if name not in ("output_file", "overwrite")}
+    options = {name: value for name, value in asdict(arguments).items() if name not in OUTPUT_OPTIONS}
     return {**options, "digest": file_digest(source) if source.is_file() else None}
 
 
-def _refuse_overlap(folder: Path) -> None:
-    trained = {_question(line) for line in read_lines(folder / FILES["train"])}
-    tested = [_question(line) for line in read_lines(folder / FILES["test"])]
+def _check_identity(identity: Mapping[str, Any], folder: Path) -> None:
+    present = read_json(folder / IDENTITY_FILE)
+    if differing := [part for part in identity if present.get(part) != identity[part]]:
+        raise UserError(f"{folder} holds other data for {' and '.join(differing)}: give another --output_dir")
+
+
+def _claim(folder: Path) -> None:
+    """Raises UserError where what an experiment writes is there already and is none of an experiment."""
+    if (folder / STARTED_FILE).exists():
+        return
+    data_files = [folder / name for name in DATA_FILES.values()]
+    result_files = [folder.parent / name for name in RESULT_FILES]
+    for path in (*data_files, *result_files):
+        if path.exists():
+            raise UserError(f"{path} is there, and no experiment made it: give another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STARTED_FILE).touch()
+
+
+def _check_overlap(folder: Path) -> None:
+    trained = set(_questions(folder / DATA_FILES["train"]))
+    tested = _questions(folder / DATA_FILES["test"])
     both = [index for index, question in enumerate(tested) if question in trained]
     if both:
         raise UserError(
@@ -77,5 +93,5 @@ def _refuse_overlap(folder: Path) -> None:
         )
 
 
-def _question(line: str) -> str:
-    return str(json.loads(line)["question"])
+def _questions(path: Path) -> list[str]:
+    return [str(json.loads(line)["question"]) for line in read_lines(path)]

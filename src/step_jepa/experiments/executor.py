@@ -1,87 +1,175 @@
-"""Cells in processes of their own, so that one that dies takes no other with it."""
+"""Runs in processes of their own, so that one that dies takes no other with it; what the terminal shows meanwhile."""
 
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
+from datetime import timedelta
 from multiprocessing import connection, get_context, parent_process
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from step_jepa.errors import UserError
-from step_jepa.experiments import run as runs
-from step_jepa.experiments.design import Cell
+from step_jepa.experiments.design import Run
+from step_jepa.experiments.run import LOG_FILE, execute, finished_result
 from step_jepa.plugins import load_plugins
 
-REFUSED = 2
+REFUSED = 2  # exit code of a process whose run raised UserError
 
 
-def run_all(
-    waiting: Sequence[Cell], workers: int, threads: int, started: Callable[[Cell], Any]
-) -> Generator[tuple[Cell, str | None], None, None]:
-    """Each cell as it ends, and what went wrong, None where nothing did. `threads` are those of each process.
+class EndedRun(NamedTuple):
+    """A run, and what went wrong; None where nothing did."""
 
-    Left early, it stops the cells that run."""
+    run: Run
+    failure: str | None
+
+
+class _Running(NamedTuple):
+    run: Run
+    process: Any
+
+
+def execute_all(
+    runs: Sequence[Run], workers: int, threads: int, on_start: Callable[[Run], Any]
+) -> Generator[EndedRun, None, None]:
+    """Each run as it ends. Closed early, it stops those that run.
+
+    Args:
+        runs: in the order in which they start.
+        workers: how many run at a time.
+        threads: of each process.
+        on_start: called with each run that starts.
+    """
     context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    context.set_forkserver_preload([runs.__name__])  # imports take seconds, and each cell would pay them
-    queue = list(waiting)
-    running: dict[Any, tuple[Cell, Any]] = {}
+    context.set_forkserver_preload([__name__])  # imports take seconds, and each run would pay them
+    waiting = list(runs)
+    running: dict[Any, _Running] = {}  # by what tells that the process has ended
     try:
-        while queue or running:
-            while queue and len(running) < workers:
-                cell = queue.pop(0)
-                process = context.Process(target=_run, args=(cell, threads))
+        while waiting or running:
+            while waiting and len(running) < workers:
+                run = waiting.pop(0)
+                process = context.Process(target=_execute_in_process, args=(run, threads))
                 process.start()
-                running[process.sentinel] = cell, process
-                started(cell)
+                running[process.sentinel] = _Running(run, process)
+                on_start(run)
             for sentinel in connection.wait(list(running)):
-                cell, process = running.pop(sentinel)
+                run, process = running.pop(sentinel)
                 process.join()
-                yield cell, _why(cell, process.exitcode)
+                yield EndedRun(run, _failure(run, process.exitcode))
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join()
+        _stop(list(running.values()))
 
 
-def _why(cell: Cell, code: int | None) -> str | None:
+def _stop(running: Sequence[_Running]) -> None:
+    for _, process in running:
+        process.terminate()
+    for _, process in running:
+        process.join()
+
+
+def _failure(run: Run, code: int | None) -> str | None:
+    """Why a process ended with this exit code; None for 0."""
     if not code:
         return None
-    log = cell.folder / runs.LOG
-    said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    if code == REFUSED and said:
-        return said[-1]
+    log = run.folder / LOG_FILE
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    if code == REFUSED and lines:
+        return lines[-1]
     return f"it was killed by signal {-code}; {log}" if code < 0 else f"it failed; the last lines of {log} say why"
 
 
-def _run(cell: Cell, threads: int) -> None:
-    """In the process: everything that the cell prints goes to its log."""
+def _execute_in_process(run: Run, threads: int) -> None:
+    """In the process: everything that the run prints goes to its log."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(cell.folder / runs.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(run.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("step_jepa").setLevel(logging.INFO)
     torch.set_num_threads(threads)
-    tqdm.set_lock(threading.RLock())  # its own, between processes, would be left behind by a cell that is stopped
+    tqdm.set_lock(threading.RLock())  # its default, between processes, would be left behind by a run that is stopped
     try:
         load_plugins()  # a forkserver's child knows the modules of --import by the environment alone
         with threadpool_limits(threads, "blas"):  # scikit-learn's probes
-            runs.run(cell)
+            execute(run)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)
 
 
 def _die_with_parent() -> None:
-    """A cell that outlives its experiment would write beside the one that is started in its place."""
+    """A run that outlives its experiment would write beside the one that is started in its place."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+class Progress:
+    """The live table of an experiment: what is done, what runs, the score so far, and when it will end.
+
+    Shows itself from `with` to its end; where there is no terminal, a line for each run that ends.
+
+    Args:
+        runs: that are to be run.
+        total: how many there are with those that were finished before.
+        measure: the mean of which is shown.
+        console: where.
+    """
+
+    def __init__(self, runs: Sequence[Run], total: int, measure: str, console: Console) -> None:
+        self.runs, self.total, self.measure, self.console = runs, total, measure, console
+        self.start = time.perf_counter()
+        self.ended_runs = 0
+        self.running: list[Run] = []
+        self.scores: dict[str, list[float]] = {run.condition: [] for run in runs}
+        self.live = Live(get_renderable=self._table, console=console, refresh_per_second=1, transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def started(self, run: Run) -> None:
+        self.running.append(run)
+
+    def ended(self, run: Run, failure: str | None) -> None:
+        self.running.remove(run)
+        self.ended_runs += 1
+        result = None if failure else finished_result(run)
+        outcome = f"failed: {failure}"
+        if result:
+            score = mean(result.measures[self.measure])
+            self.scores[run.condition].append(score)
+            outcome = f"{self.measure} {score:.4f}"
+        number = self.total - len(self.runs) + self.ended_runs
+        self.console.print(Text(f"{number} of {self.total}  {run}: {outcome}{self._time_left()}"))
+
+    def _time_left(self) -> str:
+        if not self.ended_runs or self.ended_runs == len(self.runs):
+            return ""
+        seconds = (time.perf_counter() - self.start) / self.ended_runs
+        return f"; {timedelta(seconds=round(seconds * (len(self.runs) - self.ended_runs)))} left"
+
+    def _table(self) -> Table:
+        table = Table(title=f"{self.ended_runs} of {len(self.runs)} cells{self._time_left()}")
+        for column in ("arm", "finished now", f"mean {self.measure}", "running"):
+            table.add_column(column, justify="left" if column == "arm" else "right")
+        for condition, scores in self.scores.items():
+            seeds = ", ".join(f"seed {run.seed}" for run in self.running if run.condition == condition)
+            table.add_row(Text(condition), str(len(scores)), f"{mean(scores):.4f}" if scores else "-", seeds)
+        return table

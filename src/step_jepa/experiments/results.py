@@ -1,9 +1,9 @@
-"""What the finished cells of an experiment say: results.json, results.csv and results.md."""
+"""What the finished runs of an experiment say: results.json, results.csv and results.md."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from statistics import mean
@@ -12,211 +12,13 @@ from typing import Any
 import numpy as np
 
 from step_jepa import statistics
-from step_jepa.experiments.design import Comparison
-from step_jepa.pairing.measures import bootstrap
-from step_jepa.run_files import RESULTS_FILE, write_json, write_whole
-from step_jepa.statistics import ALPHA, Components, Difference, Interval
+from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Comparison
+from step_jepa.experiments.run import RunResult, Seconds
+from step_jepa.run_files import RESULTS_FILE, read_json, write_json, write_whole
+from step_jepa.statistics import ALPHA, Components, ConditionSummary, Difference, Interval
 
-EXTREME = 0.02
-COSTS = ("steps", "tokens", "flops")
-SECONDS = ("train", "answer", "all")
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment, detectable and
-    seeds_needed follow from its own variances. None where they cannot be had."""
-
-    measure: str
-    primary: bool
-    found: Difference
-    holm: float | None
-    detectable: float | None
-    seeds_needed: int | None
-    sentence: str
-    sign_flips: str
-
-
-def tables(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """measure -> arm -> seed -> a score for each problem."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = {measure: {} for measure in measures}
-    for cell in cells:
-        for measure in measures:
-            found[measure].setdefault(cell["arm"], {})[cell["seed"]] = cell["measures"][measure]
-    return found
-
-
-def summarise(
-    cells: Sequence[Mapping[str, Any]],
-    measures: Sequence[str],
-    comparisons: Sequence[Comparison],
-    primary: Comparison,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of results.json: `about`, arms (summaries of each measure, mean figures and costs), comparisons, and
-    free: measure -> free baseline -> {value, low, high}, beside the primary comparison's baseline."""
-    by_measure = tables(cells, measures)
-    arms = {
-        arm: _arm(arm, [cell for cell in cells if cell["arm"] == arm], by_measure) for arm in by_measure[measures[0]]
-    }
-    made = [
-        (measure, comparison, statistics.difference(by_measure[measure], comparison.arm, comparison.baseline))
-        for measure in measures
-        for comparison in comparisons
-    ]
-    adjusted = statistics.holm({f"{measure}: {comparison}": found.p for measure, comparison, found in made})
-    compared = [
-        _compared(
-            measure,
-            comparison == primary and measure == measures[0],
-            found,
-            adjusted[f"{measure}: {comparison}"],
-            len(made),
-        )
-        for measure, comparison, found in made
-    ]
-    return {
-        **about,
-        "measures": list(measures),
-        "arms": arms,
-        "free": _free([cell for cell in cells if cell["arm"] == primary.baseline], measures),
-        "comparisons": [asdict(each) for each in compared],
-    }
-
-
-def _arm(arm: str, cells: Sequence[Mapping[str, Any]], by_measure: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {name: [cell["figures"][name] for cell in cells] for name in cells[0]["figures"]}
-    return {
-        "measures": {measure: asdict(statistics.summary(table, arm)) for measure, table in by_measure.items()},
-        "figures": {name: None if None in values else mean(values) for name, values in figures.items()},
-        **{name: mean(cell[name] for cell in cells) for name in COSTS},
-        "seconds": {name: mean(cell["seconds"][name] for cell in cells) for name in SECONDS},
-    }
-
-
-def _free(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Most know no model, so that seeds are no source of chance: the interval resamples problems."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for measure in measures:
-        of_seeds = [cell["free"].get(measure.removesuffix("_to_base"), {}) for cell in cells]
-        for scorer in of_seeds[0] if of_seeds else {}:
-            scores = np.mean([each[scorer] for each in of_seeds], 0)
-            figure = dict(zip(("value", "low", "high"), bootstrap(scores, np.arange(len(scores)), 42), strict=True))
-            found.setdefault(measure, {})[scorer] = figure
-    return found
-
-
-def _compared(measure: str, primary: bool, found: Difference, holm: float | None, comparisons: int) -> Compared:
-    varies = found.components is not None and sum(asdict(found.components).values()) > 0
-    seen: Components | None = found.components if varies else None
-    return Compared(
-        measure=measure,
-        primary=primary,
-        found=found,
-        holm=holm,
-        detectable=statistics.detectable(seen, len(found.seeds), found.problems, comparisons=comparisons)
-        if seen
-        else None,
-        seeds_needed=statistics.seeds_needed(seen, found.problems, found.difference, comparisons=comparisons)
-        if seen and found.difference
-        else None,
-        sentence=statistics.sentence(found, holm, comparisons),
-        sign_flips=statistics.sign_flip_sentence(found),
-    )
-
-
-def arms_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
-    """Means over seeds and problems with their intervals, and what is free beside them; the heads first."""
-    rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
-    for arm, found in results["arms"].items():
-        summary = found["measures"][measure]
-        row = [arm, str(summary["seeds"]), f"{summary['mean']:.4f}", _number(summary["sd"])]
-        rows.append([*row, *(_interval(summary[name]) for name in ("same_problems", "new_problems"))])
-    for scorer, figure in results["free"].get(measure, {}).items():
-        interval = _interval((figure["low"], figure["high"])) + " (new problems)"
-        rows.append([f"free: {scorer}", "", f"{figure['value']:.4f}", "", "", interval])
-    return rows
-
-
-def costs_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """Of every arm the means over seeds of losses, answers and costs; the heads first."""
-    rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
-    for arm, found in results["arms"].items():
-        figures = found["figures"]
-        row = [arm, _number(figures["lm_loss"]), f"{figures['truncated']:.1f}", f"{found['steps']:.0f}"]
-        rows.append([*row, f"{found['tokens']:.3g}", f"{found['flops']:.3g}", f"{found['seconds']['train']:.0f}"])
-    return rows
-
-
-def comparisons_table(results: Mapping[str, Any], measure: str) -> list[list[str]]:
-    """Paired differences; the first interval, p and Holm's p are for new seeds and new problems; the heads first."""
-    rows = [["difference", "value", "95 %, new seeds and problems", "p", "p, Holm", "95 %, new seeds", "bootstrap"]]
-    rows[0] += ["sign flips", "could be seen", "seeds needed"]
-    for each in results["comparisons"]:
-        found = each["found"]
-        if each["measure"] == measure:
-            row = [f"{found['arm']} - {found['baseline']}" + (" (primary)" if each["primary"] else "")]
-            row += [f"{found['difference']:+.4f}", _interval(found["new_problems"]), _p(found["p"]), _p(each["holm"])]
-            row += [_interval(found["same_problems"]), _interval(found["bootstrap"]), _p(found["sign_flip_p"])]
-            rows.append([*row, _number(each["detectable"]), _count(each["seeds_needed"])])
-    return rows
-
-
-def _interval(interval: Interval | None) -> str:
-    return "-" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or not isfinite(value) else f"{value:.4f}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def write(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """results.json, results.csv (a row for each cell) and results.md."""
-    write_json(folder / RESULTS_FILE, results)
-    write_whole(folder / "results.csv", _csv(cells, results["measures"]))
-    write_whole(folder / "results.md", _markdown(results))
-
-
-def _csv(cells: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    figures = list(cells[0]["figures"])
-    rows.writerow(["arm", "seed", *measures, *figures, *COSTS, *(f"seconds_{name}" for name in SECONDS)])
-    for cell in cells:
-        scores = [mean(cell["measures"][measure]) for measure in measures]
-        seconds = [cell["seconds"][name] for name in SECONDS]
-        costs = [cell[name] for name in COSTS]
-        rows.writerow(
-            [cell["arm"], cell["seed"], *scores, *(cell["figures"][name] for name in figures), *costs, *seconds]
-        )
-    return text.getvalue()
-
-
-def _markdown(results: Mapping[str, Any]) -> str:
-    parts = [
-        f"# {results['name']}",
-        f"{results['date']}. `{results['command']}`. {results['machine']}.",
-        results["power"],
-    ]
-    if results["missing"]:
-        parts.append(f"Not finished, and left out: {', '.join(results['missing'])}.")
-    for measure in results["measures"]:
-        parts += [f"## {measure}", _as_markdown(arms_table(results, measure))]
-        parts += [_as_markdown(comparisons_table(results, measure))]
-    parts += ["## Losses and costs", _as_markdown(costs_table(results))]
-    parts += ["## In words", "\n".join(f"- {line}" for line in words(results))]
-    parts += ["## How to read it", "\n".join(f"- **{name}**: {meaning}" for name, meaning in NOTES.items())]
-    return "\n\n".join(parts) + "\n"
-
-
+EXTREME = 0.02  # accuracies that are so near to 0 or to 1 can show no difference
+BOOTSTRAP_SEED = 42
 NOTES = {
     "new seeds and problems": "by variance components; p and Holm's p belong to it; decide by it",
     "new seeds": "on these very problems: a paired t over seeds, which says nothing of other problems",
@@ -228,41 +30,400 @@ NOTES = {
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
+Rows = list[list[str]]  # of a table, the heads first
+FreeFigures = dict[str, dict[str, "FreeFigure"]]  # by measure and free baseline
 
-def words(results: Mapping[str, Any]) -> list[str]:
+
+@dataclass(frozen=True)
+class About:
+    """What was run, when and where; `power` is what could be shown, stated before, `missing` are unfinished runs."""
+
+    name: str
+    date: str
+    command: str
+    machine: str
+    seeds: list[int]
+    power: str
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class ConditionResult:
+    """Of one condition: a summary of each measure, and means over runs; a figure that a run lacks is None."""
+
+    measures: dict[str, ConditionSummary]
+    figures: dict[str, float | None]
+    steps: float
+    tokens: float
+    flops: float
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class FreeFigure:
+    """The mean of a free baseline over problems, and its 95 % interval for new problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment, detectable and
+    seeds_needed follow from its own variances. None where they cannot be had."""
+
+    measure: str
+    primary: bool
+    difference: Difference
+    holm: float | None
+    detectable: float | None
+    seeds_needed: int | None
+    sentence: str
+    sign_flips: str
+
+    @property
+    def shows_difference(self) -> bool:
+        """Whether it rejects, after Holm."""
+        return self.holm is not None and self.holm <= ALPHA
+
+
+@dataclass(frozen=True)
+class ExperimentResults:
+    """All that results.json holds, where `conditions` are called arms; `free` is of the primary baseline's runs."""
+
+    about: About
+    measures: list[str]
+    conditions: dict[str, ConditionResult]
+    free: FreeFigures
+    comparisons: list[ComparisonResult]
+
+    def to_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        return {
+            **content["about"],
+            "measures": self.measures,
+            "arms": content["conditions"],
+            "free": content["free"],
+            "comparisons": [_comparison_to_json(comparison) for comparison in self.comparisons],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ExperimentResults":
+        free: FreeFigures = {}
+        for measure, scorers in content["free"].items():
+            free[measure] = {scorer: FreeFigure(**figure) for scorer, figure in scorers.items()}
+        return cls(
+            about=About(**{field.name: content[field.name] for field in fields(About)}),
+            measures=content["measures"],
+            conditions={name: _condition_from_json(condition) for name, condition in content["arms"].items()},
+            free=free,
+            comparisons=[_comparison_from_json(comparison) for comparison in content["comparisons"]],
+        )
+
+
+def _condition_from_json(content: Mapping[str, Any]) -> ConditionResult:
+    measures = {name: ConditionSummary(**_tuples(summary)) for name, summary in content["measures"].items()}
+    return ConditionResult(**{**content, "measures": measures, "seconds": Seconds(**content["seconds"])})
+
+
+def _comparison_to_json(comparison: ComparisonResult) -> dict[str, Any]:
+    """The difference is called found, and its condition arm."""
+    renamed = {"difference": "found"}
+    content = {renamed.get(name, name): value for name, value in asdict(comparison).items()}
+    condition = content["found"].pop("condition")
+    content["found"] = {"arm": condition, **content["found"]}
+    return content
+
+
+def _comparison_from_json(content: Mapping[str, Any]) -> ComparisonResult:
+    others = {name: value for name, value in content.items() if name != "found"}
+    figures = _tuples(content["found"])
+    figures["condition"] = figures.pop("arm")
+    if figures["components"] is not None:
+        figures["components"] = Components(**figures["components"])
+    return ComparisonResult(difference=Difference(**figures), **others)
+
+
+def _tuples(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Intervals and seeds are tuples, which JSON does not know."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in figures.items()}
+
+
+def read_results(folder: Path) -> ExperimentResults:
+    """Of the experiment in this folder. Raises UserError for a file that is not JSON."""
+    return ExperimentResults.from_json(read_json(folder / RESULTS_FILE))
+
+
+# From runs to results
+
+
+def score_tables(runs: Sequence[RunResult], measures: Sequence[str]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """measure -> condition -> seed -> a score for each problem."""
+    tables: dict[str, dict[str, dict[int, list[float]]]] = {measure: {} for measure in measures}
+    for run in runs:
+        for measure in measures:
+            tables[measure].setdefault(run.condition, {})[run.seed] = run.measures[measure]
+    return tables
+
+
+def summarise(
+    runs: Sequence[RunResult],
+    measures: Sequence[str],
+    comparisons: Sequence[Comparison],
+    primary: Comparison,
+    about: About,
+) -> ExperimentResults:
+    """The results of finished runs.
+
+    Args:
+        runs: at least one.
+        measures: what is compared; `primary` decides by the first.
+        comparisons: of conditions that have a seed in common.
+        primary: one of them, or one that cannot be made yet.
+        about: goes into the results as it is.
+    """
+    tables = score_tables(runs, measures)
+    by_condition: dict[str, list[RunResult]] = {}
+    for run in runs:
+        by_condition.setdefault(run.condition, []).append(run)
+    return ExperimentResults(
+        about=about,
+        measures=list(measures),
+        conditions={name: _condition_result(name, of_condition, tables) for name, of_condition in by_condition.items()},
+        free=_free_figures(by_condition.get(primary.baseline, []), measures),
+        comparisons=_compared(tables, comparisons, (measures[0], primary)),
+    )
+
+
+def _condition_result(name: str, runs: Sequence[RunResult], tables: Mapping[str, Any]) -> ConditionResult:
+    return ConditionResult(
+        measures={measure: statistics.summary(table, name) for measure, table in tables.items()},
+        figures={figure: _mean_figure(runs, figure) for figure in runs[0].figures},
+        steps=mean(run.steps for run in runs),
+        tokens=mean(run.tokens for run in runs),
+        flops=mean(run.flops for run in runs),
+        seconds=Seconds(
+            train=mean(run.seconds.train for run in runs),
+            answer=mean(run.seconds.answer for run in runs),
+            all=mean(run.seconds.all for run in runs),
+        ),
+    )
+
+
+def _mean_figure(runs: Sequence[RunResult], name: str) -> float | None:
+    values = [value for run in runs if (value := run.figures[name]) is not None]
+    return mean(values) if len(values) == len(runs) else None
+
+
+def _free_figures(runs: Sequence[RunResult], measures: Sequence[str]) -> FreeFigures:
+    """Most know no model, so that seeds are no source of chance: the interval resamples problems."""
+    figures: FreeFigures = {}
+    for measure in measures:
+        by_seed = [run.free.get(measure.removesuffix("_to_base"), {}) for run in runs]
+        for scorer in by_seed[0] if by_seed else {}:
+            scores = np.mean([scorers[scorer] for scorers in by_seed], 0)
+            figure = FreeFigure(*statistics.bootstrap(scores, np.arange(len(scores)), BOOTSTRAP_SEED))
+            figures.setdefault(measure, {})[scorer] = figure
+    return figures
+
+
+def _compared(
+    tables: Mapping[str, Any], comparisons: Sequence[Comparison], primary: tuple[str, Comparison]
+) -> list[ComparisonResult]:
+    """Every comparison on every measure; `primary` is one of these pairs."""
+    differences: dict[tuple[str, Comparison], Difference] = {}
+    for measure, table in tables.items():
+        for comparison in comparisons:
+            difference = statistics.difference(table, comparison.condition, comparison.baseline)
+            differences[measure, comparison] = difference
+    adjusted = statistics.holm({key: difference.p for key, difference in differences.items()})
+    results = []
+    for key, difference in differences.items():
+        measure, _ = key
+        results.append(_comparison_result(measure, key == primary, difference, adjusted[key], len(differences)))
+    return results
+
+
+def _comparison_result(
+    measure: str, primary: bool, difference: Difference, holm: float | None, comparisons: int
+) -> ComparisonResult:
+    variances, problems = difference.components, difference.problems
+    detectable = seeds_needed = None
+    if variances is not None and sum(asdict(variances).values()) > 0:
+        detectable = statistics.detectable(variances, len(difference.seeds), problems, comparisons=comparisons)
+        if difference.difference:
+            effect = difference.difference
+            seeds_needed = statistics.seeds_needed(variances, problems, effect, comparisons=comparisons)
+    return ComparisonResult(
+        measure=measure,
+        primary=primary,
+        difference=difference,
+        holm=holm,
+        detectable=detectable,
+        seeds_needed=seeds_needed,
+        sentence=statistics.sentence(difference, holm, comparisons),
+        sign_flips=statistics.sign_flip_sentence(difference),
+    )
+
+
+# Tables
+
+
+def conditions_table(results: ExperimentResults, measure: str) -> Rows:
+    """Means over seeds and problems with their intervals, and what is free beside them."""
+    rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
+    for name, condition in results.conditions.items():
+        summary = condition.measures[measure]
+        intervals = [_interval(summary.same_problems), _interval(summary.new_problems)]
+        rows.append([name, str(summary.seeds), f"{summary.mean:.4f}", _number(summary.sd), *intervals])
+    for scorer, figure in results.free.get(measure, {}).items():
+        interval = f"{_interval((figure.low, figure.high))} (new problems)"
+        rows.append([f"free: {scorer}", "", f"{figure.value:.4f}", "", "", interval])
+    return rows
+
+
+def costs_table(results: ExperimentResults) -> Rows:
+    """Of every condition the means over seeds of losses, answers and costs."""
+    rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
+    for name, condition in results.conditions.items():
+        row = [
+            name,
+            _number(condition.figures["lm_loss"]),
+            f"{condition.figures['truncated']:.1f}",
+            f"{condition.steps:.0f}",
+            f"{condition.tokens:.3g}",
+            f"{condition.flops:.3g}",
+            f"{condition.seconds.train:.0f}",
+        ]
+        rows.append(row)
+    return rows
+
+
+def comparisons_table(results: ExperimentResults, measure: str) -> Rows:
+    """Paired differences; the first interval, p and Holm's p are for new seeds and new problems."""
+    decisive = ["value", "95 %, new seeds and problems", "p", "p, Holm"]
+    others = ["95 %, new seeds", "bootstrap", "sign flips", "could be seen", "seeds needed"]
+    rows = [["difference", *decisive, *others]]
+    for comparison in results.comparisons:
+        if comparison.measure == measure:
+            rows.append(_comparison_row(comparison))
+    return rows
+
+
+def _comparison_row(comparison: ComparisonResult) -> list[str]:
+    difference = comparison.difference
+    mark = " (primary)" if comparison.primary else ""
+    return [
+        f"{difference.condition} - {difference.baseline}{mark}",
+        f"{difference.difference:+.4f}",
+        _interval(difference.new_problems),
+        _p(difference.p),
+        _p(comparison.holm),
+        _interval(difference.same_problems),
+        _interval(difference.bootstrap),
+        _p(difference.sign_flip_p),
+        _number(comparison.detectable),
+        "-" if comparison.seeds_needed is None else str(comparison.seeds_needed),
+    ]
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not isfinite(value) else f"{value:.4f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# In words
+
+
+def conclusions(results: ExperimentResults) -> list[str]:
     """A sentence for the primary comparison and for every one that shows a difference; how many do not; and one where
     accuracy is at its floor or ceiling."""
-    primary = [each for each in results["comparisons"] if each["primary"]]
-    others = [each for each in results["comparisons"] if not each["primary"]]
-    shown = [each for each in others if shows_difference(each)]
-    said = [f"Primary. {each['measure']}, {each['sentence']} {each['sign_flips'].capitalize()}" for each in primary]
-    said += [f"{each['measure']}, {each['sentence']}" for each in shown]
+    sentences = extremes(results.conditions)
+    others = [comparison for comparison in results.comparisons if not comparison.primary]
+    shown = [comparison for comparison in others if comparison.shows_difference]
+    for comparison in results.comparisons:
+        if comparison.primary:
+            sign_flips = comparison.sign_flips.capitalize()
+            sentences.append(f"Primary. {comparison.measure}, {comparison.sentence} {sign_flips}")
+    sentences += [f"{comparison.measure}, {comparison.sentence}" for comparison in shown]
     if count := len(others) - len(shown):
-        said.append(f"No difference is shown by {count} of the other {len(others)} comparisons; see their intervals.")
-    return extremes(results) + said
+        of = f"{count} of the other {len(others)} comparisons"
+        sentences.append(f"No difference is shown by {of}; see their intervals.")
+    return sentences
 
 
-def shows_difference(comparison: Mapping[str, Any]) -> bool:
-    """Whether one of `comparisons` rejects, after Holm."""
-    return comparison["holm"] is not None and comparison["holm"] <= ALPHA
-
-
-def extremes(results: Mapping[str, Any]) -> list[str]:
-    """Whether all arms solve next to nothing, or next to everything."""
-    scores = [arm["measures"]["accuracy"]["mean"] for arm in results["arms"].values() if "accuracy" in arm["measures"]]
+def extremes(conditions: Mapping[str, ConditionResult]) -> list[str]:
+    """A sentence where all conditions solve next to nothing, or next to everything."""
+    scores = []
+    for condition in conditions.values():
+        if ACCURACY in condition.measures:
+            scores.append(condition.measures[ACCURACY].mean)
+    unseen = "where no difference can be seen"
     if scores and max(scores) < EXTREME:
-        return [
-            "Every arm solves next to nothing, where no difference can be seen: take easier problems, or train longer."
-        ]
+        return [f"Every arm solves next to nothing, {unseen}: take easier problems, or train longer."]
     if scores and min(scores) > 1 - EXTREME:
-        return ["Every arm solves next to everything, where no difference can be seen: take harder problems."]
+        return [f"Every arm solves next to everything, {unseen}: take harder problems."]
     return []
 
 
-def _as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    heads, *rest = rows
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [heads, ["---"] * len(heads), *rest])
+# Files
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+def write_results(results: ExperimentResults, runs: Sequence[RunResult], folder: Path) -> None:
+    """results.json, results.csv (a row for each run) and results.md."""
+    write_json(folder / RESULTS_FILE, results.to_json())
+    write_whole(folder / RESULTS_CSV, _csv(runs, results.measures))
+    write_whole(folder / RESULTS_TEXT, _markdown(results))
+
+
+def _csv(runs: Sequence[RunResult], measures: Sequence[str]) -> str:
+    text = io.StringIO()
+    figures = list(runs[0].figures)
+    seconds = [field.name for field in fields(Seconds)]
+    heads = ["arm", "seed", *measures, *figures, "steps", "tokens", "flops", *(f"seconds_{name}" for name in seconds)]
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(heads)
+    for run in runs:
+        scores = [mean(run.measures[measure]) for measure in measures]
+        costs = [run.steps, run.tokens, run.flops, run.seconds.train, run.seconds.answer, run.seconds.all]
+        rows.writerow([run.condition, run.seed, *scores, *(run.figures[name] for name in figures), *costs])
+    return text.getvalue()
+
+
+def _markdown(results: ExperimentResults) -> str:
+    about = results.about
+    parts = [f"# {about.name}", f"{about.date}. `{about.command}`. {about.machine}.", about.power]
+    if about.missing:
+        parts.append(f"Not finished, and left out: {', '.join(about.missing)}.")
+    for measure in results.measures:
+        parts += [f"## {measure}", _markdown_table(conditions_table(results, measure))]
+        parts += [_markdown_table(comparisons_table(results, measure))]
+    parts += ["## Losses and costs", _markdown_table(costs_table(results))]
+    parts += ["## In words", _markdown_list(conclusions(results))]
+    notes = [f"**{name}**: {meaning}" for name, meaning in NOTES.items()]
+    parts += ["## How to read it", _markdown_list(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _markdown_table(table: Rows) -> str:
+    heads, *rows = table
+    return "\n".join(_markdown_row(row) for row in [heads, ["---"] * len(heads), *rows])
+
+
+def _markdown_row(row: Sequence[str]) -> str:
+    cells = [text.replace("|", r"\|") for text in row]
+    return f"| {' | '.join(cells)} |"

@@ -1,10 +1,10 @@
-"""One cell: train, evaluate, measure; what came of it in cell.json, which is written last."""
+"""One run in its folder: train, evaluate, measure; what came of it in cell.json, which is written last."""
 
 import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from step_jepa import train
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.experiments.design import Cell
+from step_jepa.experiments.design import ACCURACY, Run
 from step_jepa.pairing import command as pairing
 from step_jepa.pairing.measures import free_baselines
 from step_jepa.run_files import (
@@ -26,113 +26,166 @@ from step_jepa.run_files import (
     SUMMARY_FILE,
     read_json,
     read_lines,
-    write_whole,
+    write_json,
 )
 
-IDENTITY, LOCK, TRAINED, LOG = "identity.json", "lock", "trained", "log.txt"
-SUFFIXES = {"views": "", "views_to_base": "_to_base"}
+IDENTITY_FILE, LOCK_FILE, TRAINED_FILE, LOG_FILE = "identity.json", "lock", "trained", "log.txt"
+SUFFIXES = {"views": "", "views_to_base": "_to_base"}  # of a measure's name, by what it is of
 WEIGHTS = ("*.safetensors", "*.bin")
 FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated", "over_generated")
 
-
-def finished(cell: Cell) -> dict[str, Any] | None:
-    """What cell.json holds (see `run`); None where the cell has not been run to its end. Raises UserError where it was
-    begun with other options or on other data."""
-    begun, path = cell.folder / IDENTITY, cell.folder / CELL_FILE
-    if begun.exists():
-        found, identity = json.loads(begun.read_text(encoding="utf-8")), cell.identity()
-        if differing := [name for name in identity if found.get(name) != identity[name]]:
-            raise UserError(f"{cell.folder} was begun with another {', '.join(differing)}: give another --output_dir")
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+Scores = list[float]  # one for each problem, in the order of the test file
 
 
-def run(cell: Cell) -> None:
-    """Train, from the last checkpoint if there is one, evaluate, and write cell.json:
+@dataclass(frozen=True)
+class Seconds:
+    """Of training, of answering and of all, each since the last resumption."""
 
-    arm, seed             what was run
-    measures              name -> a score for each problem, in the order of the test file: accuracy; of `pairing` each
-                          measure of the views, and those against the base model's with _to_base
-    free                  measure -> free baseline -> the same, of those measures of the views that have one
+    train: float
+    answer: float
+    all: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run; cell.json, where `condition` is called arm.
+
+    measures              name -> scores: accuracy; of `pairing` each measure of the views, and those against the base
+                          model's with _to_base
+    free                  measure -> free baseline -> scores, of those measures of the views that have one
     figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
     steps, flops, tokens  of training; tokens are those read, branches too
-    seconds               of training, of answering and of all, each since the last resumption
     threads               of the processor, which the last digits depend on
-    Raises UserError, also where another process runs this cell."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    """
+
+    condition: str
+    seed: int
+    measures: dict[str, Scores]
+    free: dict[str, dict[str, Scores]]
+    figures: dict[str, float | None]
+    steps: int
+    flops: float
+    tokens: int
+    seconds: Seconds
+    threads: int
+
+    def write(self, path: Path) -> None:
+        """The file appears whole or not at all."""
+        content = asdict(self)
+        write_json(path, {"arm": content.pop("condition"), **content}, indent=None)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunResult":
+        """Raises UserError for a file that is none of these."""
+        content = read_json(path)
+        names = {"arm" if field.name == "condition" else field.name for field in fields(cls)}
+        if missing := sorted(names - content.keys()):
+            raise UserError(f"{path} has no {missing[0]}: remove {path.parent}, and the same command runs it again")
+        kept = {name: content[name] for name in names - {"arm", "seconds"}}
+        return cls(condition=content["arm"], seconds=Seconds(**content["seconds"]), **kept)
+
+
+def finished_result(run: Run) -> RunResult | None:
+    """What came of the run; None where it has not come to its end. Raises UserError where it was started with other
+    options or on other data."""
+    if (run.folder / IDENTITY_FILE).exists():
+        started, identity = read_json(run.folder / IDENTITY_FILE), run.identity()
+        if differing := [name for name in identity if started.get(name) != identity[name]]:
+            raise UserError(f"{run.folder} was begun with another {', '.join(differing)}: give another --output_dir")
+    path = run.folder / CELL_FILE
+    return RunResult.read(path) if path.exists() else None
+
+
+def execute(run: Run) -> None:
+    """Train, from the last checkpoint if there is one, evaluate, measure views where that is asked for, and write
+    cell.json; nothing where it is there. Raises UserError, also where another process executes this run."""
+    run.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(cell.folder / LOCK, timeout=0):
-            if finished(cell) is None:
-                _run(cell)
+        with FileLock(run.folder / LOCK_FILE, timeout=0):
+            if finished_result(run) is None:
+                _execute(run)
     except Timeout:
-        raise UserError(f"another process runs {cell.folder}: wait for it, or stop it") from None
+        raise UserError(f"another process runs {run.folder}: wait for it, or stop it") from None
 
 
-def _run(cell: Cell) -> None:
-    began = time.perf_counter()
-    write_whole(cell.folder / IDENTITY, json.dumps(cell.identity()) + "\n")
-    if not (cell.folder / TRAINED).exists():
-        _train(cell)
-        (cell.folder / TRAINED).touch()
-    scores = cell.folder / "scores"
-    begun = (scores / PARTIAL_FILE).exists() and not (scores / SUMMARY_FILE).exists()
-    evaluate.run(cell.evaluation(overwrite=not begun))
-    views = cell.measuring()
-    if views:
-        pairing.run(views)
-    state = read_json(cell.model / TRAINER_STATE_NAME)
-    summary = read_json(scores / SUMMARY_FILE)
-    known = read_json(cell.folder / "pairing" / PAIRING_FILE)["models"][str(cell.model)] if views else {}
-    result = {
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "measures": {"accuracy": _correct(scores / PREDICTIONS_FILE), **_of_views(known)},
-        "free": _free(known),
-        "figures": {name: summary[name] for name in FIGURES},
-        "steps": state["global_step"],
-        "flops": state["total_flos"],
-        "tokens": state["num_input_tokens_seen"],
-        "seconds": {
-            "train": state["log_history"][-1]["train_runtime"],
-            "answer": summary["seconds"],
-            "all": time.perf_counter() - began,
-        },
-        "threads": torch.get_num_threads(),
-    }
-    write_whole(cell.folder / CELL_FILE, json.dumps(result) + "\n")
-    if not cell.keep_model:
-        _forget_weights(cell.model)
+def _execute(run: Run) -> None:
+    start = time.perf_counter()
+    write_json(run.folder / IDENTITY_FILE, run.identity(), indent=None)
+    if not (run.folder / TRAINED_FILE).exists():
+        _train(run)
+        (run.folder / TRAINED_FILE).touch()
+    summary = _evaluate(run)
+    view_scores = _measure_views(run)
+    state = read_json(run.model_folder / TRAINER_STATE_NAME)
+    result = RunResult(
+        condition=run.condition,
+        seed=run.seed,
+        measures={ACCURACY: _correct(run.folder / "scores" / PREDICTIONS_FILE), **_of_views(view_scores)},
+        free=_of_free_baselines(view_scores),
+        figures={name: summary[name] for name in FIGURES},
+        steps=state["global_step"],
+        flops=state["total_flos"],
+        tokens=state["num_input_tokens_seen"],
+        seconds=Seconds(
+            train=state["log_history"][-1]["train_runtime"],
+            answer=summary["seconds"],
+            all=time.perf_counter() - start,
+        ),
+        threads=torch.get_num_threads(),
+    )
+    result.write(run.folder / CELL_FILE)
+    if not run.keep_model:
+        _remove_weights(run.model_folder)
 
 
-def _train(cell: Cell) -> None:
-    arguments, config = cell.training()
-    checkpoint = train.last_checkpoint(cell.model.glob("checkpoint-*"))
+def _train(run: Run) -> None:
+    arguments, config = run.training()
+    checkpoint = train.last_checkpoint(run.model_folder.glob("checkpoint-*"))
     if checkpoint and not 0 < config.max_steps <= train.steps_of(checkpoint):  # there is something left to train
-        _, config = cell.training(resume_from_checkpoint=checkpoint)
+        _, config = run.training(resume_from_checkpoint=checkpoint)
     train.run(replace(arguments, overwrite=True), config)
 
 
-def _correct(predictions: Path) -> list[float]:
-    rows = map(json.loads, read_lines(predictions))
+def _evaluate(run: Run) -> dict[str, Any]:
+    """The summary, after answering all problems that an interrupted call has not answered."""
+    folder = run.folder / "scores"
+    interrupted = (folder / PARTIAL_FILE).exists() and not (folder / SUMMARY_FILE).exists()
+    evaluate.run(run.evaluation(overwrite=not interrupted))
+    return read_json(folder / SUMMARY_FILE)
+
+
+def _measure_views(run: Run) -> dict[str, dict[str, Scores]]:
+    """Measure -> scorer -> scores; nothing where views are not measured."""
+    arguments = run.measuring()
+    if arguments is None:
+        return {}
+    pairing.run(arguments)
+    models = read_json(run.folder / "pairing" / PAIRING_FILE)["models"]
+    return dict(models[str(run.model_folder)].get("by_problem", {}))
+
+
+def _correct(predictions: Path) -> Scores:
+    rows = [json.loads(line) for line in read_lines(predictions)]
     return [float(row["correct"]) for row in rows if row["correct"] is not None]
 
 
-def _of_views(known: Mapping[str, Any]) -> dict[str, list[float]]:
-    return {
-        name + suffix: scorers[scorer]
-        for name, scorers in known.get("by_problem", {}).items()
-        for scorer, suffix in SUFFIXES.items()
-        if scorer in scorers
-    }
+def _of_views(view_scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
+    measures = {}
+    for name, scorers in view_scores.items():
+        for scorer, suffix in SUFFIXES.items():
+            if scorer in scorers:
+                measures[name + suffix] = scorers[scorer]
+    return measures
 
 
-def _free(known: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    return {
-        name: {scorer: scorers[scorer] for scorer in free_baselines(name, scorers)}
-        for name, scorers in known.get("by_problem", {}).items()
-    }
+def _of_free_baselines(view_scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, Scores]]:
+    baselines: dict[str, dict[str, Scores]] = {}
+    for name, scorers in view_scores.items():
+        baselines[name] = {scorer: scorers[scorer] for scorer in free_baselines(name, scorers)}
+    return baselines
 
 
-def _forget_weights(folder: Path) -> None:
+def _remove_weights(folder: Path) -> None:
     """Curves and settings stay for the report."""
     for pattern in WEIGHTS:
         for path in folder.glob(pattern):

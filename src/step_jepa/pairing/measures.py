@@ -24,7 +24,6 @@ Axes: P pairs.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
@@ -37,9 +36,9 @@ from step_jepa.pairing.pairs import FREE, POSITION, VIEWS, VIEWS_TO_BASE, Array,
 from step_jepa.pairing.probes import OPERATION, QUANTITIES, decodability
 from step_jepa.pairing.retrieval import ACROSS, MATCHED, TEMPLATES, WITHIN, draw_candidates, retrieval_scores
 from step_jepa.pairing.scorers import scorer_vectors
+from step_jepa.statistics import bootstrap
 
 ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told apart
-RESAMPLES = 1000
 # The least and the most that a figure can be
 MEASURES: dict[str, tuple[float, float]] = {
     RAW_PAIRED: (-1, 1),
@@ -210,23 +209,3 @@ def _interval(scores: PairScores, cluster: Array, seed: int) -> tuple[float | No
     if len(np.unique(cluster[kept])) < 2:
         return None, None, None
     return bootstrap(scores.value[kept], cluster[kept], seed, weight=scores.weight[kept])
-
-
-def bootstrap(values: Array, problem: Array, seed: int, *, weight: Array | None = None) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of values (P,), and its 95 % percentile interval when problems are resampled.
-
-    Steps of a problem (P,) int share its text and are drawn together (cluster bootstrap; Davison and Hinkley, Bootstrap
-    Methods and their Application, 3.8): resampled one by one they would promise more than they know. With weight
-    (P,), the mean is sum(values) / sum(weight). What a whole set gives once, means for centring and pools, is kept."""
-    groups = np.unique(problem, return_inverse=True)[1]
-    over = np.bincount(groups, values)
-    under = np.bincount(groups, weight)  # without weights, the pairs of the problem
-    times = _resamples(len(over), seed)
-    low, high = np.quantile((times @ over) / (times @ under), [0.025, 0.975])
-    return float(over.sum() / under.sum()), float(low), float(high)
-
-
-@lru_cache(maxsize=4)
-def _resamples(problems: int, seed: int) -> Array:
-    """(RESAMPLES, problems): how often each problem is drawn."""
-    return np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), RESAMPLES).astype(float)

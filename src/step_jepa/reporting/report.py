@@ -13,7 +13,14 @@ from rich.console import Console
 
 from step_jepa import plots
 from step_jepa.errors import UserError
-from step_jepa.experiments.results import NOTES, arms_table, comparisons_table, costs_table, words
+from step_jepa.experiments.results import (
+    NOTES,
+    ExperimentResults,
+    comparisons_table,
+    conclusions,
+    conditions_table,
+    costs_table,
+)
 from step_jepa.reporting import curves, forest, view_maps
 from step_jepa.reporting.findings import Evaluation, Findings, Run, find
 from step_jepa.run_files import write_whole
@@ -109,13 +116,14 @@ def _curve(quantity: curves.Quantity, runs: Sequence[Run], inline: _Inline) -> d
 
 def _experiment(folder: str, results: Mapping[str, Any], inline: _Inline) -> dict[str, Any]:
     """Of each measure the two tables of results.md, and a picture of the differences."""
+    typed = ExperimentResults.from_json(results)
     measures = []
     for measure in results["measures"]:
         made = [each for each in results["comparisons"] if each["measure"] == measure]
         description = f"differences of {measure} between arms, with their intervals"
-        tables = arms_table(results, measure), comparisons_table(results, measure)
+        tables = conditions_table(typed, measure), comparisons_table(typed, measure)
         measures.append((measure, *tables, inline(forest.chart(made), description) if made else None))
-    about = {"measures": measures, "costs": costs_table(results), "words": words(results), "notes": NOTES}
+    about = {"measures": measures, "costs": costs_table(typed), "words": conclusions(typed), "notes": NOTES}
     return {"folder": folder, "results": results, **about}
 
 
