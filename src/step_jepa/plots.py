@@ -43,11 +43,24 @@ def save(figure: Figure, path: str) -> None:
     figure.savefig(path, bbox_inches="tight", facecolor="white")
 
 
-def inline(figure: Figure, description: str) -> str:
-    """The figure as an <svg> element on no background, its ink that of the page, with a description to be read out."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
-    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
+class InlineFigures:
+    """Figures -> SVG elements of one page, where each has ids of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def svg(self, figure: Figure, description: str) -> str:
+        """The figure as an <svg> element on no background, its ink that of the page around it.
+
+        Args:
+            figure: made within `style`.
+            description: read out to those who do not see it.
+        """
+        text = io.StringIO()
+        figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+        svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
+        svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
+        self.count += 1
+        return re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>f{self.count}-", svg)
