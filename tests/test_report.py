@@ -200,6 +200,12 @@ def test_text_from_data_and_models_stays_text(home, page, tmp_path):
     assert len(shown.all("title")) == 1
 
 
+def test_words_in_charts_are_text_and_a_page_is_always_the_same(home, page):
+    chart = page.source.partition("<figure>")[2].partition("</svg>")[0]
+    assert ">optimisation step</text>" in chart
+    assert render(read_folders([str(home / "out")])) == page.source
+
+
 def test_names_of_runs_are_text_in_charts_too(home, tmp_path):
     for name in ("$x_{$<b>", "$y$"):
         shutil.copytree(home / "out" / "a", tmp_path / name)

@@ -20,7 +20,7 @@ _INK = "#010203"  # stands for the colour of the page's text
 
 
 def style() -> AbstractContextManager[Any]:
-    """Make and save figures within it."""
+    """Make figures within it; saving them enters it by itself."""
     coloured = ("text.color", "xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "legend.edgecolor")
     look: dict[Any, Any] = dict.fromkeys(coloured, _INK)
     look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False}
@@ -40,7 +40,8 @@ def check_output(path: str, *, overwrite: bool) -> None:
 def save(figure: Figure, path: str) -> None:
     """Write the figure, on white, as its suffix says; the folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    with style():
+        figure.savefig(path, bbox_inches="tight", facecolor="white")
 
 
 class InlineFigures:
@@ -57,7 +58,8 @@ class InlineFigures:
             description: read out to those who do not see it.
         """
         text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        with style():  # text stays text, and ids do not differ from call to call
+            figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
         svg = text.getvalue()
         svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
         svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
