@@ -19,6 +19,7 @@ from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.parsing import parse
 from step_jepa.reporting import curves, view_maps
+from step_jepa.reporting.matching import label_evaluations
 from step_jepa.reporting.report import ReportArguments, render
 from step_jepa.reporting.runs import read_folders
 from step_jepa.rows.branches import Pair, trunk
@@ -153,11 +154,70 @@ def test_which_evaluation_is_of_which_run(home, tmp_path):
     assert [Path(run.name).name for run in data.runs] == ["a", "b"]
     # The models were named relative to another folder than this one.
     after = [f"after {home / 'out' / name}" for name in "ab"]
-    assert [label for label, _ in data.labelled_evaluations()] == ["before", *after]
-    assert [evaluation.folder.name for _, evaluation in data.labelled_evaluations()] == ["before", "after_a", "after_b"]
+    labelled = label_evaluations(data.evaluations, data.runs)
+    assert [each.label for each in labelled] == ["before", *after]
+    assert [each.evaluation.folder.name for each in labelled] == ["before", "after_a", "after_b"]
     alone = read_folders([str(home / "out" / name) for name in ("after_b", "after_a", "a", "a")])
-    assert [label for label, _ in alone.labelled_evaluations()] == ["after", "out/b"]
+    assert [each.label for each in label_evaluations(alone.evaluations, alone.runs)] == ["after", "out/b"]
     assert len(alone.runs) == 1
+
+
+@pytest.fixture
+def two_demos(home, tmp_path):
+    """Two folders that each hold demo/model and its evaluation demo/after, made by commands that ran in them."""
+    for name in "ab":
+        demo = tmp_path / name / "demo"
+        shutil.copytree(home / "out" / name, demo / "model")
+        shutil.copytree(home / "out" / f"after_{name}", demo / "after")
+        note(demo / "after", model_name="demo/model", output_dir="demo/after")
+    return tmp_path
+
+
+def note(evaluation: Path, **settings: str | None) -> None:
+    """Change what an evaluation says of itself."""
+    summary = json.loads((evaluation / "summary.json").read_text())
+    summary["settings"] |= settings
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+
+
+def labels(*folders: Path) -> dict[str, str]:
+    """By folder of the evaluation."""
+    data = read_folders([str(folder) for folder in folders])
+    return {str(each.evaluation.folder): each.label for each in label_evaluations(data.evaluations, data.runs)}
+
+
+def test_a_run_of_another_folder_gets_no_credit_for_its_name(two_demos, monkeypatch):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    of_a, of_b = {str(a / "after"): f"after {a / 'model'}"}, {str(b / "after"): f"after {b / 'model'}"}
+    assert labels(a, b) == labels(b, a) == of_a | of_b
+    monkeypatch.chdir(two_demos / "b")
+    assert labels(Path("demo"), a) == of_a | {"demo/after": "after demo/model"}
+    assert labels(a / "model", b / "after") == {str(b / "after"): "demo/model"}
+
+
+def test_an_absolute_name_is_the_run_itself(two_demos):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    note(b / "after", model_name=str(b / "model"), output_dir=str(b / "after"))
+    assert labels(a, b)[str(b / "after")] == f"after {b / 'model'}"
+    assert labels(a / "model", b / "after") == {str(b / "after"): str(b / "model")}
+
+
+@pytest.mark.parametrize("output_dir", ["/elsewhere/after", "moved", None])
+def test_a_name_that_fits_two_runs_is_credited_to_none(two_demos, output_dir):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    note(b / "after", output_dir=output_dir)
+    assert labels(a / "model", b) == {str(b / "after"): "demo/model"}
+    words = Page(render(read_folders([str(a / "model"), str(b)]))).words()
+    assert f"{b}/after is of demo/model, which may be {a}/model or {b}/model, so it is credited to none" in words
+    assert "was not evaluated: step-jepa evaluate --model_name /" not in words
+    assert labels(b) == {str(b / "after"): "after"}  # only one run can be meant
+
+
+def test_a_folder_that_is_named_in_two_ways_is_read_once(two_demos, monkeypatch):
+    monkeypatch.chdir(two_demos / "a")
+    data = read_folders(["demo", str(two_demos / "a" / "demo"), "./demo/model"])
+    assert [run.name for run in data.runs] == ["demo/model"]
+    assert len(data.evaluations) == 1
 
 
 # The page

@@ -11,6 +11,7 @@ from step_jepa.options import option
 from step_jepa.plots import InlineFigures
 from step_jepa.reporting.comparisons import experiment_section
 from step_jepa.reporting.curves import QUANTITIES, curve_section
+from step_jepa.reporting.matching import label_evaluations, not_evaluated_after, not_evaluated_before
 from step_jepa.reporting.runs import ReportData, read_folders
 from step_jepa.reporting.scores import evaluation_table, pairing_tables, samples
 from step_jepa.reporting.settings import all_settings, main_settings
@@ -50,7 +51,7 @@ def render(data: ReportData) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     figures = InlineFigures()
-    evaluations = data.labelled_evaluations()
+    evaluations = label_evaluations(data.evaluations, data.runs)
     return environment.get_template("report.html").render(
         runs=data.runs,
         evaluations=evaluations,
@@ -59,10 +60,10 @@ def render(data: ReportData) -> str:
         experiments=[experiment_section(folder, results, figures) for folder, results in data.experiments.items()],
         curves=[curve_section(quantity, data.runs, figures) for quantity in QUANTITIES] if data.runs else [],
         views=[views_section(labelled, figures) for labelled in evaluations],
-        samples=[samples(*labelled) for labelled in evaluations],
+        samples=[samples(labelled) for labelled in evaluations],
         main_settings=main_settings(data.runs),
         all_settings=all_settings(data.runs),
         rows=[{"run": run.name, **run.rows} for run in data.runs if run.rows],
-        without_before=[run for run in data.runs if not data.evaluated_before(run)],
-        without_after=[run for run in data.runs if not data.evaluated_after(run)],
+        without_before=not_evaluated_before(data.evaluations, data.runs),
+        without_after=not_evaluated_after(evaluations, data.runs),
     )

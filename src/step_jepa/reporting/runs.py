@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -70,12 +70,10 @@ class Evaluation:
         """As `evaluate` was given it."""
         return self.summary["settings"]["model_name"]
 
-
-class LabelledEvaluation(NamedTuple):
-    """An evaluation and what it is: before (of a run's base model), after and the run's name, or its model's name."""
-
-    label: str
-    evaluation: Evaluation
+    @property
+    def output_dir(self) -> str | None:
+        """As `evaluate` was given it; None where an older version did not note it."""
+        return self.summary["settings"].get("output_dir")
 
 
 @dataclass
@@ -90,37 +88,6 @@ class ReportData:
     evaluations: list[Evaluation] = field(default_factory=list)
     pairings: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def labelled_evaluations(self) -> list[LabelledEvaluation]:
-        """Those before first, then those after, then others."""
-        labelled = [LabelledEvaluation(self._label(evaluation), evaluation) for evaluation in self.evaluations]
-        order = {"before": 0, "after": 1}
-        return sorted(labelled, key=lambda each: order.get(each.label.split()[0], 2))
-
-    def _label(self, evaluation: Evaluation) -> str:
-        if run := self.evaluated_run(evaluation):
-            return "after" if len(self.runs) == 1 else f"after {run.name}"
-        return "before" if any(is_base_of(evaluation, run) for run in self.runs) else evaluation.model
-
-    def evaluated_run(self, evaluation: Evaluation) -> Run | None:
-        """The run whose model was evaluated. Its name may be relative to another folder than this one."""
-        here, parts = Path(evaluation.model).resolve(), Path(evaluation.model).parts
-        exact = [run for run in self.runs if run.folder.resolve() == here]
-        moved = [run for run in self.runs if run.folder.resolve().parts[-len(parts) :] == parts]
-        return next(iter([*exact, *moved]), None)
-
-    def evaluated_before(self, run: Run) -> bool:
-        """Whether the model that the run started from was evaluated."""
-        return any(is_base_of(evaluation, run) for evaluation in self.evaluations)
-
-    def evaluated_after(self, run: Run) -> bool:
-        """Whether the run's own model was evaluated."""
-        return any(self.evaluated_run(evaluation) is run for evaluation in self.evaluations)
-
-
-def is_base_of(evaluation: Evaluation, run: Run) -> bool:
-    """Whether what was evaluated is the model that the run started from, by its name."""
-    return evaluation.model == run.settings.get("model_name")
 
 
 def read_folders(paths: Sequence[str]) -> ReportData:
@@ -143,10 +110,12 @@ def read_folders(paths: Sequence[str]) -> ReportData:
 
 
 def _unique_folders(paths: Sequence[str]) -> list[Path]:
-    folders: dict[Path, None] = {}
+    """Each as it was given first."""
+    folders: dict[Path, Path] = {}
     for path in paths:
-        folders |= dict.fromkeys(_folders_with_results(Path(path)))
-    return list(folders)
+        for folder in _folders_with_results(Path(path)):
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _folders_with_results(path: Path) -> Iterator[Path]:

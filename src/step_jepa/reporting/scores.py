@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from step_jepa.reporting.runs import Evaluation, LabelledEvaluation
+from step_jepa.reporting.matching import LabelledEvaluation
 
 SAMPLES = 3  # right ones and wrong ones, of each evaluation
 METRICS = {  # by what they are called on the page
@@ -59,11 +59,12 @@ class Samples(NamedTuple):
     wrong: list[dict[str, Any]]
 
 
-def samples(label: str, evaluation: Evaluation) -> Samples:
+def samples(labelled: LabelledEvaluation) -> Samples:
     """Answers of problems without a truth are neither right nor wrong."""
-    right = [row for row in evaluation.predictions if row["correct"] is True]
-    wrong = [row for row in evaluation.predictions if row["correct"] is False]
-    return Samples(label, right[:SAMPLES], wrong[:SAMPLES])
+    predictions = labelled.evaluation.predictions
+    right = [row for row in predictions if row["correct"] is True]
+    wrong = [row for row in predictions if row["correct"] is False]
+    return Samples(labelled.label, right[:SAMPLES], wrong[:SAMPLES])
 
 
 class PairingTable(NamedTuple):

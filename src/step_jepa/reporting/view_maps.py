@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from step_jepa.plots import COLOURS, MARKERS, InlineFigures, style
-from step_jepa.reporting.runs import LabelledEvaluation
+from step_jepa.reporting.matching import LabelledEvaluation
 
 Views = Mapping[str, np.ndarray]
 MOST_PAIRS = 300  # on a map; more would hide each other, and make the page large
