@@ -25,7 +25,7 @@ class Quantity:
     options: str
 
 
-LEGEND_LINE = 0.17  # inches
+LEGEND_LINE = 0.205  # inches, of the font and the spacing between lines
 HELD_OUT = "--eval_file F --diagnostics_steps 10"
 QUANTITIES = (
     Quantity(
