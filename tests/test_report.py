@@ -438,6 +438,10 @@ def test_what_is_refused(home, tmp_path, capsys):
     assert (tmp_path / "r.html").read_text() == "mine"
     assert code("report", home / "out", "--output", tmp_path / "empty") == 2
     assert "is a folder" in capsys.readouterr().err
+    for name in ("r.txt", "r", "r.htm"):
+        assert code("report", home / "out", "--output", tmp_path / name, "--overwrite") == 2
+        assert f"{name}: the page is written as .html: give --output" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
     assert code("report", home / "out" / "a", "--output", tmp_path / "r.html", "--overwrite") == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert str(tmp_path / "r.html") in capsys.readouterr().out

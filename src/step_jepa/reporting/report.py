@@ -35,13 +35,19 @@ class ReportArguments:
 def run(args: ReportArguments) -> None:
     """Write the page and say where it lies. No model is loaded. Raises UserError."""
     output = Path(args.output)
-    if output.is_dir():
-        raise UserError(f"{output} is a folder: give --output the name of a file")
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} is there already: give another --output, or --overwrite")
+    _check_output(output, overwrite=args.overwrite)
     page = render(read_folders(args.runs))
     write_whole(output, page)
     console.print(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: give --output the name of a file")
+    if output.suffix.lower() != ".html":
+        raise UserError(f"{output}: the page is written as .html: give --output a name that ends so")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} is there already: give another --output, or --overwrite")
 
 
 def render(data: ReportData) -> str:
