@@ -261,6 +261,19 @@ def test_a_way_that_finds_few_steps_is_not_scored(tokenizer):
     assert segment([marked(), marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored is None
 
 
+def test_a_way_whose_steps_do_not_fit_is_not_scored(tokenizer):
+    """Where there is but one paragraph, longer than max_length, the records' own steps may fit all the same."""
+    content = "Ann has two.\nBob has one.\nThat is " + "really " * 20 + "three."
+    records = [marked(content, ["Ann has two.", "Bob has one.", "That is " + "really " * 20 + "three."])] * 2
+    cut = segment(records, tokenizer, max_length=100, seed=0)
+    assert texts_of(cut["record"].examples) == [["Ann has two.", "Bob has one."]] * 2
+    assert cut["paragraphs"].unscored == "no whole step fits into max_length = 100"
+    assert cut["paragraphs"].examples == []
+    assert cut["lines"].unscored == "the same cuts as record"
+    with pytest.raises(UserError, match="no whole step fits into max_length = 3"):
+        segment(records, tokenizer, max_length=3, seed=0)
+
+
 def test_rows_without_two_steps_are_left_out(tokenizer):
     short = marked("Ann has two.\n#### 2", ["Ann has two.", "#### 2"])
     found = segment([short, marked(), short, marked()], tokenizer, **READ)["record"].examples
@@ -381,6 +394,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     refused("single.jsonl: 0 of 2 rows have two steps beside their answer", file=single)
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
+    refused("seed = -1: give 0 or more", "--seed", "-1")
     refused("written as .png or .svg", "--output", "audit.pdf")
     (tmp_path / "mine.png").write_text("mine")
     refused("mine.png is there already", "--output", tmp_path / "mine.png")

@@ -51,7 +51,7 @@ class AuditArguments:
     output: str | None = option(None, help="Where the picture goes: a name in .png or .svg.")
     overwrite: bool = option(False, help="Replace the picture that is there.")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
-    seed: int = option(42, help="Of other problems' pasts, random places and resamples.")
+    seed: int = option(42, help="Of other problems' pasts, random places and resamples.", least=0)
     json: bool = option(False, help="JSON on stdout instead of tables.")
 
     def __post_init__(self) -> None:

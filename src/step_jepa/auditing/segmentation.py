@@ -9,6 +9,7 @@ from step_jepa.auditing.information import scored_steps
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.steps import SplitBy, split
 from step_jepa.data.tokens import Example
+from step_jepa.errors import UserError
 from step_jepa.rows.controls import with_random_boundaries
 
 Record = Mapping[str, Any]
@@ -40,17 +41,23 @@ def segment(records: Sequence[Record], tokenizer: Any, *, max_length: int, seed:
     """The records cut in each of SEGMENTATIONS.
 
     Raises:
-        UserError: for records that cannot be read.
+        UserError: for records that cannot be read, or whose own steps do not fit into max_length.
     """
-    examples = {"record": _prepare(records, tokenizer, max_length)}
+    examples = {"record": load_and_prepare_dataset(records, tokenizer, max_length=max_length).examples}
     for how in SPLITS:
-        examples[how] = _prepare([_split(record, how) for record in records], tokenizer, max_length)
+        examples[how] = _split_examples(records, how, tokenizer, max_length)
     examples["random"] = [_cut_at_random(example, seed) for example in examples["record"]]
-    return {name: Segmentation(_usable(cut), _unscored(name, examples)) for name, cut in examples.items()}
+    unscored = {name: _unscored(name, examples, max_length) for name in examples}
+    return {name: Segmentation(_usable(cut), unscored[name]) for name, cut in examples.items()}
 
 
-def _prepare(records: Sequence[Record], tokenizer: Any, max_length: int) -> list[Example]:
-    return load_and_prepare_dataset(records, tokenizer, max_length=max_length).examples
+def _split_examples(records: Sequence[Record], how: SplitBy, tokenizer: Any, max_length: int) -> list[Example]:
+    """Empty where no first step fits into max_length."""
+    split_records = [_split(record, how) for record in records]
+    try:
+        return load_and_prepare_dataset(split_records, tokenizer, max_length=max_length).examples
+    except UserError:  # the same messages were read as the records have them, so it can only be their length
+        return []
 
 
 def _split(record: Record, how: SplitBy) -> Record:
@@ -67,7 +74,9 @@ def _usable(examples: Sequence[Example]) -> list[Example]:
     return [replace(example, index=index) for index, example in enumerate(kept)]
 
 
-def _unscored(name: str, examples: Mapping[str, Sequence[Example]]) -> str | None:
+def _unscored(name: str, examples: Mapping[str, Sequence[Example]], max_length: int) -> str | None:
+    if not examples[name]:
+        return f"no whole step fits into max_length = {max_length}"
     rows, usable = len(examples[name]), len(_usable(examples[name]))
     if name != "record" and (usable < 2 or usable <= FEW * rows):
         return f"two steps in {usable} of {rows} rows"
