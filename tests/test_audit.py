@@ -16,10 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, set_seed
 
 from step_jepa.auditing import audit as command
 from step_jepa.auditing.audit import AuditArguments, audit
-from step_jepa.auditing.cutting import cuts
-from step_jepa.auditing.information import Place, measure, partners, scored_steps
-from step_jepa.auditing.overlap import Written, overlap
-from step_jepa.auditing.verdict import carry_most, kind, level
+from step_jepa.auditing.information import StepPlace, draw_mismatches, measure_information, scored_steps
+from step_jepa.auditing.overlap import ExampleText, overlap
+from step_jepa.auditing.segmentation import segment
+from step_jepa.auditing.verdict import best_segmentations, dependence, largest_part
 from step_jepa.cli import main
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example, encode
@@ -66,13 +66,13 @@ def fresh(start: int, length: int) -> list[int]:
 
 
 def measured(*examples: Example, batch_size: int = 2):
-    return measure(Copier(), examples, pad_id=0, batch_size=batch_size)
+    return measure_information(Copier(), examples, pad_id=0, batch_size=batch_size)
 
 
 def test_independent_steps_tell_nothing():
     found = measured(*[example(n, *[fresh(60 * n + 20 * step, 3 + n + step) for step in range(3)]) for n in range(4)])
-    assert len(found.own) == sum(3 + n + step - 1 for n in range(4) for step in (2,))
-    for values in (found.own, found.other, found.alone):
+    assert len(found.in_context) == sum(3 + n + step - 1 for n in range(4) for step in (2,))
+    for values in (found.in_context, found.mismatched, found.isolated):
         np.testing.assert_allclose(values, -log(VOCABULARY), rtol=1e-6)
 
 
@@ -85,24 +85,24 @@ def test_a_copied_step_tells_its_full_length(batch_size):
     for n, row in enumerate(rows):
         here = found.problem == n
         assert found.token[here].tolist() == list(range(row.steps[1][0] + 1, row.steps[1][1]))
-        length = len(found.own[here])
-        assert (found.own - found.alone)[here].sum() == pytest.approx(length * log(VOCABULARY), rel=1e-6)
-        assert (found.own - found.other)[here].sum() == pytest.approx(length * log(VOCABULARY), rel=1e-6)
+        length = len(found.in_context[here])
+        assert (found.in_context - found.isolated)[here].sum() == pytest.approx(length * log(VOCABULARY), rel=1e-6)
+        assert (found.in_context - found.mismatched)[here].sum() == pytest.approx(length * log(VOCABULARY), rel=1e-6)
 
 
 def test_a_model_that_diverged_is_refused():
     rows = [example(n, [1, 2], [3, 4], [3, 4]) for n in range(2)]
     with pytest.raises(UserError, match="not finite"):
-        measure(Copier(sure=nan), rows, pad_id=0)
+        measure_information(Copier(sure=nan), rows, pad_id=0)
 
 
 def test_what_every_past_has_is_form():
     """The last step stands in every question, so that any problem's past tells it."""
     rows = [example(n, fresh(0, 6), fresh(50 * n + 20, 3), fresh(0, 6)) for n in range(3)]
     found = measured(*rows)
-    np.testing.assert_allclose(found.own, 0, atol=1e-6)
-    np.testing.assert_allclose(found.other, 0, atol=1e-6)
-    np.testing.assert_allclose(found.alone, -log(VOCABULARY), rtol=1e-6)
+    np.testing.assert_allclose(found.in_context, 0, atol=1e-6)
+    np.testing.assert_allclose(found.mismatched, 0, atol=1e-6)
+    np.testing.assert_allclose(found.isolated, -log(VOCABULARY), rtol=1e-6)
 
 
 def gpt2():
@@ -122,7 +122,7 @@ def test_readings_equal_separate_passes(name, tokenizer):
         replace(encode(tokenizer, row["messages"], row["steps"]), index=place) for place, row in enumerate(rows)
     ]
     model = gpt2() if name == "gpt2" else tiny_model(name)
-    found, pairs = measure(model, examples, pad_id=258, batch_size=3), partners(examples)
+    found, pairs = measure_information(model, examples, pad_id=258, batch_size=3), draw_mismatches(examples)
     assert min(len(each.input_ids) for each in examples) > ARCHITECTURES["gemma3"][2]["sliding_window"]
 
     @torch.no_grad()
@@ -141,11 +141,11 @@ def test_readings_equal_separate_passes(name, tokenizer):
             other = examples[pairs[problem, step].problem]
             before = other.steps[pairs[problem, step].step][0]
             assert found.token[here].tolist() == list(range(start + 1, stop))
-            np.testing.assert_allclose(found.own[here], scores(each.input_ids[:start], start, ids), atol=1e-4)
-            np.testing.assert_allclose(found.other[here], scores(other.input_ids[:before], before, ids), atol=1e-4)
-            np.testing.assert_allclose(found.alone[here], scores([], start, ids), atol=1e-4)
+            np.testing.assert_allclose(found.in_context[here], scores(each.input_ids[:start], start, ids), atol=1e-4)
+            np.testing.assert_allclose(found.mismatched[here], scores(other.input_ids[:before], before, ids), atol=1e-4)
+            np.testing.assert_allclose(found.isolated[here], scores([], start, ids), atol=1e-4)
             read += here.sum()
-    assert read == len(found.own) == sum(b - a - 1 for each in examples for a, b in each.steps[1:])
+    assert read == len(found.in_context) == sum(b - a - 1 for each in examples for a, b in each.steps[1:])
 
 
 def test_partners_are_of_the_same_index_and_kind():
@@ -153,16 +153,18 @@ def test_partners_are_of_the_same_index_and_kind():
         return [example(n, [0], *[[1, 2]] * count, answer=answer) for n, (count, answer) in enumerate(steps)]
 
     examples = rows((3, 2), (3, 2), (3, None), (2, 1), (5, None), (3, None))
-    pairs = partners(examples, seed=1)
-    assert sorted(pairs) == [Place(n, step) for n, each in enumerate(examples) for step in range(1, len(each.steps))]
+    pairs = draw_mismatches(examples, seed=1)
+    assert sorted(pairs) == [
+        StepPlace(n, step) for n, each in enumerate(examples) for step in range(1, len(each.steps))
+    ]
     assert all(own.problem != other.problem for own, other in pairs.items())
-    alike = {own: other for own, other in pairs.items() if own.step < 3 and own != Place(3, 1)}
+    alike = {own: other for own, other in pairs.items() if own.step < 3 and own != StepPlace(3, 1)}
     assert all(own.step == other.step for own, other in alike.items())
-    assert {pairs[Place(n, 2)].problem for n in (0, 1)} == {0, 1}  # answers
+    assert {pairs[StepPlace(n, 2)].problem for n in (0, 1)} == {0, 1}  # answers
     assert len(set(alike.values())) == len(alike)  # every past is lent once
-    assert pairs[Place(3, 1)].step == 1  # the only answer of that index
-    assert pairs[Place(4, 4)].step == 2  # the nearest that another problem has
-    assert partners(examples, seed=1) == pairs
+    assert pairs[StepPlace(3, 1)].step == 1  # the only answer of that index
+    assert pairs[StepPlace(4, 4)].step == 2  # the nearest that another problem has
+    assert draw_mismatches(examples, seed=1) == pairs
 
 
 def test_a_step_of_one_token_is_not_scored():
@@ -192,24 +194,24 @@ PIECES = [
 ]
 
 
-def text() -> Written:
+def text() -> ExampleText:
     """Steps "7 2 is 72." and "So 5.5 it is."; the question begins at "is"."""
     ends = np.cumsum([len(piece) for piece in PIECES]).tolist()
     ids = list(range(len(PIECES)))
     steps = Example(text=TEXT, input_ids=ids, labels=[], steps=[(6, 12), (12, 16)], chars=[], user=(1, 6))
-    return Written(steps, list(zip([0, *ends], ends, strict=False)))
+    return ExampleText(steps, list(zip([0, *ends], ends, strict=False)))
 
 
 def test_words_said_before_by_hand():
     assert "".join(PIECES) == TEXT
     assert text().step(1) == "Or 5.5 so it."
     assert text().past(1) == "is 2 + 5.5 so? 7 2 Is 72.\n\n"
-    said = dict(zip(range(6, 16), text().said()[6:], strict=True))
+    repeated = dict(zip(range(6, 16), text().repeats()[6:], strict=True))
     # "7" stands before the question only; of 72 both tokens are new; "." is no part of 5.5, and new as a sign
-    assert [said[token] for token in range(6, 12)] == [False, True, True, False, False, False]
+    assert [repeated[token] for token in range(6, 12)] == [False, True, True, False, False, False]
     # 5.5 was said as a whole; "so" too, but "it" is new
-    assert [said[token] for token in range(12, 16)] == [False, True, True, False]
-    assert not any(text().said()[:6])
+    assert [repeated[token] for token in range(12, 16)] == [False, True, True, False]
+    assert not any(text().repeats()[:6])
 
 
 def test_what_is_free_by_hand():
@@ -240,7 +242,7 @@ def texts_of(examples: list[Example]) -> list[list[str]]:
 
 
 def test_ways_of_cutting(tokenizer):
-    found = cuts([marked()] * 2, tokenizer, **READ)
+    found = segment([marked()] * 2, tokenizer, **READ)
     assert texts_of(found["record"].examples) == [STEPS] * 2
     assert texts_of(found["markers"].examples) == [BY_MARKERS] * 2
     assert texts_of(found["lines"].examples) == [BY_LINES] * 2
@@ -252,23 +254,36 @@ def test_ways_of_cutting(tokenizer):
 
 def test_a_way_that_finds_few_steps_is_not_scored(tokenizer):
     plain = marked("Ann has two.\nBob has one.\n#### 3", ["Ann has two.", "Bob has one.", "#### 3"])
-    found = cuts([marked(), *[plain] * 9], tokenizer, **READ)
+    found = segment([marked(), *[plain] * 9], tokenizer, **READ)
     assert found["markers"].unscored == found["paragraphs"].unscored == "two steps in 1 of 10 rows"
     assert found["lines"].unscored is None
-    assert cuts([marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored == "two steps in 1 of 9 rows"
-    assert cuts([marked(), marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored is None
+    assert segment([marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored == "two steps in 1 of 9 rows"
+    assert segment([marked(), marked(), *[plain] * 8], tokenizer, **READ)["markers"].unscored is None
+
+
+def test_a_way_whose_steps_do_not_fit_is_not_scored(tokenizer):
+    """Where there is but one paragraph, longer than max_length, the records' own steps may fit all the same."""
+    content = "Ann has two.\nBob has one.\nThat is " + "really " * 20 + "three."
+    records = [marked(content, ["Ann has two.", "Bob has one.", "That is " + "really " * 20 + "three."])] * 2
+    cut = segment(records, tokenizer, max_length=100, seed=0)
+    assert texts_of(cut["record"].examples) == [["Ann has two.", "Bob has one."]] * 2
+    assert cut["paragraphs"].unscored == "no whole step fits into max_length = 100"
+    assert cut["paragraphs"].examples == []
+    assert cut["lines"].unscored == "the same cuts as record"
+    with pytest.raises(UserError, match="no whole step fits into max_length = 3"):
+        segment(records, tokenizer, max_length=3, seed=0)
 
 
 def test_rows_without_two_steps_are_left_out(tokenizer):
     short = marked("Ann has two.\n#### 2", ["Ann has two.", "#### 2"])
-    found = cuts([short, marked(), short, marked()], tokenizer, **READ)["record"].examples
+    found = segment([short, marked(), short, marked()], tokenizer, **READ)["record"].examples
     assert [each.index for each in found] == [0, 1]
 
 
 # What the figures say.
 
 
-def told(share: float = 0.5, low: float | None = 0.1, **values: float) -> dict:
+def figures_of(share: float = 0.5, low: float | None = 0.1, **values: float) -> dict:
     figures = {"form": 0.1, "words": 0.3, "more": 0.2, "specific": 0.5, "past": 0.6} | values
     per_token = {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name, value in figures.items()}
     per_token["specific"]["low"] = low
@@ -276,22 +291,22 @@ def told(share: float = 0.5, low: float | None = 0.1, **values: float) -> dict:
 
 
 def test_levels_and_kinds():
-    assert level(told(low=-0.01, share=0.9)) == "nothing"
-    assert level(told(low=0.0)) == "nothing"
-    assert level(told(low=0.01, share=0.24)) == "little"
-    assert level(told(low=0.01, share=0.25)) == "much"
-    assert kind(told()) == "words"
-    assert kind(told(more=0.4)) == "more"
-    assert kind(told(form=0.4)) == "form"
+    assert dependence(figures_of(low=-0.01, share=0.9)) == "nothing"
+    assert dependence(figures_of(low=0.0)) == "nothing"
+    assert dependence(figures_of(low=0.01, share=0.24)) == "little"
+    assert dependence(figures_of(low=0.01, share=0.25)) == "much"
+    assert largest_part(figures_of()) == "words"
+    assert largest_part(figures_of(more=0.4)) == "more"
+    assert largest_part(figures_of(form=0.4)) == "form"
 
 
 def test_the_boundaries_that_carry_most():
     def way(value, low):
-        return {"all": told(specific=value, low=low)}
+        return {"all": figures_of(specific=value, low=low)}
 
     ways = {"record": way(0.5, 0.4), "lines": way(0.9, 0.8), "random": way(0.75, 0.6), "markers": {"unscored": "why"}}
-    assert carry_most(ways) == ["lines", "random"]  # random reaches to 0.85
-    assert carry_most({**ways, "lines": way(0.9, 0.86)}) == ["lines"]
+    assert best_segmentations(ways) == ["lines", "random"]  # random reaches to 0.85
+    assert best_segmentations({**ways, "lines": way(0.9, 0.86)}) == ["lines"]
 
 
 # The command.
@@ -316,15 +331,15 @@ def train_file(records, tmp_path):
 def test_the_command_prints_and_draws(model_folder, train_file, tmp_path, capsys):
     files = ["--model_name", model_folder, "--train_file", train_file]
     assert run(*files, "--output", tmp_path / "new" / "audit.png") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("8 of 9", "the same cuts as record", "reads it, the past says ", "Not scored: step 0", "answer"):
-        assert words in said
+        assert words in printed
     assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert run(*files, "--json", "--output", tmp_path / "audit.svg") == 0
     result = json.loads(capsys.readouterr().out)
     assert "<svg" in (tmp_path / "audit.svg").read_text()
     assert result["rows"] == 9
-    assert result["statement"][0] in said
+    assert result["statement"][0] in printed
     assert list(result["ways"]) == ["record", "markers", "paragraphs", "lines", "random"]
     record = result["ways"]["record"]
     assert record["rows"] == 8
@@ -349,22 +364,22 @@ def copying(monkeypatch, rows, tmp_path) -> dict:
     """The audit of rows by the copier."""
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(command, "setup_model_and_tokenizer", lambda *names, **options: (Copier(sure=8), tokenizer))
-    monkeypatch.setattr(command.masks, "check", lambda model: None)
+    monkeypatch.setattr(command.attention, "check", lambda model: None)
     return audit(AuditArguments("copier", written_to(tmp_path / "rows.jsonl", rows), batch_size=8))
 
 
 def test_shuffled_across_problems_steps_tell_nothing(monkeypatch, tmp_path):
     """Each step says what the step before it says; then each is another problem's."""
-    said = ["".join(Random(n).sample(ascii_letters, 16)) for n in range(24)]
-    rows = [conversation(*[word] * 3) for word in said]
-    others = [conversation(*[said[n - k] for k in range(3)]) for n in range(24)]
+    words = ["".join(Random(n).sample(ascii_letters, 16)) for n in range(24)]
+    rows = [conversation(*[word] * 3) for word in words]
+    others = [conversation(*[words[n - k] for k in range(3)]) for n in range(24)]
     own, shuffled = copying(monkeypatch, rows, tmp_path), copying(monkeypatch, others, tmp_path)
-    told, shuffled_told = own["ways"]["record"]["all"], shuffled["ways"]["record"]["all"]
+    figures, shuffled_figures = own["ways"]["record"]["all"], shuffled["ways"]["record"]["all"]
     assert own["level"] == "much"
-    assert kind(told) == "words"
-    assert told["per_token"]["more"]["value"] == pytest.approx(0, abs=0.01)
+    assert largest_part(figures) == "words"
+    assert figures["per_token"]["more"]["value"] == pytest.approx(0, abs=0.01)
     assert shuffled["level"] == "nothing"
-    assert shuffled_told["per_token"]["specific"]["high"] < 0.2 * told["per_token"]["specific"]["low"]
+    assert shuffled_figures["per_token"]["specific"]["high"] < 0.2 * figures["per_token"]["specific"]["low"]
     assert "says nothing" in shuffled["statement"][0]
 
 
@@ -379,6 +394,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     refused("single.jsonl: 0 of 2 rows have two steps beside their answer", file=single)
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
+    refused("seed = -1: give 0 or more", "--seed", "-1")
     refused("written as .png or .svg", "--output", "audit.pdf")
     (tmp_path / "mine.png").write_text("mine")
     refused("mine.png is there already", "--output", tmp_path / "mine.png")
@@ -390,7 +406,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "measure", stopped)
+    monkeypatch.setattr(command, "measure_information", stopped)
     refused("interrupted", code=130)
 
 

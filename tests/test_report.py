@@ -19,8 +19,9 @@ from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.parsing import parse
 from step_jepa.reporting import curves, view_maps
-from step_jepa.reporting.findings import find
+from step_jepa.reporting.matching import label_evaluations
 from step_jepa.reporting.report import ReportArguments, render
+from step_jepa.reporting.runs import Evaluation, Run, read_folders
 from step_jepa.rows.branches import Pair, trunk
 from step_jepa.training.row_preview import describe_row
 from step_jepa.training.run_metadata import named
@@ -90,7 +91,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(home):
-    return Page(render(find([str(home / "out")])))
+    return Page(render(read_folders([str(home / "out")])))
 
 
 def copy(home: Path, to: Path, *names: str) -> Path:
@@ -104,8 +105,8 @@ def copy(home: Path, to: Path, *names: str) -> Path:
 
 def test_what_a_run_leaves(home):
     settings = json.loads((home / "out" / "a" / "run.json").read_text())
-    told = {"approach": "adapted", "model_name": "base", "train_file": "rows.jsonl", "eval_file": "rows.jsonl"}
-    assert {name: settings[name] for name in told} == told
+    given = {"approach": "adapted", "model_name": "base", "train_file": "rows.jsonl", "eval_file": "rows.jsonl"}
+    assert {name: settings[name] for name in given} == given
     assert settings["data"] == {"examples": 8, "steps": 33, "pairs": 17, "cut": 0, "left_out": 0}
     assert (settings["lora"], settings["seed"], settings["max_steps"]) == (None, 42, 3)
     rows = json.loads((home / "out" / "a" / "rows.json").read_text())
@@ -145,19 +146,94 @@ def test_standalone_leaves_settings_and_no_rows_of_another_run(home, tmp_path):
     assert not (out / "rows.json").exists()
     settings = json.loads((out / "run.json").read_text())
     assert (settings["approach"], settings["lora"]["r"], settings["data"]) == ("standalone", 16, {"examples": 8})
-    assert "out has no rows.json" in Page(render(find([str(out)]))).words()
+    assert "out has no rows.json" in Page(render(read_folders([str(out)]))).words()
 
 
 def test_which_evaluation_is_of_which_run(home, tmp_path):
-    found = find([str(home / "out")])
-    assert [Path(run.name).name for run in found.runs] == ["a", "b"]
+    data = read_folders([str(home / "out")])
+    assert [Path(run.name).name for run in data.runs] == ["a", "b"]
     # The models were named relative to another folder than this one.
     after = [f"after {home / 'out' / name}" for name in "ab"]
-    assert [role for role, _ in found.roles()] == ["before", *after]
-    assert [evaluation.folder.name for _, evaluation in found.roles()] == ["before", "after_a", "after_b"]
-    alone = find([str(home / "out" / name) for name in ("after_b", "after_a", "a", "a")])
-    assert [role for role, _ in alone.roles()] == ["after", "out/b"]
+    labelled = label_evaluations(data.evaluations, data.runs)
+    assert [each.label for each in labelled] == ["before", *after]
+    assert [each.evaluation.folder.name for each in labelled] == ["before", "after_a", "after_b"]
+    alone = read_folders([str(home / "out" / name) for name in ("after_b", "after_a", "a", "a")])
+    assert [each.label for each in label_evaluations(alone.evaluations, alone.runs)] == ["after", "out/b"]
     assert len(alone.runs) == 1
+
+
+@pytest.fixture
+def two_demos(home, tmp_path):
+    """Two folders that each hold demo/model and its evaluation demo/after, made by commands that ran in them."""
+    for name in "ab":
+        demo = tmp_path / name / "demo"
+        shutil.copytree(home / "out" / name, demo / "model")
+        shutil.copytree(home / "out" / f"after_{name}", demo / "after")
+        note(demo / "after", model_name="demo/model", output_dir="demo/after")
+    return tmp_path
+
+
+def note(evaluation: Path, **settings: str | None) -> None:
+    """Change what an evaluation says of itself."""
+    summary = json.loads((evaluation / "summary.json").read_text())
+    summary["settings"] |= settings
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+
+
+def labels(*folders: Path) -> dict[str, str]:
+    """By folder of the evaluation."""
+    data = read_folders([str(folder) for folder in folders])
+    return {str(each.evaluation.folder): each.label for each in label_evaluations(data.evaluations, data.runs)}
+
+
+def test_a_run_of_another_folder_gets_no_credit_for_its_name(two_demos, monkeypatch):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    of_a, of_b = {str(a / "after"): f"after {a / 'model'}"}, {str(b / "after"): f"after {b / 'model'}"}
+    assert labels(a, b) == labels(b, a) == of_a | of_b
+    monkeypatch.chdir(two_demos / "b")
+    assert labels(Path("demo"), a) == of_a | {"demo/after": "after demo/model"}
+    assert labels(a / "model", b / "after") == {str(b / "after"): "demo/model"}
+
+
+def test_an_absolute_name_is_the_run_itself(two_demos):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    note(b / "after", model_name=str(b / "model"), output_dir=str(b / "after"))
+    assert labels(a, b)[str(b / "after")] == f"after {b / 'model'}"
+    assert labels(a / "model", b / "after") == {str(b / "after"): str(b / "model")}
+
+
+@pytest.mark.parametrize("output_dir", ["/elsewhere/after", "moved", None])
+def test_a_name_that_fits_two_runs_is_credited_to_none(two_demos, output_dir):
+    a, b = two_demos / "a" / "demo", two_demos / "b" / "demo"
+    note(b / "after", output_dir=output_dir)
+    assert labels(a / "model", b) == {str(b / "after"): "demo/model"}
+    words = Page(render(read_folders([str(a / "model"), str(b)]))).words()
+    assert f"{b}/after is of demo/model, which may be {a}/model or {b}/model, so it is credited to none" in words
+    assert "was not evaluated: step-jepa evaluate --model_name /" not in words
+    assert labels(b) == {str(b / "after"): "after"}  # only one run can be meant
+
+
+def test_a_folder_that_is_named_in_two_ways_is_read_once(two_demos, monkeypatch):
+    monkeypatch.chdir(two_demos / "a")
+    data = read_folders(["demo", str(two_demos / "a" / "demo"), "./demo/model"])
+    assert [run.name for run in data.runs] == ["demo/model"]
+    assert len(data.evaluations) == 1
+
+
+def test_the_work_of_matching_grows_with_the_number_of_runs(tmp_path, monkeypatch):
+    """Not with its square: of 150 runs every path was resolved 3.6 million times."""
+    resolve, resolved = Path.resolve, []
+    monkeypatch.setattr(Path, "resolve", lambda path: resolved.append(path) or resolve(path))
+    counts = []
+    for count in (10, 20):
+        resolved.clear()
+        runs = [Run(tmp_path / f"{n}", {"log_history": []}, {}, {"model_name": "base"}, None) for n in range(count)]
+        scores = [{"settings": {"model_name": run.name, "output_dir": f"after{n}"}} for n, run in enumerate(runs)]
+        evaluations = [Evaluation(tmp_path / f"after{n}", summary, [], None) for n, summary in enumerate(scores)]
+        labelled = label_evaluations(evaluations, runs)
+        assert [each.candidates for each in labelled] == [[run] for run in runs]
+        counts.append(len(resolved))
+    assert counts[1] == 2 * counts[0]
 
 
 # The page
@@ -192,18 +268,24 @@ def test_text_from_data_and_models_stays_text(home, page, tmp_path):
     assert f"{SCRIPT} 1?" in "".join(run["rows"][0]["tokens"])
     out = copy(home, tmp_path, "after_a")
     row = json.loads((out / "after_a" / "predictions.jsonl").read_text().splitlines()[0])
-    told = {**row, "prediction": f"{SCRIPT}\n</p>" * 40, "correct": True, "extracted": f"</dd>{SCRIPT}"}
-    (out / "after_a" / "predictions.jsonl").write_text(json.dumps(told) + "\n")
-    shown = Page(render(find([str(out)])))
+    row |= {"prediction": f"{SCRIPT}\n</p>" * 40, "correct": True, "extracted": f"</dd>{SCRIPT}"}
+    (out / "after_a" / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    shown = Page(render(read_folders([str(out)])))
     assert not shown.all("script")
     assert shown.shown.count(SCRIPT) > 40
     assert len(shown.all("title")) == 1
 
 
+def test_words_in_charts_are_text_and_a_page_is_always_the_same(home, page):
+    chart = page.source.partition("<figure>")[2].partition("</svg>")[0]
+    assert ">optimisation step</text>" in chart
+    assert render(read_folders([str(home / "out")])) == page.source
+
+
 def test_names_of_runs_are_text_in_charts_too(home, tmp_path):
     for name in ("$x_{$<b>", "$y$"):
         shutil.copytree(home / "out" / "a", tmp_path / name)
-    shown = Page(render(find([str(tmp_path)])))
+    shown = Page(render(read_folders([str(tmp_path)])))
     assert not shown.all("b")
     assert "$x_{$<b>, paired" in shown.shown.replace(f"{tmp_path}/", "")
 
@@ -226,13 +308,20 @@ def test_the_figures_are_those_of_the_files(home, page):
         assert f"{summary[name]:.4f}" in words
     assert f"{summary['cosine_paired'] - summary['cosine_unpaired']:.4f}" in words
     assert "0.0% [0.0%, 32.4%]" in words  # Wilson: z^2 / (n + z^2), n = 8
-    (first, *_), *_ = (run.points("lm_loss") for run in find([str(home / "out" / "a")]).runs)
+    (first, *_), *_ = (run.points("lm_loss") for run in read_folders([str(home / "out" / "a")]).runs)
     assert f"{first[0]} {first[1]:.4g}" in words
 
 
 def test_curves_by_hand():
     shown = [curves.Line("a", [(0, 1.0), (4, 0.5)], 0, 0), curves.Line("b", [(4, 0.123456)], 1, 0)]
-    assert curves.table(shown) == [["0", "1", ""], ["4", "0.5", "0.1235"]]
+    assert curves.points_table(shown) == [["0", "1", ""], ["4", "0.5", "0.1235"]]
+
+
+def test_the_legend_of_many_runs_leaves_room_for_their_lines():
+    shown = [curves.Line(f"{n}", [(0, 1.0), (4, 0.5)], n, 0) for n in range(80)]
+    figure = curves.line_chart(shown)
+    figure.draw_without_rendering()
+    assert 1.2 < figure.axes[0].get_window_extent().height / figure.dpi < 2  # inches
 
 
 def test_views_alike_by_hand():
@@ -243,7 +332,7 @@ def test_views_alike_by_hand():
         "problem": np.array([0, 0, 1]),
         "step": np.array([1, 2, 1]),
     }
-    steps, within, across = view_maps.alike(views)
+    steps, within, across = view_maps.step_cosines(views)
     assert steps == [1, 2]
     # within: (p0.t0 + p2.t2) / 2, p0.t1; p1.t0, p1.t1
     assert within == pytest.approx(np.array([[(1 + 0.8) / 2, 0.6], [0, 0.8]]), abs=1e-3)
@@ -255,10 +344,10 @@ def test_maps_are_seeded_and_small():
     rng = np.random.default_rng(1)
     sides = {side: rng.standard_normal((400, 60)).astype(np.float16) for side in ("predicted", "target")}
     views = {**sides, "problem": np.arange(400), "step": np.ones(400, int)}
-    some = view_maps.drawn(views)
+    some = view_maps.sample(views)
     assert len(some["step"]) == 300
     assert (np.diff(some["problem"]) > 0).all()
-    assert (some["problem"] == view_maps.drawn(views)["problem"]).all()
+    assert (some["problem"] == view_maps.sample(views)["problem"]).all()
     few = {name: values[:30] for name, values in views.items()}
     assert (view_maps.tsne(few) == view_maps.tsne(few)).all()
     places, share = view_maps.pca({name: values[:1] for name, values in views.items()})
@@ -276,27 +365,28 @@ def test_what_is_missing_is_said(home, tmp_path):
     out = copy(home, tmp_path, "a", "after_a")
     for name in ("run.json", "rows.json"):
         (out / "a" / name).unlink()
-    words = Page(render(find([str(out / "a")]))).words()
-    for said in (
+    words = Page(render(read_folders([str(out / "a")]))).words()
+    for message in (
         "There is no evaluation here: step-jepa evaluate --model_name RUN",
         f"{out}/a has no rows.json: step-jepa train --approach adapted writes it",
         f"{out}/a has no run.json",
         "Samples come with an evaluation",
         "step-jepa pairing --model_name RUN --base_model BASE",
     ):
-        assert said in words
+        assert message in words
     (out / "after_a" / "views.safetensors").unlink()
-    words = Page(render(find([str(out / "after_a")]))).words()
+    words = Page(render(read_folders([str(out / "after_a")]))).words()
     assert "There is no run here: give the folder that step-jepa train" in words
     assert f"{out}/after_a has no views.safetensors" in words
-    words = Page(render(find([str(home / "out" / "b")]))).words()
+    words = Page(render(read_folders([str(home / "out" / "b")]))).words()
     assert "There is no evaluation" in words
     state = out / "a" / "trainer_state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "log_history": []}))
     assert (
-        "It was not logged: step-jepa train --logging_steps 1 logs it" in Page(render(find([str(out / "a")]))).words()
+        "It was not logged: step-jepa train --logging_steps 1 logs it"
+        in Page(render(read_folders([str(out / "a")]))).words()
     )
-    words = Page(render(find([str(home / "out" / name) for name in ("a", "after_b")]))).words()
+    words = Page(render(read_folders([str(home / "out" / name) for name in ("a", "after_b")]))).words()
     assert "a was not evaluated: step-jepa evaluate --model_name" in words
     assert "started from was not evaluated: step-jepa evaluate --model_name base" in words
 
@@ -306,11 +396,11 @@ def test_few_and_collapsed_views_have_no_map(home, tmp_path):
     path = out / "after_a" / "views.safetensors"
     views = load_file(path)
     save_file({name: values[:4] for name, values in views.items()}, path)
-    words = Page(render(find([str(out)]))).words()
+    words = Page(render(read_folders([str(out)]))).words()
     assert "No t-SNE: 8 views are too few" in words
     assert "PCA of 4 of 4 pairs" in words
     save_file({**views, "predicted": views["target"] * 0 + 1, "target": views["target"] * 0 + 1}, path)
-    words = Page(render(find([str(out)]))).words()
+    words = Page(render(read_folders([str(out)]))).words()
     assert "No PCA: all views are one point" in words
 
 
@@ -320,16 +410,16 @@ def test_what_the_pairing_measures_say(home, tmp_path):
     assert code("pairing", *options) == 0
     figure = json.loads((scores / "pairing.json").read_text())["models"][str(out / "a")]["measures"]["centred_margin"]
     shown = figure["views"]
-    words = Page(render(find([str(out)]))).words()
+    words = Page(render(read_folders([str(out)]))).words()
     assert f"centred margin views {shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}]" in words
 
 
 def test_what_is_refused(home, tmp_path, capsys):
     def refused(words, *argv):
         assert code("report", *argv, "--output", tmp_path / "r.html") == 2
-        said = capsys.readouterr().err.strip().splitlines()
-        assert said[-1].startswith("step-jepa: ")
-        assert words in said[-1]
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("step-jepa: ")
+        assert words in message
 
     (tmp_path / "empty").mkdir()
     refused("holds no run and no results", tmp_path / "empty")
@@ -348,6 +438,10 @@ def test_what_is_refused(home, tmp_path, capsys):
     assert (tmp_path / "r.html").read_text() == "mine"
     assert code("report", home / "out", "--output", tmp_path / "empty") == 2
     assert "is a folder" in capsys.readouterr().err
+    for name in ("r.txt", "r", "r.htm"):
+        assert code("report", home / "out", "--output", tmp_path / name, "--overwrite") == 2
+        assert f"{name}: the page is written as .html: give --output" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
     assert code("report", home / "out" / "a", "--output", tmp_path / "r.html", "--overwrite") == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert str(tmp_path / "r.html") in capsys.readouterr().out
@@ -405,7 +499,7 @@ LOOK = """
 const tokens = [...document.querySelectorAll("#row .token")];
 tokens[arguments[0]].focus();
 const seen = tokens.flatMap((each, k) => each.dataset.seen === "true" ? [k] : []);
-return [seen, document.getElementById("said").textContent];
+return [seen, document.getElementById("token-description").textContent];
 """
 
 
@@ -433,18 +527,18 @@ def test_the_explorer_says_in_words_what_it_shows(opened, home):
     opened.execute_script(CHOOSE, "example", "1 0")
     row = json.loads((home / "out" / "b" / "rows.json").read_text())["rows"][0]
     predictor = row["tokens"].index("<|predictor_1|>")
-    _, said = opened.execute_script(LOOK, predictor)
-    assert said == (
+    _, description = opened.execute_script(LOOK, predictor)
+    assert description == (
         f'Token {predictor} "<|predictor_1|>", predictor 1, position {row["position"][predictor]}. '
         "Sees system, question, header, step 0, itself. It is where the predicted view of step 1 is read."
     )
-    _, said = opened.execute_script(LOOK, predictor + 1)
-    assert "target 1, position" in said
-    assert said.endswith("Sees itself. It feeds the target view of step 1.")
-    _, said = opened.execute_script(LOOK, 0)
-    assert said.endswith("Sees itself. It feeds the predicted views of step 1, step 2.")
-    _, said = opened.execute_script(LOOK, next(start for name, start, _ in row["regions"] if name == "step 2"))
-    assert said.endswith("It feeds no view. The language model learns to write it.")
+    _, description = opened.execute_script(LOOK, predictor + 1)
+    assert "target 1, position" in description
+    assert description.endswith("Sees itself. It feeds the target view of step 1.")
+    _, description = opened.execute_script(LOOK, 0)
+    assert description.endswith("Sees itself. It feeds the predicted views of step 1, step 2.")
+    _, description = opened.execute_script(LOOK, next(start for name, start, _ in row["regions"] if name == "step 2"))
+    assert description.endswith("It feeds no view. The language model learns to write it.")
 
 
 def test_the_explorer_goes_by_keyboard_and_by_pointer(opened, home):
@@ -466,7 +560,7 @@ def test_the_explorer_goes_by_keyboard_and_by_pointer(opened, home):
     token = opened.find_elements("css selector", "#row .token")[5]
     opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", token)
     ActionChains(opened).move_to_element(token).perform()
-    assert opened.find_element("id", "said").text.startswith("Token 5 ")
+    assert opened.find_element("id", "token-description").text.startswith("Token 5 ")
     assert opened.get_log("browser") == []
 
 

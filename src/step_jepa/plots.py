@@ -20,7 +20,7 @@ _INK = "#010203"  # stands for the colour of the page's text
 
 
 def style() -> AbstractContextManager[Any]:
-    """Make and save figures within it."""
+    """Make figures within it; saving them enters it by itself."""
     coloured = ("text.color", "xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "legend.edgecolor")
     look: dict[Any, Any] = dict.fromkeys(coloured, _INK)
     look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False}
@@ -40,14 +40,29 @@ def check_output(path: str, *, overwrite: bool) -> None:
 def save(figure: Figure, path: str) -> None:
     """Write the figure, on white, as its suffix says; the folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    with style():
+        figure.savefig(path, bbox_inches="tight", facecolor="white")
 
 
-def inline(figure: Figure, description: str) -> str:
-    """The figure as an <svg> element on no background, its ink that of the page, with a description to be read out."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
-    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
+class InlineFigures:
+    """Figures -> SVG elements of one page, where each has ids of its own."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def svg(self, figure: Figure, description: str) -> str:
+        """The figure as an <svg> element on no background, its ink that of the page around it.
+
+        Args:
+            figure: made within `style`.
+            description: read out to those who do not see it.
+        """
+        text = io.StringIO()
+        with style():  # text stays text, and ids do not differ from call to call
+            figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+        svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)  # as wide as the page lets it be
+        svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
+        self.count += 1
+        return re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>f{self.count}-", svg)

@@ -1,21 +1,21 @@
 """`step-jepa audit`: what the past tells about each step, before any training, and how much of it is free.
 
-What the past tells is own - alone, in nats (information.py). It has three parts:
+What the past tells is in context - isolated, in nats (information.py). It has three parts:
 
-    form    other - alone: what another problem's past tells as well. It holds an artefact: a step that is read alone
-            lacks the row's first token, which models attend to when nothing else calls (arXiv 2309.17453).
-    words   own - other, on tokens whose words were said before the step
-    more    own - other, on all other tokens
+    form    mismatched - isolated: what another problem's past tells as well. It holds an artefact: a step that is read
+            alone lacks the row's first token, which models attend to when nothing else calls (arXiv 2309.17453).
+    words   in context - mismatched, on tokens whose words stand before the step
+    more    in context - mismatched, on all other tokens
 
-The last two together are `specific`. Tokens are sorted by what the own past has, so `words` leans up and `more` down,
-by as much, even where steps do not depend on their past. Figures are of the steps that are trained on: neither step 0,
-which only the question is before, nor answers.
+The last two together are `specific`. Tokens are sorted by what the step's own past has, so `words` leans up and `more`
+down, by as much, even where steps do not depend on their past. Figures are of the steps that are trained on: neither
+step 0, which only the question is before, nor answers.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from step_jepa import plots
-from step_jepa.auditing.cutting import WAYS, Cut, cuts
-from step_jepa.auditing.information import Information, measure
-from step_jepa.auditing.overlap import Written, overlap, written
-from step_jepa.auditing.verdict import level, picture, statement, tables
+from step_jepa.auditing.information import Information, measure_information
+from step_jepa.auditing.overlap import ExampleText, overlap, with_offsets
+from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
+from step_jepa.auditing.verdict import bar_charts, dependence, statement, tables
 from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.options import check_bounds, option
 from step_jepa.statistics import bootstrap
 
 Array = NDArray[Any]
@@ -41,23 +42,20 @@ Array = NDArray[Any]
 class AuditArguments:
     """Which rows, by which model. Raises UserError for a number out of range and for a picture in another format."""
 
-    model_name: str = field(metadata={"help": "Hub id, folder, or smollm2 (the weights in the demo extra)."})
-    train_file: str = field(metadata={"help": "Prepared records, or whatever `step-jepa prepare` reads."})
-    limit: int | None = field(default=200, metadata={"help": "Take the first so many records only."})
-    batch_size: int = field(default=4, metadata={"help": "Rows read at once."})
-    max_length: int = field(default=1024, metadata={"help": "Cut rows to whole steps within this many tokens."})
-    plain: bool = field(default=False, metadata={"help": "No chat framing, as for base models without a template."})
-    output: str | None = field(default=None, metadata={"help": "Where the picture goes: a name in .png or .svg."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the picture that is there."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
-    seed: int = field(default=42, metadata={"help": "Of other problems' pasts, random places and resamples."})
-    json: bool = field(default=False, metadata={"help": "JSON on stdout instead of tables."})
+    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
+    limit: int | None = option(200, help="Take the first so many records only.", least=1)
+    batch_size: int = option(4, help="Rows read at once.", least=1)
+    max_length: int = option(1024, help="Cut rows to whole steps within this many tokens.", least=1)
+    plain: bool = option(False, help="No chat framing, as for base models without a template.")
+    output: str | None = option(None, help="Where the picture goes: a name in .png or .svg.")
+    overwrite: bool = option(False, help="Replace the picture that is there.")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
+    seed: int = option(42, help="Of other problems' pasts, random places and resamples.", least=0)
+    json: bool = option(False, help="JSON on stdout instead of tables.")
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} = {value}: give 1 or more")
+        check_bounds(self)
         if self.output:
             plots.check_output(self.output, overwrite=self.overwrite)
 
@@ -67,7 +65,7 @@ def run(args: AuditArguments) -> None:
     result = audit(args)
     if args.output:
         with plots.style():
-            plots.save(picture(result), args.output)
+            plots.save(bar_charts(result), args.output)
     if args.json:
         print(json.dumps(result))
         return
@@ -81,8 +79,9 @@ def audit(args: AuditArguments) -> dict[str, Any]:
 
     settings     the arguments
     rows         how many records were read
-    ways         by way of cutting (WAYS): {rows, unscored}, where it is not scored, and why; else {rows, steps_per_row,
-                 all, steps, answer}: figures of all steps, by index of the step, and of answers (None without)
+    ways         by way of cutting (SEGMENTATIONS): {rows, unscored}, where it is not scored, and why; else {rows,
+                 steps_per_row, all, steps, answer}: figures of all steps, by index of the step, and of answers (None
+                 without)
     level        nothing, little or much: what the past tells, with steps cut as the record has them
     statement    what the figures say, in sentences
 
@@ -90,19 +89,23 @@ def audit(args: AuditArguments) -> dict[str, Any]:
 
     count, tokens        steps and scored tokens
     per_token, per_step  nats, by part: past = form + specific, specific = words + more
-    share                specific as a share of what another problem's past leaves open, -other
-    left                 nats per token that the own past leaves open, -own
+    share                specific as a share of what another problem's past leaves open, -mismatched
+    left                 nats per token that the step's own past leaves open, -in context
     length, tfidf, shared_numbers, only_answer
                          what is free, not of answers: mean tokens of a step, mean TF-IDF cosine with its past, mean
                          share of its numbers that its past has (None without numbers), share of steps that are answers
 
     Those in nats and `share` are {value, low, high}: a 95 % interval by bootstrap over problems, None where there is
-    but one. Raises UserError."""
+    but one.
+
+    Raises:
+        UserError: for records that cannot be read, or fewer than two of them with two steps.
+    """
     records = list(read_records(args.train_file, max_examples=args.limit))
     options: dict[str, Any] = {"plain": args.plain, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
     model, tokenizer = setup_model_and_tokenizer(args.model_name, **options)
-    found = cuts(records, tokenizer, max_length=args.max_length, seed=args.seed)
-    usable = len(found["record"].examples)
+    segmentations = segment(records, tokenizer, max_length=args.max_length, seed=args.seed)
+    usable = len(segmentations["record"].examples)
     if usable < 2:
         raise UserError(
             f"{args.train_file}: {usable} of {len(records)} rows have two steps beside their answer: give two such "
@@ -110,93 +113,108 @@ def audit(args: AuditArguments) -> dict[str, Any]:
         )
     model = model.to(PartialState().device).eval()
     attention.check(model)
-    ways = {way: _scored(way, cut, model, tokenizer, args) for way, cut in found.items()}
-    result = {"settings": asdict(args), "rows": len(records), "ways": ways, "level": level(ways["record"]["all"])}
+    ways = {name: _score(name, cut, model, tokenizer, args) for name, cut in segmentations.items()}
+    level = dependence(ways["record"]["all"])
+    result = {"settings": asdict(args), "rows": len(records), "ways": ways, "level": level}
     return {**result, "statement": statement(result)}
 
 
-def _scored(way: str, cut: Cut, model: Any, tokenizer: Any, args: AuditArguments) -> dict[str, Any]:
+def _score(name: str, cut: Segmentation, model: Any, tokenizer: Any, args: AuditArguments) -> dict[str, Any]:
     """The entry of one way of cutting (see `audit`)."""
     if cut.unscored:
         return {"rows": len(cut.examples), "unscored": cut.unscored}
     reading = {"pad_id": tokenizer.pad_token_id, "batch_size": args.batch_size, "seed": args.seed}
-    information = measure(model, cut.examples, name=f"steps cut {WAYS[way]}", **reading)
+    information = measure_information(model, cut.examples, name=f"steps cut {SEGMENTATIONS[name]}", **reading)
     return {"rows": len(cut.examples), **figures(information, cut.examples, tokenizer, args.seed)}
 
 
-# Figures of one way.
+# Figures of one way of cutting.
+
+
+class _Parts(NamedTuple):
+    """What the past tells of each scored token, (T,) each, in nats: past = form + specific, specific = words + more."""
+
+    past: Array
+    form: Array
+    specific: Array
+    words: Array
+    more: Array
 
 
 def figures(information: Information, examples: Sequence[Example], tokenizer: Any, seed: int) -> dict[str, Any]:
     """The figures of one way of cutting (see `audit`)."""
-    texts = [written(tokenizer, each) for each in examples]
+    texts = [with_offsets(tokenizer, example) for example in examples]
     parts = _parts(information, texts)
-    answers = np.array([-1 if each.answer is None else each.answer for each in examples])
-    answer = information.step == answers[information.problem]
+    answers = np.array([-1 if example.answer is None else example.answer for example in examples])
+    is_answer = information.step == answers[information.problem]
 
     def of(chosen: Array) -> dict[str, Any]:
-        chosen_parts = {name: values[chosen] for name, values in parts.items()}
-        return _figures_of(chosen_parts, information.problem[chosen], information.step[chosen], seed)
+        return _figures_of(chosen, parts, information, seed)
 
-    free = _free_of(texts, information, answer)
-    indices = np.unique(information.step[~answer]).tolist()
+    free = _free_by_step(texts, information, is_answer)
+    indices = np.unique(information.step[~is_answer]).tolist()
+    steps_per_row = [len(example.steps) - (example.answer is not None) for example in examples]
     return {
-        "steps_per_row": float(np.mean([len(each.steps) - (each.answer is not None) for each in examples])),
-        "all": of(~answer) | free[None],
-        "answer": of(answer) if answer.any() else None,
-        "steps": {index: of(~answer & (information.step == index)) | free[index] for index in indices},
+        "steps_per_row": float(np.mean(steps_per_row)),
+        "all": of(~is_answer) | free[None],
+        "answer": of(is_answer) if is_answer.any() else None,
+        "steps": {index: of(~is_answer & (information.step == index)) | free[index] for index in indices},
     }
 
 
-def _parts(information: Information, texts: Sequence[Written]) -> dict[str, Array]:
-    """(T,) each, in nats: past = form + specific, specific = words + more; and what another's past leaves open."""
-    said_by_text = [text.said() for text in texts]
+def _parts(information: Information, texts: Sequence[ExampleText]) -> _Parts:
+    repeats = [text.repeats() for text in texts]
     places = zip(information.problem, information.token, strict=True)
-    said = np.array([said_by_text[problem][token] for problem, token in places])
-    specific = information.own - information.other
-    return {
-        "past": information.own - information.alone,
-        "form": information.other - information.alone,
-        "specific": specific,
-        "words": np.where(said, specific, 0),
-        "more": np.where(said, 0, specific),
-        "open": -information.other,
-    }
+    repeated = np.array([repeats[problem][token] for problem, token in places])
+    specific = information.in_context - information.mismatched
+    return _Parts(
+        past=information.in_context - information.isolated,
+        form=information.mismatched - information.isolated,
+        specific=specific,
+        words=np.where(repeated, specific, 0),
+        more=np.where(repeated, 0, specific),
+    )
 
 
-def _figures_of(parts: dict[str, Array], problem: Array, step: Array, seed: int) -> dict[str, Any]:
-    first = np.append(True, (np.diff(problem) != 0) | (np.diff(step) != 0)).astype(float)  # one for each step
+def _figures_of(chosen: Array, parts: _Parts, information: Information, seed: int) -> dict[str, Any]:
+    """Over the chosen tokens, (T,) bool; all tokens of a step are chosen, or none."""
+    problem, step = information.problem[chosen], information.step[chosen]
+    begins_step = np.append(True, (np.diff(problem) != 0) | (np.diff(step) != 0)).astype(float)
+    several_problems = len(np.unique(problem)) > 1
+    nats = {name: values[chosen] for name, values in parts._asdict().items()}
+    mismatched_open = -information.mismatched[chosen]
 
     def interval(values: Array, weight: Array) -> dict[str, float | None]:
         value, low, high = bootstrap(values, problem, seed, weight=weight)
-        several = len(np.unique(problem)) > 1
-        return {"value": value, "low": low if several else None, "high": high if several else None}
+        return {"value": value, "low": low if several_problems else None, "high": high if several_problems else None}
 
-    told = {name: values for name, values in parts.items() if name != "open"}
     return {
-        "count": int(first.sum()),
+        "count": int(begins_step.sum()),
         "tokens": len(problem),
-        "per_token": {name: interval(values, np.ones(len(values))) for name, values in told.items()},
-        "per_step": {name: interval(values, first) for name, values in told.items()},
-        "share": interval(parts["specific"], parts["open"]),
-        "left": float((parts["open"] - parts["specific"]).mean()),
+        "per_token": {name: interval(values, np.ones(len(values))) for name, values in nats.items()},
+        "per_step": {name: interval(values, begins_step) for name, values in nats.items()},
+        "share": interval(nats["specific"], mismatched_open),
+        "left": float((mismatched_open - nats["specific"]).mean()),
     }
 
 
-def _free_of(texts: Sequence[Written], information: Information, answer: Array) -> dict[int | None, dict[str, Any]]:
+def _free_by_step(
+    texts: Sequence[ExampleText], information: Information, is_answer: Array
+) -> dict[int | None, dict[str, Any]]:
     """What is free, by index of the step, and of all steps under None: means over steps that are no answers, and the
     share of steps that are."""
-    (problem, step), place = np.unique([information.problem, information.step], axis=1, return_index=True)
-    common, is_answer = overlap(texts, problem.tolist(), step.tolist()), answer[place]
-    length = np.array([np.ptp(texts[a].example.steps[b]) for a, b in zip(problem, step, strict=True)])
+    (problem, step), first = np.unique([information.problem, information.step], axis=1, return_index=True)
+    shared, answer = overlap(texts, problem.tolist(), step.tolist()), is_answer[first]
+    spans = [texts[example].example.steps[index] for example, index in zip(problem, step, strict=True)]
+    length = np.array([stop - start for start, stop in spans])
 
-    def of(index: Array) -> dict[str, Any]:
-        chosen = index & ~is_answer
+    def of(steps: Array) -> dict[str, Any]:
+        chosen = steps & ~answer
         return {
             "length": _mean(length[chosen]),
-            "tfidf": _mean(common.tfidf[chosen]),
-            "shared_numbers": _mean(common.numbers[chosen & ~np.isnan(common.numbers)]),
-            "only_answer": _mean(is_answer[index]),
+            "tfidf": _mean(shared.tfidf[chosen]),
+            "shared_numbers": _mean(shared.numbers[chosen & ~np.isnan(shared.numbers)]),
+            "only_answer": _mean(answer[steps]),
         }
 
     return {None: of(step > 0)} | {index: of(step == index) for index in np.unique(step).tolist()}

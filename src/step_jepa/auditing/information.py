@@ -2,17 +2,17 @@
 
 Each token of a step but its first (a step that is read alone has nothing to predict it from) is scored three times:
 
-    own     log p(token | its problem up to there)                                 on the trunk
-    other   log p(token | another problem's past, this step up to there)           on a branch of the other's trunk
-    alone   log p(token | this step up to there)                                   on an isolated branch
+    in context   log p(token | its problem up to there)                                 on the trunk
+    mismatched   log p(token | another problem's past, this step up to there)           on a branch of the other's trunk
+    isolated     log p(token | this step up to there)                                   on an isolated branch
 
 Axes: T scored tokens.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from random import Random
 from typing import Any, NamedTuple
 
@@ -31,7 +31,10 @@ from step_jepa.rows.branches import Row
 Array = NDArray[Any]
 
 
-class Place(NamedTuple):
+READINGS = 3  # of each scored token
+
+
+class StepPlace(NamedTuple):
     """A step of a problem; both are counted from 0."""
 
     problem: int
@@ -42,16 +45,16 @@ class Place(NamedTuple):
 class Information:
     """Log-probabilities of the scored tokens, in nats.
 
-    problem, step, token   (T,) int: place of the example, of the step in it, of the token in its input_ids
-    own, other, alone      (T,) float64
+    problem, step, token               (T,) int: place of the example, of the step in it, of the token in its input_ids
+    in_context, mismatched, isolated   (T,) float64
     """
 
     problem: Array
     step: Array
     token: Array
-    own: Array
-    other: Array
-    alone: Array
+    in_context: Array
+    mismatched: Array
+    isolated: Array
 
 
 def scored_steps(example: Example) -> list[int]:
@@ -59,93 +62,123 @@ def scored_steps(example: Example) -> list[int]:
     return [step for step, (start, stop) in enumerate(example.steps) if step and stop - start > 1]
 
 
-def partners(examples: Sequence[Example], seed: int = 0) -> dict[Place, Place]:
-    """For each scored step a step of another problem, whose past it is read after: in random order, each step of an
-    index lends its past to the one before it. Answer steps are paired among themselves.
+def draw_mismatches(examples: Sequence[Example], seed: int = 0) -> dict[StepPlace, StepPlace]:
+    """For each scored step a step of another problem, whose past it is read after.
 
-    Where no other problem has such a step, it is one of the nearest index. Needs scored steps in two problems."""
-    alike: dict[tuple[int, bool], list[Place]] = defaultdict(list)
+    In random order, each step of an index lends its past to the one before it. Answer steps are paired among
+    themselves. Where no other problem has such a step, it is one of the nearest index. Needs scored steps in two
+    problems."""
+    rng = Random(f"{seed} partners")
+    shuffled = [rng.sample(places, len(places)) for places in _alike(examples)]
+    everywhere = list(chain.from_iterable(shuffled))
+    mismatches: dict[StepPlace, StepPlace] = {}
+    for places in shuffled:
+        mismatches |= zip(places, [*places[1:], places[0]], strict=True)
+        if len(places) == 1:
+            mismatches[places[0]] = _nearest_elsewhere(places[0], everywhere)
+    return mismatches
+
+
+def _alike(examples: Sequence[Example]) -> Collection[list[StepPlace]]:
+    """The scored steps, those of one index together, answers apart from other steps."""
+    places: dict[tuple[int, bool], list[StepPlace]] = defaultdict(list)
     for problem, example in enumerate(examples):
         for step in scored_steps(example):
-            alike[step, step == example.answer].append(Place(problem, step))
-    rng = Random(f"{seed} partners")
-    turned = [rng.sample(places, len(places)) for places in alike.values()]
-    everywhere = [place for places in turned for place in places]
-    found: dict[Place, Place] = {}
-    for places in turned:
-        found |= zip(places, [*places[1:], places[0]], strict=True)
-        if len(places) == 1:
-            found[places[0]] = _nearest(places[0], everywhere)
-    return found
+            places[step, step == example.answer].append(StepPlace(problem, step))
+    return places.values()
 
 
-def _nearest(own: Place, places: Sequence[Place]) -> Place:
-    others = [place for place in places if place.problem != own.problem]
-    return min(others, key=lambda place: abs(place.step - own.step))
+def _nearest_elsewhere(wanted: StepPlace, places: Sequence[StepPlace]) -> StepPlace:
+    others = [place for place in places if place.problem != wanted.problem]
+    return min(others, key=lambda place: abs(place.step - wanted.step))
 
 
 @torch.no_grad()
-def measure(
+def measure_information(
     model: Any, examples: Sequence[Example], *, pad_id: int, batch_size: int = 4, seed: int = 0, name: str = "reading"
 ) -> Information:
-    """The scored tokens of all examples, in order.
+    """The scored tokens of all examples, in order. Needs scored steps in two examples.
 
-    model    takes the masks of branches (`attention.check`) and is in evaluation mode
-    name     said by the progress bar
-    Needs scored steps in two examples. Raises UserError for log-probabilities that are not finite."""
-    pairs = partners(examples, seed)
-    rows, slots = _planned(examples, pairs)
-    scores = np.empty(sum(map(len, slots)))
-    order = sorted((place for place in range(len(rows)) if slots[place]), key=lambda place: len(rows[place].input_ids))
+    Args:
+        model: takes the masks of branches (`attention.check`) and is in evaluation mode.
+        examples: each the example of its own problem.
+        pad_id: the token that fills rows up.
+        batch_size: rows read at once.
+        seed: of other problems' pasts.
+        name: shown by the progress bar.
+
+    Raises:
+        UserError: for log-probabilities that are not finite.
+    """
+    mismatches = draw_mismatches(examples, seed)
+    plan = _plan_reading(examples, mismatches)
+    scores = np.empty(sum(map(len, plan.slots)))
+    read = [row for row in range(len(plan.rows)) if plan.slots[row]]
+    by_length = sorted(read, key=lambda row: len(plan.rows[row].input_ids))  # little padding
     collate = BranchCollator(pad_id)
-    with tqdm(total=len(order), desc=name, unit="row", leave=False) as bar:
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]  # of similar length: little padding
-            found = _log_probabilities(model, collate([rows[place] for place in places]))
-            scores[[slot for place in places for slot in slots[place]]] = found.cpu().numpy()
-            bar.update(len(places))
+    with tqdm(total=len(read), desc=name, unit="row", leave=False) as bar:
+        for start in range(0, len(by_length), batch_size):
+            chosen = by_length[start : start + batch_size]
+            log_probabilities = _log_probabilities(model, collate([plan.rows[row] for row in chosen]))
+            slots = list(chain.from_iterable(plan.slots[row] for row in chosen))
+            scores[slots] = log_probabilities.cpu().numpy()
+            bar.update(len(chosen))
     if not np.isfinite(scores).all():
         raise UserError("log-probabilities of steps are not finite: the model has diverged, or needs --dtype float32")
-    own, other, alone = scores.reshape(3, -1)
-    tokens = [
-        (place.problem, place.step, token) for place in sorted(pairs) for token in _scored_tokens(examples, place)
-    ]
-    problem, step, token = np.array(tokens).T
-    return Information(problem, step, token, own, other, alone)
+    problem, step, token = np.array(_scored_tokens(examples, sorted(mismatches))).T
+    return Information(problem, step, token, *scores.reshape(READINGS, -1))
 
 
-def _scored_tokens(examples: Sequence[Example], place: Place) -> range:
-    start, stop = examples[place.problem].steps[place.step]
-    return range(start + 1, stop)
+def _scored_tokens(examples: Sequence[Example], places: Sequence[StepPlace]) -> list[tuple[int, int, int]]:
+    """(problem, step, token) of each."""
+    tokens = []
+    for place in places:
+        span = _span(examples, place)
+        tokens += [(place.problem, place.step, token) for token in span[1:]]
+    return tokens
 
 
-def _planned(examples: Sequence[Example], pairs: dict[Place, Place]) -> tuple[list[Row], list[list[int]]]:
-    """One row for each example, labelled where tokens are scored; and for each row, in the order of its labels, where
-    their scores go: three readings of all tokens, one after the other."""
-    rows = [Row(list(each.input_ids), [IGNORED] * len(each.input_ids), place) for place, each in enumerate(examples)]
-    slots: list[list[int]] = [[] for _ in rows]
-    steps = sorted(pairs)
-    *firsts, total = accumulate((len(_scored_tokens(examples, place)) for place in steps), initial=0)
+def _span(examples: Sequence[Example], place: StepPlace) -> range:
+    """The tokens of a step in its example's input_ids."""
+    return range(*examples[place.problem].steps[place.step])
 
-    def read(problem: int, places: range, slot: int) -> None:
-        row = rows[problem]
-        for index in places[1:]:
-            row.labels[index] = row.input_ids[index]
-        slots[problem] += range(slot, slot + len(places) - 1)
 
-    for place, first in zip(steps, firsts, strict=True):
-        read(place.problem, range(*examples[place.problem].steps[place.step]), first)
-    for place, first in zip(steps, firsts, strict=True):
-        start, stop = examples[place.problem].steps[place.step]
-        ids, (other, step) = examples[place.problem].input_ids[start:stop], pairs[place]
-        past, _ = examples[other].steps[step]
-        read(other, rows[other].append_branch(ids, position_offset=past, visible_length=past), total + first)
-        read(
-            place.problem,
-            rows[place.problem].append_branch(ids, position_offset=start, visible_length=0),
-            2 * total + first,
-        )
-    return rows, slots
+class _ReadingPlan(NamedTuple):
+    """How all tokens are read.
+
+    rows    one for each example, labelled where tokens are scored
+    slots   for each row, in the order of its labels, where their scores go in (3 * T,): the readings of all tokens in
+            context, then mismatched, then isolated
+    """
+
+    rows: list[Row]
+    slots: list[list[int]]
+
+    def read(self, row: int, tokens: range, slot: int) -> None:
+        """Have all tokens but the first of these places of a row scored, into the slots from this one on."""
+        row_read = self.rows[row]
+        for token in tokens[1:]:
+            row_read.labels[token] = row_read.input_ids[token]
+        self.slots[row].extend(range(slot, slot + len(tokens) - 1))
+
+
+def _plan_reading(examples: Sequence[Example], mismatches: Mapping[StepPlace, StepPlace]) -> _ReadingPlan:
+    rows = [Row(list(each.input_ids), [IGNORED] * len(each.input_ids), index) for index, each in enumerate(examples)]
+    plan = _ReadingPlan(rows, [[] for _ in rows])
+    places = sorted(mismatches)
+    *slots, scored = accumulate((len(_span(examples, place)) - 1 for place in places), initial=0)
+    # The trunks first, all of them: a row's labels stand in the order of its tokens, and branches come after the trunk.
+    for place, slot in zip(places, slots, strict=True):
+        plan.read(place.problem, _span(examples, place), slot)
+    for place, slot in zip(places, slots, strict=True):
+        span, lender = _span(examples, place), mismatches[place]
+        step = examples[place.problem].input_ids[span.start : span.stop]
+        past = _span(examples, lender).start  # as many tokens of the lender's trunk are seen
+        branch = rows[lender.problem].append_branch(step, position_offset=past, visible_length=past)
+        plan.read(lender.problem, branch, slot + scored)
+        branch = rows[place.problem].append_branch(step, position_offset=span.start, visible_length=0)
+        plan.read(place.problem, branch, slot + 2 * scored)
+    return plan
 
 
 def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:

@@ -21,14 +21,14 @@ _WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|\S")  # a number, a run of letter
 
 
 @dataclass(frozen=True)
-class Written:
+class ExampleText:
     """An example and the characters of each of its tokens."""
 
     example: Example
     offsets: list[Span]
 
     @property
-    def begin(self) -> int:
+    def question_start(self) -> int:
         """Where the question begins; 0 where its place is not known."""
         return self.offsets[self.example.user[0]][0] if self.example.user else 0
 
@@ -37,30 +37,32 @@ class Written:
         return self.example.text[self.offsets[start][0] : self.offsets[stop - 1][1]]
 
     def past(self, step: int) -> str:
-        return self.example.text[self.begin : self.offsets[self.example.steps[step][0]][0]]
+        return self.example.text[self.question_start : self.offsets[self.example.steps[step][0]][0]]
 
-    def said(self) -> list[bool]:
-        """For each token, whether all words that it is part of were begun before its step; False outside of steps.
+    def repeats(self) -> list[bool]:
+        """For each token, whether all words that it is part of stand before its step; False outside of steps.
 
-        A word counts as a whole: 72 is new where 7 and 2 were said. White space is never new."""
-        first = _first_places(self.example.text, self.begin)
-        found = [False] * len(self.offsets)
+        A word counts as a whole: 72 is new where 7 and 2 stand. White space is never new."""
+        first = _first_places(self.example.text, self.question_start)
+        repeated = [False] * len(self.offsets)
         for start, stop in self.example.steps:
+            step_start, _ = self.offsets[start]
             for token in range(start, stop):
-                found[token] = max(first[slice(*self.offsets[token])], default=-1) < self.offsets[start][0]
-        return found
+                newest_word = max(first[slice(*self.offsets[token])], default=-1)
+                repeated[token] = newest_word < step_start
+        return repeated
 
 
-def written(tokenizer: Any, example: Example) -> Written:
+def with_offsets(tokenizer: Any, example: Example) -> ExampleText:
     """The example with the characters that its tokens were made of."""
     encoding = tokenizer(example.text, add_special_tokens=False, return_offsets_mapping=True)
-    return Written(example, encoding["offset_mapping"])
+    return ExampleText(example, encoding["offset_mapping"])
 
 
-def _first_places(text: str, begin: int) -> list[int]:
-    """For each character, where its word first stands in the text; -1 for white space and before `begin`."""
+def _first_places(text: str, start: int) -> list[int]:
+    """For each character, where its word first stands in the text; -1 for white space and before `start`."""
     places, first = [-1] * len(text), dict[str, int]()
-    for word in _WORD.finditer(text, begin):
+    for word in _WORD.finditer(text, start):
         place = first.setdefault(word[0].lower(), word.start())
         places[word.start() : word.end()] = [place] * len(word[0])
     return places
@@ -78,12 +80,12 @@ class Overlap:
     numbers: Array
 
 
-def overlap(texts: Sequence[Written], problem: Sequence[int], step: Sequence[int]) -> Overlap:
+def overlap(texts: Sequence[ExampleText], problem: Sequence[int], step: Sequence[int]) -> Overlap:
     """Of steps texts[problem].step(step)."""
     places = list(zip(problem, step, strict=True))
     pasts = [texts[problem].past(step) for problem, step in places]
     steps = [texts[problem].step(step) for problem, step in places]
-    fitted = vectorizer().fit([each.example.text[each.begin :] for each in texts])
+    fitted = vectorizer().fit([text.example.text[text.question_start :] for text in texts])
     tfidf = fitted.transform(pasts).multiply(fitted.transform(steps)).sum(1)
     return Overlap(np.asarray(tfidf).ravel(), np.array(list(map(_shared_numbers, pasts, steps))))
 

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const runs = JSON.parse(document.getElementById("rows").textContent);
-  const [example, kind, said, place] = ["example", "kind", "said", "row"].map((id) => document.getElementById(id));
+  const [example, kind, description, place] = ["example", "kind", "token-description", "row"].map((id) => document.getElementById(id));
   const TRUNK = 0;
   const SIDES = ["predicted", "target"];
   let run, row, buttons, here;
@@ -44,7 +44,7 @@
       button.tabIndex = k === q ? 0 : -1;
     });
     const labelled = row.labelled[q] ? " The language model learns to write it." : "";
-    said.textContent = `Token ${q} "${visible(row.tokens[q])}", ${regionOf(q)[0]}, position ${row.position[q]}. ` +
+    description.textContent = `Token ${q} "${visible(row.tokens[q])}", ${regionOf(q)[0]}, position ${row.position[q]}. ` +
       `Sees ${listed(row.regions.flatMap((region) => seenIn(region, q)))}. ${feeds(q)}${labelled}`;
   }
 

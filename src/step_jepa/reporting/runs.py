@@ -1,0 +1,174 @@
+"""Folders -> the runs, evaluations, pairing measures and experiments in them, from the files that commands leave."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from transformers.trainer import TRAINER_STATE_NAME
+
+from step_jepa.errors import UserError
+from step_jepa.run_files import (
+    OPTIONS_FILE,
+    PAIRING_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    ROWS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    folder     as it was given
+    state      trainer_state.json: global_step, log_history
+    options    step_jepa.json
+    settings   run.json; {} of a run of an older version
+    rows       rows.json; None where it is not there
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    rows: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def points(self, metric: str) -> list[tuple[int, float]]:
+        """(optimisation step, value) of each time that the metric was logged."""
+        return [(entry["step"], entry[metric]) for entry in self.state["log_history"] if metric in entry]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of `evaluate`.
+
+    summary       summary.json
+    predictions   rows of predictions.jsonl
+    views         views.safetensors: predicted, target float16 (P, H); problem, step int64 (P,); None without a pair
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    views: dict[str, np.ndarray] | None
+
+    @property
+    def model(self) -> str:
+        """As `evaluate` was given it."""
+        return self.summary["settings"]["model_name"]
+
+    @property
+    def output_dir(self) -> str | None:
+        """As `evaluate` was given it; None where an older version did not note it."""
+        return self.summary["settings"].get("output_dir")
+
+
+@dataclass
+class ReportData:
+    """What the page is about, in the order in which the folders were given.
+
+    pairings      folder -> pairing.json
+    experiments   folder -> results.json
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    pairings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_folders(paths: Sequence[str]) -> ReportData:
+    """What lies in these folders, and one level below where a folder itself holds nothing.
+
+    Raises:
+        UserError: for a folder without any of it, and for a file that is not what it should be.
+    """
+    data = ReportData()
+    for folder in _unique_folders(paths):
+        if _is_run(folder):
+            data.runs.append(_read_run(folder))
+        if (folder / SUMMARY_FILE).exists():
+            data.evaluations.append(_read_evaluation(folder))
+        if (folder / PAIRING_FILE).exists():
+            data.pairings[str(folder)] = read_json(folder / PAIRING_FILE)
+        if (folder / RESULTS_FILE).exists() and "comparisons" in (results := read_json(folder / RESULTS_FILE)):
+            data.experiments[str(folder)] = results
+    return data
+
+
+def _unique_folders(paths: Sequence[str]) -> list[Path]:
+    """Each as it was given first."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        for folder in _folders_with_results(Path(path)):
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
+
+
+def _folders_with_results(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder: give what train, evaluate, pairing or experiment wrote into")
+    candidates = [path] if _holds_results(path) else sorted(path.iterdir())
+    folders = [folder for folder in candidates if folder.is_dir() and _holds_results(folder)]
+    if not folders:
+        raise UserError(f"{path} holds no run and no results, nor does a folder in it: train or evaluate into it first")
+    yield from folders
+
+
+def _holds_results(folder: Path) -> bool:
+    return _is_run(folder) or any((folder / name).exists() for name in (SUMMARY_FILE, PAIRING_FILE, RESULTS_FILE))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / TRAINER_STATE_NAME).exists() and (folder / OPTIONS_FILE).exists()
+
+
+def _read_run(folder: Path) -> Run:
+    settings, rows = folder / RUN_FILE, folder / ROWS_FILE
+    return Run(
+        folder=folder,
+        state=read_json(folder / TRAINER_STATE_NAME),
+        options=read_json(folder / OPTIONS_FILE),
+        settings=read_json(settings) if settings.exists() else {},
+        rows=read_json(rows) if rows.exists() else None,
+    )
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    predictions, views = folder / PREDICTIONS_FILE, folder / VIEWS_FILE
+    return Evaluation(
+        folder=folder,
+        summary=read_json(folder / SUMMARY_FILE),
+        predictions=list(_read_predictions(predictions)) if predictions.exists() else [],
+        views=_read_views(views) if views.exists() else None,
+    )
+
+
+def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError) as error:  # of text that is not UTF-8, too
+            raise UserError(f"{path}:{number} is not the JSON that evaluate writes: evaluate again") from error
+
+
+def _read_views(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: evaluate again") from error

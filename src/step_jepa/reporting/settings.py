@@ -1,0 +1,79 @@
+"""What runs were trained with, side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from step_jepa.reporting.runs import Run
+
+UNKNOWN = "unknown"
+MAIN_OPTIONS = ("objective", "control", "loss", "lbd", "gamma", "predictors", "pairs")
+
+
+class ComparedSetting(NamedTuple):
+    """A setting, its value in each run, and whether runs differ in it."""
+
+    name: str
+    values: list[str]
+    differs: bool
+
+
+def main_settings(runs: Sequence[Run]) -> list[ComparedSetting]:
+    """What a reader asks first, in words."""
+    return _compared([_main_settings(run) for run in runs])
+
+
+def all_settings(runs: Sequence[Run]) -> list[ComparedSetting]:
+    """Everything that step_jepa.json and run.json hold."""
+    return _compared([_texts({**run.options, **run.settings}) for run in runs])
+
+
+def _compared(settings: Sequence[Mapping[str, str]]) -> list[ComparedSetting]:
+    names: dict[str, None] = {}  # in the order in which runs name them first
+    for of_run in settings:
+        names |= dict.fromkeys(of_run)
+    return [_compared_setting(name, settings) for name in names]
+
+
+def _compared_setting(name: str, settings: Sequence[Mapping[str, str]]) -> ComparedSetting:
+    values = [of_run.get(name, UNKNOWN) for of_run in settings]
+    return ComparedSetting(name, values, len(set(values)) > 1)
+
+
+def _main_settings(run: Run) -> dict[str, str]:
+    options = {name: _text(run.options[name]) for name in MAIN_OPTIONS if name in run.options}
+    settings = _in_words(run.settings) if run.settings else {}  # an older version wrote none
+    return settings | options | {"steps done": str(run.state["global_step"])}
+
+
+def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    lora = settings["lora"]
+    counts = {f"data: {name.replace('_', ' ')}": str(count) for name, count in settings["data"].items()}
+    return {
+        "base model": settings["model_name"],
+        "training file": settings["train_file"],
+        "held-out file": settings["eval_file"] or "none",
+        "implementation": settings["approach"],
+        "adapter": f"LoRA, r {lora['r']}, alpha {lora['lora_alpha']}" if lora else "none: all weights are trained",
+        "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler_type']}",
+        "rows per step": str(_rows_per_step(settings)),
+        "seed": str(settings["seed"]),
+        "device, dtype": f"{settings['device']}, {settings['dtype']}",
+        "versions": _text(settings["versions"]),
+        **counts,
+    }
+
+
+def _rows_per_step(settings: Mapping[str, Any]) -> int:
+    return settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * settings["world_size"]
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(value) for name, value in settings.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text}" for name, text in _texts(value).items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
