@@ -35,7 +35,7 @@ from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.step_jepa import StepJEPA
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mine(StepJEPA):
     pass
 
@@ -363,7 +363,7 @@ def test_help_shows_our_options_by_purpose(capsys):
     assert code("train", "--help-all") == 0
     whole = capsys.readouterr().out
     headings = [line for line in short.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings[:4] == ["required:", "Data:", "Run:", "LoRA:"]
+    assert headings[:4] == ["required:", "Data:", "Model:", "Run:"]
     for name in ("--train_file", "--output_dir", "--lbd", "--objective", "--logging_steps", "--lora_r"):
         assert f"  {name} " in short
     assert "Rank of the adapter. (default: 16)" in short
@@ -503,7 +503,7 @@ def test_a_bug_while_the_trainer_is_made_keeps_its_traceback(kind, model_folder,
     def broken(*args, **kwargs):
         raise kind("ours")
 
-    monkeypatch.setattr("step_jepa.training.representation.setup_model_and_tokenizer", broken)
+    monkeypatch.setattr("step_jepa.training.trainer.setup_model_and_tokenizer", broken)
     with pytest.raises(kind, match="ours") as raised:
         cli.main(["train", "--train_file", "f", "--model_name", model_folder, "--output_dir", str(tmp_path / "out")])
     assert not isinstance(raised.value, UserError)

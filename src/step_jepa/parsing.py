@@ -112,25 +112,6 @@ def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, A
     return dict(relative_to(folder, types, options))
 
 
-def words(options: Mapping[str, Any]) -> list[str]:
-    """Options as one would type them; None is left out."""
-    argv: list[str] = []
-    for name, value in options.items():
-        if value is not None:
-            argv += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
-    return argv
-
-
-def _word(value: Any) -> str:
-    """A YAML value as one would type it; `no` is a truth value to YAML, and a word to `--save_strategy`."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-# The command line
-
-
 class _Parser(ArgumentParser):
     """Knows names, and how many words each takes. Neither types nor defaults: values are `from_values`' business."""
 

@@ -103,7 +103,7 @@ def run(args: EvaluateArguments) -> None:
 
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
     unusable input, if no record has a known answer, and rather than mix or replace results."""
-    records, options = _read_problems(args), _heldout_options(args)
+    options, records = _heldout_options(args), _read_problems(args)
     folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
         (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that

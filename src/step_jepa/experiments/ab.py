@@ -16,10 +16,10 @@ from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
 from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.design import ExperimentArguments, arguments_of, planned
+from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
 from step_jepa.options import option
-from step_jepa.parsing import from_file
+from step_jepa.parsing import from_values
 from step_jepa.run_files import EXPERIMENT_FILE, write_whole
 
 SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"
@@ -71,8 +71,9 @@ def run(args: AbArguments) -> int:
     if not config.exists():
         options = fitted_options(args, seconds_of(args.budget))
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
-    values = {**from_file(str(config)), "output_dir": args.output_dir}
-    (arguments,) = arguments_of("experiment", [ExperimentArguments], values)
+    (arguments,) = from_values(
+        "experiment", [ExperimentArguments], {"config": str(config), "output_dir": args.output_dir}
+    )
     if arguments.name != _name(args):
         raise UserError(f"{config} was made for {arguments.name}: give another --output_dir")
     code = experiment.run(arguments)
@@ -125,15 +126,21 @@ def fitted_options(args: AbArguments, budget: float) -> dict[str, Any]:
 
 
 def _unfitted_options(args: AbArguments) -> dict[str, Any]:
-    recipe = {"config": args.recipe} if args.recipe else RECIPE
+    train_file, test_file, model_name = map(_from_anywhere, (args.train_file, args.test_file, args.model_name))
+    recipe = {"config": _from_anywhere(args.recipe)} if args.recipe else RECIPE
     return {
         "name": _name(args),
-        "data": {"train": {"input_file": args.train_file}, "test": {"input_file": args.test_file}},
-        "recipe": {**recipe, "model_name": args.model_name},
+        "data": {"train": {"input_file": train_file}, "test": {"input_file": test_file}},
+        "recipe": {**recipe, "model_name": model_name},
         "arms": ARMS,
         "primary": STEP_JEPA,
         "evaluate": {"max_new_tokens": args.max_new_tokens},
     }
+
+
+def _from_anywhere(path: str) -> str:
+    """What is there, in a name that experiment.yaml can hold: paths in it are read from its own folder."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def fitted_extent(costs: Sequence[Cost], available: float) -> Extent:

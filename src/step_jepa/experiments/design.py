@@ -11,13 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from step_jepa.adapted import StepJEPAConfig
+from step_jepa.adapted import StepJEPAConfig, train_config
+from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.options import check_bounds, option
 from step_jepa.pairing.command import PairingArguments
 from step_jepa.pairing.measures import MEASURES
-from step_jepa.parsing import from_file, parse, words
+from step_jepa.parsing import from_file, from_values, relative_to
 from step_jepa.run_files import file_digest
 from step_jepa.train import TrainArguments
 
@@ -38,9 +39,24 @@ FIXED = {
 }
 
 
-def arguments_of(command: str, types: Sequence[type], values: Options) -> tuple[Any, ...]:
+# How held-out losses are taken, so that arms that were trained on different ones can be compared.
+COMPARABLE: Options = {"objective": ["step_jepa"], "pairs": "all", "loss": "cosine"}
+
+
+def argument_types(command: str) -> list[type]:
+    """The dataclasses of a command whose options an experiment holds."""
+    types: dict[str, list[type]] = {
+        "train": [TrainArguments, train_config()],
+        "prepare": [PrepareArguments],
+        "evaluate": [EvaluateArguments],
+        "pairing": [PairingArguments],
+    }
+    return types[command]
+
+
+def arguments_of(command: str, values: Options) -> tuple[Any, ...]:
     """The dataclasses of a command from settings of an experiment. Raises UserError for what the command refuses."""
-    return parse(command, list(types), words(values))
+    return from_values(command, argument_types(command), values)
 
 
 # Options
@@ -104,6 +120,22 @@ class ExperimentArguments:
         check_bounds(self)
         self._check_assumed()
         self._check_measures()
+
+    @staticmethod
+    def nested_paths(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """The options of an experiment's file, with the paths in their tables read from the file's folder."""
+        resolved = dict(values)
+        for name, command in {"recipe": "train", "evaluate": "evaluate", "pairing": "pairing"}.items():
+            if name in values:
+                resolved[name] = relative_to(folder, argument_types(command), values[name])
+        for name, command in {"arms": "train", "data": "prepare"}.items():
+            if isinstance(values.get(name), dict):
+                types, tables = argument_types(command), values[name]
+                resolved[name] = {key: relative_to(folder, types, table) for key, table in tables.items()}
+        for name in ("quick_changes", "smoke_changes"):
+            if isinstance(values.get(name), dict):
+                resolved[name] = ExperimentArguments.nested_paths(folder, values[name])
+        return resolved
 
     def _change(self, version: str, changes: Options) -> None:
         if not changes:
@@ -265,13 +297,13 @@ class Run:
         """Raises UserError for options that `train` refuses."""
         fixed = {"train_file": self.train_file, "output_dir": self.model_folder, "seed": self.seed}
         values = {**self.train, **fixed, **changes}
-        arguments, config = arguments_of("train", [TrainArguments, StepJEPAConfig], values)
+        arguments, config = arguments_of("train", values)
         return arguments, config
 
     def evaluation(self, *, overwrite: bool) -> EvaluateArguments:
         """Raises UserError for options that `evaluate` refuses."""
-        values = self._for_model(self.evaluate, "scores", overwrite)
-        (arguments,) = arguments_of("evaluate", [EvaluateArguments], values)
+        values = self._for_model({**COMPARABLE, **self.evaluate}, "scores", overwrite)
+        (arguments,) = arguments_of("evaluate", values)
         return arguments
 
     def measuring(self) -> PairingArguments | None:
@@ -279,7 +311,8 @@ class Run:
         if self.pairing is None:
             return None
         values = self._for_model(self.pairing, "pairing", overwrite=True)
-        (arguments,) = arguments_of("pairing", [PairingArguments], values)
+        values = {**values, "model_name": [self.model_folder]}
+        (arguments,) = arguments_of("pairing", values)
         return arguments
 
     def _for_model(self, options: Options, folder: str, overwrite: bool) -> Options:
@@ -356,7 +389,7 @@ def _expanded(command: str, options: Options) -> Options:
     """With those of the file that `config` names, as a run is known by its options. Raises UserError."""
     if fixed := sorted(FIXED[command] & options.keys()):
         raise UserError(f"{fixed[0]} follows from the experiment: leave it out of the options of `{command}`")
-    of_file = from_file(options["config"]) if "config" in options else {}
+    of_file = from_file(options["config"], argument_types(command)) if "config" in options else {}
     left_out = FIXED[command] | {"config"}
     return {name: value for name, value in {**of_file, **options}.items() if name not in left_out}
 
