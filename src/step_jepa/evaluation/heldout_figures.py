@@ -34,7 +34,7 @@ class HeldOutResult:
     data: PreparedData
 
 
-def heldout(
+def heldout_figures(
     model: str | PreTrainedModel,
     records: Sequence[Mapping[str, Any]],
     options: StepJEPAOptions,
