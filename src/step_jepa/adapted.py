@@ -21,7 +21,7 @@ class StepJEPARepresentationTrainer(RepresentationTrainer):
 
 def train_config() -> type[StepJEPAConfig]:
     """StepJEPAConfig with the options of all objectives that are registered by now, a user's own included."""
-    added: list[tuple[str, Any, Field]] = []
+    added: list[tuple[str, Any, Field[Any]]] = []
     known = {each.name for each in option_fields(StepJEPAConfig)}
     for objective in OBJECTIVES.values():
         types = get_type_hints(objective)

@@ -86,23 +86,23 @@ def option(default: Any = MISSING, *, help: str, default_factory: Any = MISSING,
     return field(default=default, metadata=metadata)
 
 
-def option_fields(config: Any) -> list[Field]:
+def option_fields(config: Any) -> list[Field[Any]]:
     """The fields of a dataclass, or of an instance of one, that `option` made."""
     return [each for each in fields(config) if isinstance(each.metadata.get("help"), Help)]
 
 
-def facts(each: Field) -> Facts:
+def facts(each: Field[Any]) -> Facts:
     """Those of a dataclass field; none are known of one that `option` did not make."""
     help = each.metadata.get("help")
     return help.facts if isinstance(help, Help) else Facts()
 
 
-def default_of(each: Field) -> Any:
+def default_of(each: Field[Any]) -> Any:
     """The value of a field where none is given; MISSING for one that is required."""
     return each.default if each.default_factory is MISSING else each.default_factory()
 
 
-def is_required(each: Field) -> bool:
+def is_required(each: Field[Any]) -> bool:
     """Whether it must be given. Without an output_dir TrainingArguments would write into a folder of its own choice."""
     return default_of(each) is MISSING or each.name == "output_dir"
 
@@ -117,7 +117,7 @@ def kinds_of(hint: Any) -> set[Any]:
     return {get_origin(member) or member for member in members_of(hint)}
 
 
-def options_of(types: Sequence[Any]) -> list[tuple[Field, Any]]:
+def options_of(types: Sequence[Any]) -> list[tuple[Field[Any], Any]]:
     """The options of a command's dataclasses, each with its type hint."""
     options = []
     for kind in types:
@@ -126,7 +126,7 @@ def options_of(types: Sequence[Any]) -> list[tuple[Field, Any]]:
     return options
 
 
-def changed(config: Any) -> list[Field]:
+def changed(config: Any) -> list[Field[Any]]:
     """The options that have another value than their default."""
     return [each for each in option_fields(config) if getattr(config, each.name) != default_of(each)]
 

@@ -82,7 +82,7 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
-def run_options(folder: str | os.PathLike) -> dict[str, Any]:
+def run_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """All options of the run that a model comes from; nothing where no run left them. Raises UserError."""
     path = Path(folder, OPTIONS_FILE)
     return read_json(path) if path.exists() else {}
@@ -91,7 +91,7 @@ def run_options(folder: str | os.PathLike) -> dict[str, Any]:
 # Identity
 
 
-def last_modified(folder: str | os.PathLike, *, besides: str | None = None) -> float | None:
+def last_modified(folder: str | os.PathLike[str], *, besides: str | None = None) -> float | None:
     """When the newest file of a model's folder was written, in seconds since the epoch; None for one on the hub.
 
     Args:

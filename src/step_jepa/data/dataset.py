@@ -42,8 +42,11 @@ class PreparedData:
         return "; ".join([f"{len(step_counts)} examples, {sum(step_counts)} steps", *parts])
 
 
+DataSource = str | os.PathLike[str] | Records | PreparedData  # what a trainer takes
+
+
 def load_and_prepare_dataset(
-    data: str | os.PathLike | Records,
+    data: str | os.PathLike[str] | Records,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
@@ -81,7 +84,7 @@ def load_and_prepare_dataset(
     return PreparedData(examples, cut, left_out)
 
 
-def _opened(data: str | os.PathLike | Records) -> tuple[Iterable[Mapping[str, Any]], str]:
+def _opened(data: str | os.PathLike[str] | Records) -> tuple[Iterable[Mapping[str, Any]], str]:
     """The records, and the name of the source that they are read from; "" for records themselves."""
     if isinstance(data, str | os.PathLike):
         return read_records(str(data)), str(data)

@@ -21,7 +21,8 @@ def cosine(predicted: Tensor, target: Tensor) -> Tensor:
 
 def l2(predicted: Tensor, target: Tensor) -> Tensor:
     """Euclidean norm of the difference."""
-    return torch.linalg.vector_norm(predicted - target, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(predicted - target, dim=-1)
+    return norm
 
 
 def mse(predicted: Tensor, target: Tensor) -> Tensor:
@@ -81,6 +82,6 @@ def gather(values: Tensor) -> tuple[Tensor, int]:
     dist.all_reduce(counts)
     missing = int(counts.max()) - len(values)
     padded = F.pad(values, (0, 0) * (values.dim() - 1) + (0, missing))
-    ranks = dist_functional.all_gather(padded)
+    ranks = dist_functional.all_gather(padded)  # type: ignore[no-untyped-call]
     parts = [part[:count] for part, count in zip(ranks, counts.tolist(), strict=True)]
     return torch.cat(parts), int(counts[: dist.get_rank()].sum())

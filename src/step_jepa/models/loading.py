@@ -172,7 +172,7 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
         if unknown:
             raise ValueError(f"its configuration has no field {unknown[0]}")
         set_seed(seed)
-        return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})
+        return AutoModelForCausalLM.from_config(config, **{"dtype": torch.float32, **options})  # type: ignore[no-untyped-call]
     except OSError as error:
         raise _unavailable("configuration", folder, error) from None
     except Exception as error:  # every architecture has its own
@@ -194,13 +194,14 @@ def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> Pe
     if ids:
         _refuse_adapted_vocabulary(model, peft_config)
     if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model)
+        model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
     peft_config = deepcopy(peft_config)
     if ids and train_predictors:
         # Frozen embeddings would leave the predictor tokens at their random start.
         peft_config.trainable_token_indices = ids
     with library_refusals(ValueError, ImportError):
-        return get_peft_model(model, peft_config)
+        adapted: PeftModel = get_peft_model(model, peft_config)
+    return adapted
 
 
 def _refuse_adapted_vocabulary(model: Any, peft_config: Any) -> None:

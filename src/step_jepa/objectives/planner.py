@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
@@ -53,18 +54,18 @@ def unchanged_pairs(plan: Planner, examples: Sequence[Example]) -> int:
     return count
 
 
-def _contents(row: Row) -> set[tuple]:
+def _contents(row: Row) -> set[tuple[Any, ...]]:
     """What tells each pair of a row from other pairs."""
     return {
         (pair.objective, pair.step, _content(row, pair.predicted), _content(row, pair.target)) for pair in row.pairs
     }
 
 
-def _content(row: Row, view: View) -> tuple:
+def _content(row: Row, view: View) -> tuple[Any, ...]:
     return tuple((weight, *_state(row, index)) for index, weight in view)
 
 
-def _state(row: Row, index: int) -> tuple:
+def _state(row: Row, index: int) -> tuple[Any, ...]:
     """What tells a state from others: its place on the trunk; or its branch's tokens up to it, and what they see."""
     if row.branch[index] == TRUNK:
         return (index,)

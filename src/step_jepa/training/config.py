@@ -279,7 +279,7 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         free_on_resume=True,
         standalone=True,
     )
-    model_init_kwargs: dict | str | None = option(
+    model_init_kwargs: dict[str, Any] | str | None = option(
         None,
         help="Arguments of from_pretrained for a model given by name, as JSON.",
         group="Model",
@@ -287,7 +287,7 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         standalone=True,
     )
     pretrain: bool = option(False, help="Random weights, from the model's configuration.", group="Model")
-    config_overrides: dict | str | None = option(
+    config_overrides: dict[str, Any] | str | None = option(
         None, help="With pretrain: fields of the configuration, as JSON.", group="Model"
     )
 
@@ -296,7 +296,7 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
     def __post_init__(self) -> None:
         RepresentationOptions.__post_init__(self)
         with library_refusals(ValueError, ImportError):
-            TrainingArguments.__post_init__(self)
+            TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
         for name in ("model_init_kwargs", "config_overrides"):
             if not isinstance(getattr(self, name), dict | None):
                 raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")
@@ -377,12 +377,12 @@ def unknown_to_standalone(config: Any) -> dict[str, Any]:
     return {each.name: getattr(config, each.name) for each in changed(config) if not facts(each).standalone}
 
 
-def save_options(config: RepresentationConfig, folder: str | os.PathLike) -> None:
+def save_options(config: RepresentationConfig, folder: str | os.PathLike[str]) -> None:
     """What a run was trained with, beside the model."""
     write_json(Path(folder, OPTIONS_FILE), own_options(config))
 
 
-def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -> None:
+def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike[str]) -> None:
     """Raises UserError where a run goes on with other options than it was begun with."""
     path = Path(checkpoint, OPTIONS_FILE)
     before = read_json(path) if path.exists() else {}
@@ -394,7 +394,7 @@ def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike) -
 
 
 def heldout_options(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     objective: list[str] | None = None,
     pairs: Pairs | None = None,
@@ -424,7 +424,7 @@ def heldout_options(
     return StepJEPAOptions(**values | {name: value for name, value in asked.items() if value is not None})
 
 
-def view_options(folder: str | os.PathLike) -> dict[str, Any]:
+def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
     saved = run_options(folder)
     names = [each.name for each in option_fields(StepJEPAOptions) if facts(each).changes_views]

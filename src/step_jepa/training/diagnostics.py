@@ -139,7 +139,7 @@ def linear_error(predicted: Tensor, target: Tensor, problem: Tensor) -> float:
     map explains the target, 1: it explains nothing. The smallest over PENALTIES: with a single weak penalty, sets with
     P near H would overfit and read far above 1.
     """
-    problems, index = problem.cpu().unique(return_inverse=True)
+    problems, index = torch.unique(problem.cpu(), return_inverse=True)
     folds = min(FOLDS, len(problems))
     if folds < 2:
         return math.nan
@@ -191,7 +191,7 @@ def _straight_on(states: Tensor, rows: dict[tuple[int, int], int], m: int) -> fl
     ]
     before, here, there = states[torch.tensor(triples, dtype=torch.long).reshape(-1, 3).T]
     error = there - (here + m * (here - before))
-    return (error.square().sum() / (there - here).square().sum()).item()
+    return float(error.square().sum() / (there - here).square().sum())
 
 
 def _double(views: Tensor) -> Tensor:
@@ -213,9 +213,9 @@ def _centred(views: Tensor) -> Tensor:
 
 def _shares(matrix: Tensor) -> Tensor:
     # Not from the Gram matrix, which is faster: what rounding leaves of its zeros adds 1e-4 to a rank of 3.
-    values = torch.linalg.svdvals(matrix)
+    values: Tensor = torch.linalg.svdvals(matrix)
     return values / values.sum()
 
 
 def _rank(shares: Tensor) -> float:
-    return torch.special.entr(shares).sum().exp().item()
+    return float(torch.special.entr(shares).sum().exp())

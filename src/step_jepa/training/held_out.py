@@ -61,7 +61,7 @@ def gathered(parts: list[HeldOutPairs]) -> HeldOutPairs:
 def _first_of_each(*keys: Tensor) -> Tensor:
     """Indices that sort by the keys. The loader fills its last batch up over ranks with rows that were there: of equal
     keys the first stays."""
-    places: dict[tuple, int] = {}
+    places: dict[tuple[int, ...], int] = {}
     for place, key in enumerate(torch.stack(keys, 1).tolist()):
         places.setdefault(tuple(key), place)
     return torch.tensor([places[key] for key in sorted(places)], dtype=torch.long)

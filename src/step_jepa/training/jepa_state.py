@@ -57,7 +57,7 @@ class JepaState(nn.Module):
         if self.target_encoder is not None:
             self.target_encoder.update(model)
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write jepa.safetensors; nothing is written where there is nothing to keep."""
         path = Path(folder, STATE_FILE)
         path.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ class JepaState(nn.Module):
         if len(state) > 1 or self.lbd:
             save_file(state, path)
 
-    def load(self, folder: str | os.PathLike) -> None:
+    def load(self, folder: str | os.PathLike[str]) -> None:
         """Where a new run or an evaluation begins: the predictor head and the running means of the model's own run.
 
         Raises UserError where it has a head that would be dropped."""
@@ -79,7 +79,7 @@ class JepaState(nn.Module):
         kept = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in known}
         self.load_state_dict(kept, strict=False)
 
-    def resume(self, checkpoint: str | os.PathLike) -> None:
+    def resume(self, checkpoint: str | os.PathLike[str]) -> None:
         """All of it. Raises UserError where the checkpoint is of another kind of run."""
         path, known = Path(checkpoint, STATE_FILE), self.state_dict()
         saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}

@@ -24,10 +24,10 @@ class Monitor(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.warned = trainer, False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.look(state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % args.diagnostics_steps == 0 or state.global_step >= state.max_steps:
             due = control.should_log, control.should_evaluate, control.should_save
             self.look(state.global_step)
@@ -79,7 +79,9 @@ class Monitor(TrainerCallback):
         trainer, forward = self.trainer, self.trainer.representation.forward
         with evaluating(trainer.model):
             outputs = [forward(batch) for batch in self.batches()]
-            return trainer.figures([pairs_of(output, trainer.jepa, trainer.state.global_step) for output in outputs])
+            step = trainer.state.global_step
+            figures: dict[str, float] = trainer.figures([pairs_of(output, trainer.jepa, step) for output in outputs])
+            return figures
 
     def gradients(self) -> dict[str, float]:
         """Gradient norms of gamma * LM loss and of the JEPA loss, before lbd, on the first of these rows."""

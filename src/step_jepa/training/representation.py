@@ -5,7 +5,7 @@ from typing import Any
 
 from step_jepa.batches import attention
 from step_jepa.batches.collate import BranchCollator, PlainCollator, PlannedRows
-from step_jepa.data.dataset import PreparedData, load_and_prepare_dataset
+from step_jepa.data.dataset import DataSource, PreparedData, load_and_prepare_dataset
 from step_jepa.data.tokens import Encoding, Example
 from step_jepa.losses.criterion import Criterion
 from step_jepa.models.forward import Forward
@@ -89,7 +89,7 @@ class Representation:
 
     # Rows
 
-    def prepare(self, data: Any) -> PreparedData:
+    def prepare(self, data: DataSource) -> PreparedData:
         """Examples from records, a file, or PreparedData. Raises UserError."""
         if isinstance(data, PreparedData):
             return data
@@ -106,7 +106,7 @@ class Representation:
         """The same for held-out figures: the true pairs, and all that diagnostics look at."""
         return Planner(self.objectives, self.seed, trajectory=self.branching)
 
-    def evaluation_rows(self, data: Any) -> PlannedRows:
+    def evaluation_rows(self, data: DataSource) -> PlannedRows:
         """What held-out figures are taken on. Raises UserError, also where the model cannot take the rows' branches."""
         rows = PlannedRows(self.prepare(data).examples, self.evaluation_planner())
         self.check_attention(rows)

@@ -21,7 +21,7 @@ PREVIEWED_ROWS = 16
 
 
 def save_rows(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     rows: PlannedRows,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,

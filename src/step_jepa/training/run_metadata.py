@@ -30,7 +30,7 @@ def named(thing: Any) -> str | None:
 
 
 def save_settings(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     args: TrainingArguments,
     model: Any,
     sources: Mapping[str, str | None],

@@ -7,6 +7,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
@@ -16,9 +17,13 @@ import numpy as np
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, set_seed
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.collate import Batch, PlannedRows, without_branches
+from step_jepa.data.dataset import DataSource, PreparedData
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
@@ -59,22 +64,22 @@ class RepresentationTrainer(Trainer):
         UserError: for options that contradict each other, and for data and models that cannot serve.
     """
 
-    args: Any
-    model: Any
+    args: RepresentationConfig
+    model: Any  # as a launcher wraps it
     train_dataset: Any
-    processing_class: Any
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
-        model: Any,
+        model: str | os.PathLike[str] | PreTrainedModel,
         args: RepresentationConfig,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        train_dataset: DataSource | None = None,
+        eval_dataset: DataSource | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
-        quantization_config: Any = None,
+        quantization_config: QuantizationConfigMixin | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         sources = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
@@ -143,7 +148,7 @@ class RepresentationTrainer(Trainer):
 
     # Data
 
-    def _training_rows(self, data: Any) -> PlannedRows | None:
+    def _training_rows(self, data: DataSource | None) -> PlannedRows | None:
         if data is None or isinstance(data, PlannedRows):
             return data
         prepared = self._prepared(data)
@@ -159,12 +164,12 @@ class RepresentationTrainer(Trainer):
         }
         return rows
 
-    def _evaluation_rows(self, data: Any) -> PlannedRows | None:
+    def _evaluation_rows(self, data: DataSource | None) -> PlannedRows | None:
         if data is None or isinstance(data, PlannedRows):
             return data
         return self.representation.evaluation_rows(self._prepared(data))
 
-    def _prepared(self, data: Any) -> Any:
+    def _prepared(self, data: DataSource) -> PreparedData:
         prepared = self.representation.prepare(data)
         if self.args.should_log:
             logger.log(logging.WARNING if prepared.cut or prepared.left_out else logging.INFO, "%s", prepared)
@@ -202,11 +207,18 @@ class RepresentationTrainer(Trainer):
         if not pairs:
             logger.warning("no row has a pair of views: there is only a language-model loss")
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+    def evaluate(  # type: ignore[override]  # the library's takes no records
+        self,
+        eval_dataset: DataSource | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Held-out figures, of the eval_dataset of the trainer or of other records."""
         return super().evaluate(self._evaluation_rows(eval_dataset), ignore_keys, metric_key_prefix)
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
         """The micro-batches of one optimisation step; tokens and pairs are counted over all of them and all ranks."""
         self.sums.start()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -240,7 +252,9 @@ class RepresentationTrainer(Trainer):
         """The same over the micro-batch's own tokens and pairs."""
         return self.means(output, max(len(output.nll), 1), self.jepa.count(output.views))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
         undivided = "undivided_loss" in self.args.switches
         if not self.branching and not undivided:
@@ -298,7 +312,9 @@ class RepresentationTrainer(Trainer):
 
     # Evaluation
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Tensor, None]:
         """Sums per row instead of means per batch, so that the closing figures do not depend on the batching."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -308,8 +324,13 @@ class RepresentationTrainer(Trainer):
         return output.nll.mean(), row_sums(output, len(inputs["labels"])), None
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Held-out figures: the LM loss is weighted by tokens, what the views show by pairs."""
         self._held_out = []
         with self.sums.paused():
@@ -332,6 +353,7 @@ class RepresentationTrainer(Trainer):
         """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models/export.py)."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: nothing to cut
         folder = output_dir or self.args.output_dir
+        assert folder is not None
         if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
@@ -360,8 +382,8 @@ class _EveryStep(TrainerCallback):
     def __init__(self, trainer: RepresentationTrainer, rows: PlannedRows) -> None:
         self.trainer, self.rows = trainer, rows
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.rows.epoch.fill_(int(state.epoch or 0))
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.jepa.state.after_step(self.trainer.model)

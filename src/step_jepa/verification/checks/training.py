@@ -81,7 +81,7 @@ def check_resume(context: VerificationContext) -> CheckResult:
     with torch.no_grad():
         for parameter in trained_parameters(context.model):
             parameter.zero_()  # what is not loaded shows
-    trainer.train(resume_from_checkpoint=str(Path(run.trainer.args.output_dir, "checkpoint-1")))
+    trainer.train(resume_from_checkpoint=str(Path(str(run.trainer.args.output_dir), "checkpoint-1")))
     weights = max(
         _relative_difference(weight, before, least=1e-12)  # some parameters are 0
         for weight, before in zip(_copies(context.model), expected, strict=True)
@@ -100,7 +100,7 @@ def _copies(model: nn.Module) -> Sequence[Tensor]:
 def check_export(context: VerificationContext) -> CheckResult:
     """What is saved loads with plain transformers, has the base model's rows, gives the same logits, and writes."""
     trainer = context.two_steps.trainer
-    folder = str(Path(trainer.args.output_dir, "export"))
+    folder = str(Path(str(trainer.args.output_dir), "export"))
     trainer.save_model(folder)
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(trainer.model.device).eval()
     rows = exported.get_input_embeddings().weight.shape[0]
