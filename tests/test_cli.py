@@ -267,7 +267,7 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("weights = -1.0", "train", *model, *data, *out, "--weights", "-1")
     refused("--gamma more than 0", "train", *model, *data, *out, "--lbd", "auto", "--gamma", "0")
     refused("--loss l2 is not read by stp", "train", *model, *data, *out, "--objective", "stp", "--loss", "l2")
-    refused("--lora_r is for an adapter", "train", *model, *data, *out, "--lora_r", "4")
+    refused("--lora_r is read by --lora alone", "train", *model, *data, *out, "--lora_r", "4")
     heads = '{"num_attention_heads": 3}'
     refused("no model of", "train", *model, *data, *out, "--pretrain", "--config_overrides", heads)
     refused("is no run's folder", "pairing", *model, "--test_file", train_file, *out, "--views_like", model_folder)

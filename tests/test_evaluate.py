@@ -26,8 +26,8 @@ from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct
 from step_jepa.evaluation.engines import GumbelNoise, transformers_engine
 from step_jepa.evaluation.evaluate import EvaluateArguments, run
+from step_jepa.evaluation.figures import model_figures, save_views
 from step_jepa.evaluation.generation import Generation, Prompt, SamplingParameters, generate, prompts_and_stops
-from step_jepa.evaluation.heldout_figures import heldout_figures, save_views
 from step_jepa.evaluation.judging import judge, majority_vote, summarise
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -108,12 +108,12 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
 def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     run(arguments(solver, tmp_path))
     options = heldout_options(solver.model, predictors=2)
-    held_out = heldout_figures(solver.model, solver.test, options, batch_size=1)
+    held_out = model_figures(solver.model, solver.test, options, batch_size=1)
     figures, views = held_out.figures, held_out.views
     _, summary = results(tmp_path)
     assert {name: summary[name] for name in figures} == pytest.approx(figures, abs=1e-5)
     single = {**next(read_records(solver.test)), "steps": ["So 2.\n\nYes.\n\n#### 2"]}
-    without_pair = heldout_figures(solver.model, [single], options)
+    without_pair = model_figures(solver.model, [single], options)
     assert without_pair.figures["jepa_loss"] is None  # no pair, no figure
     saved = load_file(tmp_path / "views.safetensors")
     assert {name: value.dtype for name, value in saved.items()} == {

@@ -80,8 +80,6 @@ def test_known_answers_of_a_right_angle():
 
 def test_what_the_caller_has_to_do():
     assert [Criterion(loss).spec.centred for loss in NAMES] == [False, True, False, False, False, False, False, True]
-    assert [Criterion(loss).needs_batch for loss in NAMES] == [False] * 6 + [True, True]
-    assert [Criterion(regulariser=name).needs_batch for name in ("none", "sigreg", "vicreg")] == [False, True, True]
 
 
 # Negatives
@@ -303,7 +301,7 @@ def results(rows: slice) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, criterion in CRITERIA.items():
         p, t = views(seed=1)[rows].requires_grad_(), views(seed=2)[rows].requires_grad_()
-        loss = criterion(p, t, problem, step=4)
+        loss = criterion(p, t, problem, global_step=4)
         loss.sum().backward()
         assert p.grad is not None
         assert t.grad is not None

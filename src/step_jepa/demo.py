@@ -16,7 +16,7 @@ from step_jepa.data import prepare
 from step_jepa.data.sources import GSM_SYMBOLIC
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.options import option
+from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE, read_json
@@ -37,11 +37,14 @@ class DemoArguments:
     output_dir: str = option(help="Where everything goes.")
     recipe: str = option("recipes/demo.yaml", help="Recipe of the training run.", is_path=True)
     model_name: str = option("smollm2", help="Model to fine-tune; smollm2 is in the demo extra.", is_path=True)
-    train_problems: int = option(96, help="Generated problems to train on.")
-    test_problems: int = option(40, help="Held-out problems, of other templates.")
-    max_new_tokens: int = option(200, help="Longest answer.")
-    max_steps: int | None = option(None, help="Optimisation steps, instead of the recipe's.")
+    train_problems: int = option(96, help="Generated problems to train on.", least=1)
+    test_problems: int = option(40, help="Held-out problems, of other templates.", least=1)
+    max_new_tokens: int = option(200, help="Longest answer.", least=1)
+    max_steps: int | None = option(None, help="Optimisation steps, instead of the recipe's.", least=1)
     overwrite: bool = option(False, help="Replace what an earlier demo wrote into output_dir.")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def run(args: DemoArguments) -> None:

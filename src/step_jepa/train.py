@@ -24,7 +24,7 @@ from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.options import Needs, changed, facts, option
+from step_jepa.options import Needs, check_bounds, check_needs, option
 from step_jepa.run_files import ROWS_FILE
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.run_metadata import save_settings
@@ -52,9 +52,9 @@ class TrainArguments:
     )
     step_jepa: bool = option(False, help="Alias of --objective step_jepa.", group=RUN)
     lora: bool = option(False, help="Train a LoRA adapter (and the predictor tokens).", group=LORA)
-    lora_r: int = option(16, help="Rank of the adapter.", needs=ADAPTER, group=LORA)
-    lora_alpha: int = option(32, help="Scale of the adapter.", needs=ADAPTER, group=LORA)
-    lora_dropout: float = option(0.0, help="Dropout of the adapter.", needs=ADAPTER, group=LORA)
+    lora_r: int = option(16, help="Rank of the adapter.", needs=ADAPTER, group=LORA, least=1)
+    lora_alpha: int = option(32, help="Scale of the adapter.", needs=ADAPTER, group=LORA, least=1)
+    lora_dropout: float = option(0.0, help="Dropout of the adapter.", needs=ADAPTER, group=LORA, least=0, most=1)
     lora_target_modules: list[str] = option(
         default_factory=lambda: ["all-linear"],
         help="Modules to adapt: all-linear, or names, which commas may separate too.",
@@ -64,13 +64,14 @@ class TrainArguments:
     load_in_4bit: bool = option(False, help="QLoRA: load the base model in 4 bits (CUDA).", group=LORA)
     overwrite: bool = option(False, help="Write into an output folder that is not empty.", group=RUN)
 
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        check_needs(self)
+
 
 def peft_config(args: TrainArguments) -> LoraConfig | None:
-    """The adapter that the arguments ask for. Raises UserError for options of an adapter without one."""
+    """The adapter that the arguments ask for. Raises UserError."""
     if not args.lora:
-        unread = [each.name for each in changed(args) if facts(each).needs is ADAPTER]
-        if unread:
-            raise UserError(f"--{unread[0]} is for an adapter: add --lora, or leave it out")
         return None
     modules = ",".join(args.lora_target_modules).split(",")
     with library_refusals(ValueError):

@@ -62,7 +62,7 @@ class BranchCollator:
         read_view, read_row, read_column: int64 (R,), of each state that is read its view (2p is the predicted view of
         pair p, 2p + 1 the target) and its place. read_weight: float32 (R,), its weight in that view.
         state_row, state_column, state_problem, state_place: int64 (S,), of each state of the rows' trajectories the
-        place in the batch, the example, and the how-manieth of its trajectory it is."""
+        place in the batch, the example, and its place on the trajectory, from 0."""
         return {**self._tokens(rows), **_pairs(rows), **_reads(rows), **_states(rows)}
 
     def _tokens(self, rows: list[Row]) -> Batch:

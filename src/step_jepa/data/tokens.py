@@ -85,6 +85,11 @@ class Example:
     turns: Turns | None = None
     index: int = 0
 
+    @property
+    def filled_steps(self) -> list[int]:
+        """Indices of the steps that have tokens of their own; a step may share its only token with its neighbour."""
+        return [step for step, (start, stop) in enumerate(self.steps) if start < stop]
+
     def __post_init__(self) -> None:
         if not self.contents:
             object.__setattr__(self, "contents", [stop for _, stop in self.steps])

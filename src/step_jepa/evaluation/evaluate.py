@@ -16,8 +16,8 @@ from step_jepa.data.records import Record
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
+from step_jepa.evaluation.figures import HELDOUT, check_weights, model_figures, save_views
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
-from step_jepa.evaluation.heldout_figures import HELDOUT, check_weights, heldout_figures, save_views
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
 from step_jepa.losses import LOSSES
@@ -113,7 +113,7 @@ def run(args: EvaluateArguments) -> None:
     answers = resume(folder, identity, overwrite=args.overwrite)
     model, tokenizer = _load_model(args, options)
     ready = time.perf_counter()
-    held_out = heldout_figures(
+    held_out = model_figures(
         model, records, options, processing_class=tokenizer, batch_size=args.batch_size, seed=args.seed
     )
     start(folder, identity, answers)

@@ -18,7 +18,7 @@ from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
-from step_jepa.options import option
+from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
 from step_jepa.run_files import EXPERIMENT_FILE, write_whole
 
@@ -59,7 +59,10 @@ class AbArguments:
     recipe: str | None = option(
         None, help="YAML file of `train` options, instead of LoRA as in the README.", is_path=True
     )
-    max_new_tokens: int = option(256, help="An answer that is longer is cut off here.")
+    max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def run(args: AbArguments) -> int:

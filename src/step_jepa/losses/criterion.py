@@ -33,19 +33,15 @@ class Criterion:
         """What is known of the loss."""
         return LOSSES[self.loss]
 
-    @property
-    def needs_batch(self) -> bool:
-        """Whether the loss of a pair depends on other pairs; then every rank has to call, even without pairs."""
-        return self.spec.contrastive or self.regulariser != "none"
-
-    def __call__(self, predicted: Tensor, target: Tensor, problem: Tensor, step: int = 0) -> Tensor:
-        """(P, H), (P, H) and the (P,) int64 problems of the pairs -> (P,) losses. `step` is the optimisation step."""
+    def __call__(self, predicted: Tensor, target: Tensor, problem: Tensor, global_step: int = 0) -> Tensor:
+        """(P, H), (P, H) and the (P,) int64 problems of the pairs -> (P,) losses; sigreg's directions follow from the
+        optimisation step `global_step`."""
         distance = self._distance(predicted, target, problem)
         if self.regulariser == "none":
             return distance
         # Added to every pair, so that the sum over pairs / pairs of the step weighs it by pairs, and the gradients,
         # which the gather sums over ranks, come out as those of one process.
-        regularised = (self._regularise(predicted, step) + self._regularise(target, step)) / 2
+        regularised = (self._regularise(predicted, global_step) + self._regularise(target, global_step)) / 2
         return distance + self.regulariser_weight * regularised
 
     def _distance(self, predicted: Tensor, target: Tensor, problem: Tensor) -> Tensor:
@@ -53,5 +49,5 @@ class Criterion:
             return self.spec.distance(predicted, target, problem, self.temperature, self.negatives)
         return self.spec.distance(predicted, target)
 
-    def _regularise(self, views: Tensor, step: int) -> Tensor:
-        return regularise(views, self.regulariser, seed=self.seed, step=step)
+    def _regularise(self, views: Tensor, global_step: int) -> Tensor:
+        return regularise(views, self.regulariser, seed=self.seed, global_step=global_step)

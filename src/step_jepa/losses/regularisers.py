@@ -40,11 +40,11 @@ def sigreg(views: Tensor, generator_seed: int, directions: int = 256) -> Tensor:
     return len(views) * 2 * torch.trapezoid(error * gaussian, t).mean()
 
 
-def regularise(views: Tensor, name: Regulariser, *, seed: int, step: int) -> Tensor:
+def regularise(views: Tensor, name: Regulariser, *, seed: int, global_step: int) -> Tensor:
     """(P, H) views of this rank -> scalar of the views of all ranks, at length sqrt(H), so that the coordinates of an
     isotropic set have variance 1. Seed and optimisation step fix the directions of sigreg."""
     everyone, _ = gather(views)
     scaled = F.normalize(everyone, dim=-1) * views.shape[-1] ** 0.5
     if name == "vicreg":
         return vicreg(scaled)
-    return sigreg(scaled, Random(f"{seed} sigreg {step}").getrandbits(63))
+    return sigreg(scaled, Random(f"{seed} sigreg {global_step}").getrandbits(63))

@@ -29,7 +29,7 @@ class Planner:
     def __call__(self, example: Example, epoch: int = 0) -> Row:
         row = trunk(example)
         if self.trajectory:
-            row.trajectory = [stop - 1 for start, stop in example.steps if start < stop]
+            row.trajectory = [example.steps[step][1] - 1 for step in example.filled_steps]
         control_epoch = epoch if self.redraw else 0
         if self.control == "random_boundaries":
             example = with_random_boundaries(example, Random(f"{self.seed} {control_epoch} {example.index} boundaries"))

@@ -19,7 +19,7 @@ class SSP(ReadOptions, Objective):
     controls: ClassVar[frozenset[Control]] = frozenset({"random_boundaries", "frozen_target", "random_target"})
 
     def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
-        filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
+        filled = example.filled_steps
         ends = [self._end(example, step) for step in filled]
         for place in range(1, len(filled) - 1):
             before, now, after = ends[place - 1 : place + 2]

@@ -102,8 +102,8 @@ class StepJEPA(StepOptions, Objective):
             yield Pair(predicted, self._target(row, source, step), step=wanted)
 
     def possible(self, example: Example) -> list[tuple[int, int]]:
-        """(i, i + h) for all steps with tokens of their own; a step may share its only token with its neighbour."""
-        filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
+        """(i, i + h) for all steps with tokens of their own."""
+        filled = example.filled_steps
         return list(zip(filled, filled[self.horizon :], strict=False))
 
     def skipped(self, example: Example) -> int:

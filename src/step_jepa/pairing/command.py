@@ -16,7 +16,7 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.heldout_figures import check_weights
+from step_jepa.evaluation.figures import check_weights
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors

@@ -81,7 +81,7 @@ class SamplingContext:
 
     def _other_step(self, example: Example, seen: int, wanted: int) -> int:
         """The answer only where there is no other; where there is none at all, the step just read, as past_target."""
-        filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
+        filled = example.filled_steps
         others = [step for step in filled if step not in (seen, wanted)]
         unlike_answer = [step for step in others if step != example.answer]
         return self._rng_of_control(wanted).choice(unlike_answer or others or [seen])

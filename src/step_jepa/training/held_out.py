@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from step_jepa.training.representation import Representation
 
 
 @dataclass
-class HeldOutPairs:
+class HeldOutPart:
     """What a part of the held-out rows showed, on the CPU: views, distances (P,), and trajectories."""
 
     views: Views
@@ -39,14 +40,14 @@ class HeldOut:
     views: Views
 
 
-def pairs_of(output: ForwardOutput, jepa: JepaLoss, step: int) -> HeldOutPairs:
-    """What one forward pass gives of them."""
-    distances = jepa.distances(output.views, step=step)
+def held_out_part(output: ForwardOutput, jepa: JepaLoss, global_step: int) -> HeldOutPart:
+    """What one forward pass shows."""
+    distances = jepa.distances(output.views, global_step)
     assert output.trajectories is not None
-    return HeldOutPairs(output.views.cpu(), distances.cpu(), output.trajectories.cpu())
+    return HeldOutPart(output.views.cpu(), distances.cpu(), output.trajectories.cpu())
 
 
-def gathered(parts: list[HeldOutPairs]) -> HeldOutPairs:
+def gathered(parts: list[HeldOutPart]) -> HeldOutPart:
     """Those of all ranks, in order of objective, problem and step."""
     parts = gather_object(parts)
     views = Views.cat([part.views for part in parts])
@@ -55,7 +56,7 @@ def gathered(parts: list[HeldOutPairs]) -> HeldOutPairs:
     pairs = _first_of_each(views.objective, views.problem, views.step)
     states = _first_of_each(trajectories.problem, trajectories.place)
     in_order = Trajectories(trajectories.states[states], trajectories.problem[states], trajectories.place[states])
-    return HeldOutPairs(views[pairs], distances[pairs], in_order)
+    return HeldOutPart(views[pairs], distances[pairs], in_order)
 
 
 def _first_of_each(*keys: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def _first_of_each(*keys: Tensor) -> Tensor:
     return torch.tensor([places[key] for key in sorted(places)], dtype=torch.long)
 
 
-def figures_of(pairs: HeldOutPairs, jepa: JepaLoss) -> dict[str, float]:
+def figures_of(pairs: HeldOutPart, jepa: JepaLoss) -> dict[str, float]:
     """jepa_loss, pairs, and the diagnostics of every objective's views, whose names begin with the objective's; those
     of the first objective stand alone."""
     counts = jepa.count(pairs.views).tolist()
@@ -91,20 +92,18 @@ def held_out(representation: Representation, rows: PlannedRows, *, batch_size: i
     """The figures of a model that is not in training, without a Trainer; the model is moved to the process's device.
 
     Sums are taken per row, so that figures do not depend on the batching."""
-    from accelerate import PartialState
-
     device = PartialState().device
     representation.model.to(device).eval()
     representation.jepa.state.to(device)
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=representation.collator)
     sums: list[Tensor] = []
-    parts: list[HeldOutPairs] = []
+    parts: list[HeldOutPart] = []
     for batch in tqdm(loader, desc="held-out losses", leave=False, delay=2):
         moved = to_device(batch, device)
         output = representation.forward(moved)
         sums.append(row_sums(output, len(moved["labels"])).cpu())
         if representation.branching:
-            parts.append(pairs_of(output, representation.jepa, step=0))
+            parts.append(held_out_part(output, representation.jepa, global_step=0))
     nll, tokens = torch.cat(sums).double().sum(0).tolist()
     if not parts:
         return HeldOut(nll / max(tokens, 1), {}, output.views.cpu())

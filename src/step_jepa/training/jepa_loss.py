@@ -43,13 +43,13 @@ class JepaLoss:
         """Whether any loss subtracts running means."""
         return any(term.criterion.spec.centred for term in self.terms)
 
-    def distances(self, views: Views, step: int) -> Tensor:
-        """(P,): each pair's loss by its objective's criterion, in optimisation step `step`."""
+    def distances(self, views: Views, global_step: int) -> Tensor:
+        """(P,): each pair's loss by its objective's criterion, in optimisation step `global_step`."""
         distances = views.predicted.new_zeros(len(views))
         for number, term in enumerate(self.terms):
             chosen = views.of(number)
             predicted, target = self.state.centred(term.name, chosen)
-            of_term = term.criterion(predicted, target, chosen.problem, step=step)
+            of_term = term.criterion(predicted, target, chosen.problem, global_step=global_step)
             distances = distances.masked_scatter(views.objective == number, of_term.to(distances))
         return distances
 

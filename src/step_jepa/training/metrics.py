@@ -47,11 +47,23 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+LOGGED_BESIDE = (
+    "loss",
+    "jepa_loss",
+    "pairs",
+    "tokens_per_second",
+    "flops",
+    "lbd",
+    "grad_norm",
+    "learning_rate",
+    "epoch",
+)
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Have a figure logged by every trainer that is made from now on. Raises UserError for a name that is taken."""
-    if metric.name in METRICS:
+    """Have a figure logged by every trainer with a JEPA term that is made from now on (without one, the loss is
+    `transformers.Trainer`'s own, and nothing is looked at). Raises UserError for a name that is taken."""
+    if metric.name in METRICS or metric.name in LOGGED_BESIDE:
         raise UserError(f"metric {metric.name} is there already: give another name")
     METRICS[metric.name] = metric
     return metric
@@ -82,6 +94,7 @@ class MetricSums:
         self.metrics = list(METRICS.values())
         self.ratios = torch.zeros(len(self.metrics), 2, device=device)
         self.distances, self.pairs = (torch.zeros(len(objectives), device=device) for _ in range(2))
+        self.batches = 0  # that were added
         # Tokens that the model reads, those of branches too: since the last log, and since `take_tokens`.
         self.tokens = torch.zeros((), device=device)
         self.untaken_tokens = torch.zeros((), dtype=torch.long, device=device)
@@ -105,6 +118,7 @@ class MetricSums:
     @torch.no_grad()
     def add(self, observation: Observation) -> None:
         """A micro-batch."""
+        self.batches += 1
         self.count_tokens(tokens_read(observation.batch))
         for sums, metric in zip(self.ratios, self.metrics, strict=True):
             for place, part in enumerate(metric.parts(observation)):
@@ -129,13 +143,13 @@ class MetricSums:
         for metric, (over, under) in zip(self.metrics, ratios, strict=True):
             if under:
                 logs[metric.name] = over / under
-        if "lm_loss" in logs:
+        if self.batches:
             logs["pairs"] = sum(pairs)
         if sum(pairs):
             logs |= jepa_losses(self.objectives, self.weights, distances, pairs)
         for sums in (self.tokens, self.ratios, self.distances, self.pairs):
             sums.zero_()
-        self.since = now
+        self.since, self.batches = now, 0
         return logs
 
 

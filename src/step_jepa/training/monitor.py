@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from step_jepa.batches.collate import Batch
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.training.balance import gradient_norms
-from step_jepa.training.held_out import pairs_of
+from step_jepa.training.held_out import held_out_part
 
 logger = logging.getLogger(__name__)
 BATCH = 4  # rows read at once, and rows whose gradients are measured
@@ -80,7 +80,9 @@ class Monitor(TrainerCallback):
         with evaluating(trainer.model):
             outputs = [forward(batch) for batch in self.batches()]
             step = trainer.state.global_step
-            figures: dict[str, float] = trainer.figures([pairs_of(output, trainer.jepa, step) for output in outputs])
+            figures: dict[str, float] = trainer.figures(
+                [held_out_part(output, trainer.jepa, step) for output in outputs]
+            )
             return figures
 
     def gradients(self) -> dict[str, float]:

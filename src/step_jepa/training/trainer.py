@@ -1,4 +1,4 @@
-"""RepresentationTrainer: LLM-JEPA on the trunk-and-branches mechanism, and what every objective shares.
+"""RepresentationTrainer: the language-model loss and a JEPA term, on the trunk-and-branches mechanism.
 
     loss = gamma * mean over labelled tokens of the step
          + lbd * sum over objectives of weight * mean over its pairs of the step ( distance )
@@ -34,7 +34,7 @@ from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
-from step_jepa.training.held_out import HeldOutPairs, figures_of, gathered, pairs_of, row_sums
+from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.monitor import Monitor
@@ -127,7 +127,7 @@ class RepresentationTrainer(Trainer):
         self._step_tokens = torch.ones((), device=device)
         self._step_pairs = torch.ones(len(self.jepa.terms), device=device)
         self._measure_balance = False
-        self._held_out: list[HeldOutPairs] = []
+        self._held_out: list[HeldOutPart] = []
 
     def _say_what_is_special(self) -> None:
         if self.args.should_log:
@@ -244,7 +244,7 @@ class RepresentationTrainer(Trainer):
 
     def means(self, output: ForwardOutput, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """gamma * LM loss over so many tokens, JEPA loss over so many pairs of each objective, distances (P,)."""
-        distances = self.jepa.distances(output.views, step=self.state.global_step)
+        distances = self.jepa.distances(output.views, self.state.global_step)
         lm = self.args.gamma * output.nll.sum() / tokens
         return lm, self.jepa.total(output.views, distances, pairs), distances
 
@@ -320,7 +320,7 @@ class RepresentationTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.representation.forward(inputs, model)
             if self.branching:
-                self._held_out.append(pairs_of(output, self.jepa, self.state.global_step))
+                self._held_out.append(held_out_part(output, self.jepa, self.state.global_step))
         return output.nll.mean(), row_sums(output, len(inputs["labels"])), None
 
     def evaluation_loop(
@@ -343,7 +343,7 @@ class RepresentationTrainer(Trainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output
 
-    def figures(self, parts: list[HeldOutPairs]) -> dict[str, float]:
+    def figures(self, parts: list[HeldOutPart]) -> dict[str, float]:
         """What the views of all ranks show, see `held_out.figures_of`."""
         return figures_of(gathered(parts), self.jepa) if self.branching else {}
 

@@ -269,7 +269,7 @@ def _visible_tokens(batch: Batch, row: int, mask: Tensor) -> list[tuple[int, int
 
 def _adapted_pass(representation: Representation, batch: Batch) -> BatchOutput:
     output = representation.forward(batch)
-    distances = representation.jepa.distances(output.views, step=0)
+    distances = representation.jepa.distances(output.views, global_step=0)
     return BatchOutput(output.nll.sum(), distances.sum(), output.views.predicted, output.views.target)
 
 

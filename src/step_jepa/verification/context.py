@@ -252,7 +252,7 @@ class TwoSteps:
 
 def count_pairs(example: Example) -> int:
     """How many steps follow another and are not just the answer."""
-    filled = [step for step, (start, stop) in enumerate(example.steps) if start < stop]
+    filled = example.filled_steps
     return sum(step != example.answer for step in filled[1:])
 
 

@@ -23,7 +23,7 @@ MOST_VIEWS = 2000
 
 
 @dataclass
-class HeldOutResult:
+class ModelFigures:
     """figures   by their names in HELDOUT; None for one that the data has too few pairs for
     views     of the first objective's pairs
     data      the examples, and how many were cut or left out
@@ -34,7 +34,7 @@ class HeldOutResult:
     data: PreparedData
 
 
-def heldout_figures(
+def model_figures(
     model: str | PreTrainedModel,
     records: Sequence[Mapping[str, Any]],
     options: StepJEPAOptions,
@@ -42,7 +42,7 @@ def heldout_figures(
     processing_class: PreTrainedTokenizerBase | None = None,
     batch_size: int = 16,
     seed: int = 42,
-) -> HeldOutResult:
+) -> ModelFigures:
     """The figures of the options' objectives on examples that were not trained on: lm_loss (mean over tokens),
     jepa_loss and cosine_paired (means over pairs), cosine_unpaired (mean over all views of different pairs), pairs
     (their number).
@@ -62,7 +62,7 @@ def heldout_figures(
     data = representation.prepare(records)
     result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
     figures = {"lm_loss": result.lm_loss, **result.figures}
-    return HeldOutResult({name: figures.get(name) for name in HELDOUT}, result.views.of(0), data)
+    return ModelFigures({name: figures.get(name) for name in HELDOUT}, result.views.of(0), data)
 
 
 def check_weights(model: nn.Module, name: str) -> None:
