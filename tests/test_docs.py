@@ -94,7 +94,9 @@ def test_every_option_with_a_value_on_the_page_is_accepted(tmp_path):
     examples = [text for text in re.findall(r"`(--[^`]+)`", ours()) if " " in text]
     assert "--objective stp_released" in examples
     for example in examples:
-        given = ["--train_file", "f", "--model_name", "m", "--output_dir", str(tmp_path), *shlex.split(example)]
+        adapter = ["--lora"] if example.startswith("--lora_") else []
+        needed = ["--train_file", "f", "--model_name", "m", "--output_dir", str(tmp_path), *adapter]
+        given = [*needed, *shlex.split(example)]
         parse("train", [TrainArguments, StepJEPAConfig], given)
 
 

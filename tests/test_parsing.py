@@ -1,7 +1,6 @@
 """Options as a user gives them: on the command line, in a YAML file, as values; their help; modules of users' own."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def objective_file(tmp_path, monkeypatch):
     """A user's module that registers an objective; what it leaves behind is taken back."""
     path = tmp_path / "my_objective.py"
     path.write_text(OBJECTIVE)
-    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(plugins, "_named", [])
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield path
     OBJECTIVES.pop("mine", None)
@@ -407,7 +406,7 @@ def test_an_imported_file_brings_its_objective(objective_file, monkeypatch, plac
     }
     assert code(*imported[place]) == 0
     assert taken[0].objective == ["mine"]
-    assert os.environ[plugins.VARIABLE] == str(objective_file)  # for processes that this one starts
+    assert plugins.named_plugins() == [str(objective_file)]  # for processes that this one starts
 
 
 def test_without_the_import_the_objective_is_unknown(capsys):
@@ -419,15 +418,6 @@ def test_an_imported_module(objective_file, monkeypatch):
     monkeypatch.syspath_prepend(str(objective_file.parent))
     plugins.load_plugins(["my_objective"])
     assert "mine" in OBJECTIVES
-
-
-def test_a_started_process_imports_the_same(objective_file):
-    script = (
-        "from step_jepa.plugins import load_plugins\nload_plugins()\n"
-        "from step_jepa.objectives import OBJECTIVES\nassert 'mine' in OBJECTIVES"
-    )
-    environment = {**os.environ, plugins.VARIABLE: str(objective_file)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, capture_output=True)
 
 
 def test_the_processes_of_an_experiment_know_an_imported_objective(objective_file, tmp_path):
@@ -471,11 +461,9 @@ def test_what_cannot_be_imported(objective_file, capsys):
     }.items():
         assert code("train", *TYPED, *words) == 2
         assert message in capsys.readouterr().err
-        os.environ[plugins.VARIABLE] = ""
     for name in (str(broken), "broken_plugin"):  # the user's own error
         with pytest.raises(ModuleNotFoundError, match="no_such_library"):
             cli.main(["train", *TYPED, "--import", name])
-        os.environ[plugins.VARIABLE] = ""
 
 
 # Errors

@@ -3,7 +3,6 @@
 They come from `--import`, and from installed packages with entry points of the group `step_jepa.plugins`.
 """
 
-import os
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,13 +13,14 @@ from pathlib import Path
 from step_jepa.errors import UserError
 
 GROUP = "step_jepa.plugins"
-VARIABLE = "STEP_JEPA_IMPORT"  # processes that this one starts read there what to import
+_named: list[str] = []  # what --import named, from wherever a process stands
 
 
 def load_plugins(names: Iterable[str] = ()) -> None:
-    """Imports what `names`, the environment variable and installed packages name; each once in a process.
+    """Imports what `names` and installed packages name, each once in a process.
 
-    A process that is started by other means than a fork calls it before it reads options.
+    A process that is started by other means than a fork calls it, with the `named_plugins` of its parent, before it reads
+    options.
 
     Args:
         names: files ending in .py, or modules as `import` takes them.
@@ -28,13 +28,16 @@ def load_plugins(names: Iterable[str] = ()) -> None:
     Raises:
         UserError: where one is not there. What goes wrong inside a module keeps its traceback.
     """
-    inherited = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
-    places = dict.fromkeys([*inherited, *map(_from_anywhere, names)])
-    if places:
-        os.environ[VARIABLE] = os.pathsep.join(places)
     _load_installed()
-    for place in places:
+    for place in map(_from_anywhere, names):
         _load(place)
+        if place not in _named:
+            _named.append(place)
+
+
+def named_plugins() -> list[str]:
+    """What this process was told to import, for the processes that it starts."""
+    return list(_named)
 
 
 def _from_anywhere(name: str) -> str:

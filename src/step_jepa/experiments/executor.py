@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import Run
 from step_jepa.experiments.run import LOG_FILE, execute, finished_result
-from step_jepa.plugins import load_plugins
+from step_jepa.plugins import load_plugins, named_plugins
 
 REFUSED = 2  # exit code of a process whose run raised UserError
 
@@ -58,7 +58,7 @@ def execute_all(
         while waiting or running:
             while waiting and len(running) < workers:
                 run = waiting.pop(0)
-                process = context.Process(target=_execute_in_process, args=(run, threads))
+                process = context.Process(target=_execute_in_process, args=(run, threads, named_plugins()))
                 process.start()
                 running[process.sentinel] = _Running(run, process)
                 on_start(run)
@@ -88,7 +88,7 @@ def _failure(run: Run, code: int | None) -> str | None:
     return f"it was killed by signal {-code}; {log}" if code < 0 else f"it failed; the last lines of {log} say why"
 
 
-def _execute_in_process(run: Run, threads: int) -> None:
+def _execute_in_process(run: Run, threads: int, plugins: Sequence[str]) -> None:
     """In the process: everything that the run prints goes to its log."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _execute_in_process(run: Run, threads: int) -> None:
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its default, between processes, would be left behind by a run that is stopped
     try:
-        load_plugins()  # a forkserver's child knows the modules of --import by the environment alone
+        load_plugins(plugins)  # a forkserver's child has imported nothing of the user's
         with threadpool_limits(threads, "blas"):  # scikit-learn's probes
             execute(run)
     except UserError as error:
