@@ -19,8 +19,8 @@ _named: list[str] = []  # what --import named, from wherever a process stands
 def load_plugins(names: Iterable[str] = ()) -> None:
     """Imports what `names` and installed packages name, each once in a process.
 
-    A process that is started by other means than a fork calls it, with the `named_plugins` of its parent, before it reads
-    options.
+    A process that is started by other means than a fork calls it before it reads options, with the `named_plugins` of
+    its parent.
 
     Args:
         names: files ending in .py, or modules as `import` takes them.

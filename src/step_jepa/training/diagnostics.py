@@ -28,6 +28,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 SAMPLE = 2000  # pairs; retrieval compares all with all, and singular values take a time cubic in them
@@ -153,16 +154,16 @@ def _held_out(predicted: Tensor, target: Tensor, held: Tensor) -> Tensor:
     """(PENALTIES + 1,): squared errors over the `held` pairs, of a map per penalty fitted to the others; last, that of
     the others' mean."""
     x, y = predicted - predicted[~held].mean(0), target - target[~held].mean(0)
-    train, query, right = x[~held], x[held], y[~held]
-    if len(train) < train.shape[1]:  # X'(XX' + c)^-1 Y = (X'X + c)^-1 X'Y: invert the smaller of the two
-        gram, left = train @ train.T, query @ train.T
-    else:
-        gram, left, right = train.T @ train, query, train.T @ right
-    values, vectors = torch.linalg.eigh(gram)
-    left, right = left @ vectors, vectors.T @ right
-    unit = (gram.trace() / len(train)).clamp(min=NEGLIGIBLE**2)  # equal views: rounding is no signal
-    guesses = [(left / (values + penalty * unit)) @ right for penalty in PENALTIES]
+    train, query = x[~held], x[held]
+    unit = max(float(train.square().sum()) / len(train), NEGLIGIBLE**2)  # equal views: rounding is no signal
+    guesses = [_ridge(train, y[~held], query, penalty * unit) for penalty in PENALTIES]
     return torch.stack([(y[held] - guess).square().sum() for guess in [*guesses, torch.zeros(())]])
+
+
+def _ridge(train: Tensor, target: Tensor, query: Tensor, penalty: float) -> Tensor:
+    """What a map that was fitted to centred (N, H) pairs says of others."""
+    fitted = Ridge(alpha=penalty, fit_intercept=False).fit(train.numpy(), target.numpy())
+    return torch.from_numpy(fitted.predict(query.numpy()))
 
 
 def latent_error(
