@@ -45,3 +45,13 @@ def test_two_changed_lines(tokenizer, records, tmp_path):
     theirs = train(trl.SFTConfig, trl.SFTTrainer, Dataset.from_list(rows), **options)
     assert history(theirs) == pytest.approx(history(ours), rel=1e-5)
     assert len(history(ours)) == 5
+
+
+def test_trls_parser_takes_our_configuration(tmp_path):
+    """The facts of our options stand where argparse is not disturbed by them."""
+    trl = pytest.importorskip("trl")
+    options = tmp_path / "options.yaml"
+    options.write_text("pairs: all\nloss: infonce\n")
+    words = ["--config", str(options), "--output_dir", str(tmp_path / "out"), "--lbd", "0.5", "--report_to", "none"]
+    (config,) = trl.TrlParser((StepJEPAConfig,)).parse_args_and_config(words)
+    assert (config.pairs, config.loss, float(config.lbd)) == ("all", "infonce", 0.5)
