@@ -560,6 +560,32 @@ def test_held_out_figures_are_those_of_the_runs_own_objective(
     assert "(step_jepa, cosine, pairs all)" in jepa_loss_row(capsys)
 
 
+@pytest.mark.parametrize(
+    ("saved", "asked", "kept"),
+    [
+        ({"loss": "infonce", "temperature": 0.1, "negatives": "same"}, {"loss": "cosine"}, {"temperature": 0.07}),
+        ({"read": "content", "horizon": 2}, {"objective": ["llm_jepa"]}, {"read": "separator", "horizon": 1}),
+        ({"predictor_head": "linear"}, {"objective": ["none"]}, {"predictor_head": "identity"}),
+        ({"loss": "infonce", "temperature": 0.1}, {"pairs": "all"}, {"temperature": 0.1, "loss": "infonce"}),
+    ],
+)
+def test_what_is_asked_for_drops_what_the_run_had_for_something_else(tmp_path, saved, asked, kept):
+    (tmp_path / "step_jepa.json").write_text(json.dumps({"lbd": 0.1, "objective": ["step_jepa"], **saved}))
+    options = heldout_options(tmp_path, **asked)
+    assert {name: getattr(options, name) for name in kept} == kept
+
+
+def test_a_contrastive_loss_without_negatives_is_no_figure(solver, tmp_path):
+    infonce = tmp_path / "infonce"
+    shutil.copytree(solver.model, infonce)
+    run_of = {"lbd": 0.1, "objective": ["step_jepa"], "pairs": "first", "loss": "infonce", "negatives": "same"}
+    (infonce / "step_jepa.json").write_text(json.dumps(run_of))
+    run(arguments(solver, tmp_path / "out", model_name=str(infonce), max_new_tokens=1))
+    _, summary = results(tmp_path / "out")
+    assert summary["jepa_loss"] is None
+    assert summary["pairs"] == 6
+
+
 def test_what_lies_beside_a_model(tmp_path):
     assert run_options(str(tmp_path)) == {}
     assert last_modified(str(tmp_path)) is None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import conversation
@@ -112,6 +113,13 @@ def test_an_objective_with_an_option(tmp_path, rows, model_folder):
     assert log["jepa_loss"] > 0
     assert json.loads((tmp_path / "out" / "step_jepa.json").read_text())["before"] == 5
     assert "How many tokens before the end." in step_jepa(tmp_path, OBJECTIVE, "train", "--help")
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps({**json.loads(line), "answer": "1"}) + "\n" for line in Path(rows).open()))
+    files = ["--model_name", tmp_path / "out", "--test_file", test, "--output_dir", tmp_path / "scores"]
+    step_jepa(tmp_path, OBJECTIVE, "evaluate", *files, "--max_new_tokens", "1")
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert (summary["settings"]["objective"], summary["pairs"]) == (["ends"], 6)
+    assert summary["jepa_loss"] == pytest.approx(log["jepa_loss"], rel=0.5)
 
 
 def test_a_metric(tmp_path, rows, model_folder):

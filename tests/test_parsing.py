@@ -387,7 +387,9 @@ def test_help_of_a_small_command(capsys):
 
 
 def test_the_first_page_of_help_needs_no_torch():
-    script = "import sys\nfrom step_jepa.cli import dispatch\ndispatch(['--help'])\nassert 'torch' not in sys.modules"
+    script = (
+        "import sys\nfrom step_jepa.cli import dispatch\ndispatch(['--help'], [])\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
@@ -451,6 +453,8 @@ def test_installed_packages_bring_theirs(objective_file, monkeypatch):
 def test_what_cannot_be_imported(objective_file, capsys):
     taken = objective_file.with_name("json.py")
     taken.write_text("")
+    dotted = objective_file.with_name("my.objective.py")
+    dotted.write_text("")
     broken = objective_file.with_name("broken_plugin.py")
     broken.write_text("import no_such_library\n")
     for words, message in {
@@ -458,6 +462,9 @@ def test_what_cannot_be_imported(objective_file, capsys):
         ("--import", "no_such_module.part"): "there is no such module",
         ("--import", taken): "json is the name of another module",
         ("--import",): "--import needs a file",
+        ("--import", "../no_module"): "give a file whose name ends in .py, or a module",
+        ("--import", "--lora"): "give a file whose name ends in .py, or a module",
+        ("--import", dotted): "give the file a name that a module can have",
     }.items():
         assert code("train", *TYPED, *words) == 2
         assert message in capsys.readouterr().err

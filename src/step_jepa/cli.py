@@ -51,9 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("step_jepa").setLevel(logging.INFO)
-    argv, debug = _without_debug(sys.argv[1:] if argv is None else argv)
+    debug = False
     try:
-        code = dispatch(argv)
+        argv, modules = _without_imports(sys.argv[1:] if argv is None else argv)
+        argv, debug = _without_debug(argv)
+        code = dispatch(argv, modules)
     except UserError as error:
         _trace(debug)
         _say(str(error))
@@ -82,9 +84,8 @@ def _say(message: str) -> None:
         print(f"step-jepa: {message}", file=sys.stderr)
 
 
-def dispatch(argv: list[str]) -> int:
-    """Run the command that `argv` names; its exit code."""
-    argv, modules = _without_imports(argv)
+def dispatch(argv: list[str], modules: list[str]) -> int:
+    """Run the command that `argv` names, the modules of --import loaded; its exit code."""
     if not argv or argv[0] in HELP or argv == ["inspect", "--help"] or _menu_without_terminal(argv):
         print(_usage())
         return 0

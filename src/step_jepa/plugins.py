@@ -41,7 +41,12 @@ def named_plugins() -> list[str]:
 
 
 def _from_anywhere(name: str) -> str:
-    return str(Path(name).resolve()) if name.endswith(".py") else name
+    """Raises UserError for what is neither a file's name nor a module's."""
+    if name.endswith(".py"):
+        return str(Path(name).resolve())
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"--import {name}: give a file whose name ends in .py, or a module")
+    return name
 
 
 @lru_cache
@@ -69,6 +74,8 @@ def _load_file(path: Path) -> None:
     """As a module of its file's folder, so that processes which unpickle what it defines find it by its name."""
     if not path.is_file():
         raise UserError(f"--import {path}: there is no such file")
+    if not path.stem.isidentifier():
+        raise UserError(f"--import {path}: give the file a name that a module can have, without dots and dashes")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last: a file beside it must not take the place of a library
     module = import_module(path.stem)

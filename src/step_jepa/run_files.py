@@ -67,9 +67,12 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a run wrote. Raises UserError for a file that holds none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is not the JSON that a run writes: move it away") from None
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not the JSON that a run writes: move it away")
+    return value
 
 
 def json_lines(rows: Iterable[Any]) -> str:

@@ -25,7 +25,7 @@ from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import check_bounds, option
 from step_jepa.rows.branches import Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.config import StepJEPAOptions, with_registered_options
 
 SEED = 42  # of a run that gives none
 
@@ -113,7 +113,7 @@ class Inspector:
         self.args = args
         self.tokenizer = load_tokenizer(args.model_name, plain=args.plain)
         self.config = _model_config(args.model_name, len(self.tokenizer))
-        options = StepJEPAOptions(
+        options = with_registered_options(StepJEPAOptions)(
             objective=[args.objective],
             pairs=args.pairs,
             predictors=args.predictors,

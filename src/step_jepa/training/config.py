@@ -4,10 +4,12 @@ TrainingArguments, for whoever trains."""
 import json
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import Field, dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -21,7 +23,17 @@ from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.llm_jepa import TurnOptions
 from step_jepa.objectives.registry import objectives_that_read
 from step_jepa.objectives.step_jepa import Pairs, StepOptions
-from step_jepa.options import Needs, changed, check_bounds, check_needs, facts, option, option_fields
+from step_jepa.options import (
+    MOST_SEED,
+    Needs,
+    changed,
+    check_bounds,
+    check_needs,
+    default_of,
+    facts,
+    option,
+    option_fields,
+)
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, read_json, run_options, write_json
 
@@ -38,6 +50,12 @@ _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contra
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
 _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
+
+
+# The least that makes sense of numbers that TrainingArguments takes as they come
+LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
+LEAST |= {"learning_rate": 0, "max_grad_norm": 0}
+Options = TypeVar("Options")
 
 
 @dataclass
@@ -295,6 +313,7 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         RepresentationOptions.__post_init__(self)
+        self._check_training_arguments()
         with library_refusals(ValueError, ImportError):
             TrainingArguments.__post_init__(self)  # type: ignore[no-untyped-call]
         for name in ("model_init_kwargs", "config_overrides"):
@@ -302,6 +321,15 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
                 raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
+
+    def _check_training_arguments(self) -> None:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)}: give {least} or more")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UserError(f"seed = {self.seed}: give 0 to {MOST_SEED}")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise UserError("there is nothing to train: give --max_steps or --num_train_epochs more than 0")
 
     def setup_arguments(self) -> dict[str, Any]:
         overrides = self.config_overrides or {}
@@ -364,6 +392,29 @@ class StepJEPAOptions(StepOptions, RepresentationOptions):
                 yield f"--{each.name} is for the objective {', '.join(homes)}: leave it out"
 
 
+def with_registered_options(config: type[Options]) -> type[Options]:
+    """The dataclass with the options of all objectives that are registered by now, a user's own included."""
+    added: list[tuple[str, Any, Field[Any]]] = []
+    known = {each.name for each in option_fields(config)}
+    for objective in OBJECTIVES.values():
+        types = get_type_hints(objective)
+        for each in option_fields(objective):
+            if each.name not in known:
+                known.add(each.name)
+                added.append((each.name, types[each.name], copy(each)))
+    if not added:
+        return config
+    # Trainer pickles its arguments, and a class that is made here cannot be found by its name.
+    namespace = {"__reduce__": lambda self: (_unpickled, (config, vars(self)))}
+    return make_dataclass(config.__name__, added, bases=(config,), namespace=namespace)
+
+
+def _unpickled(config: type[Options], values: dict[str, Any]) -> Options:
+    made = config.__new__(config)
+    vars(made).update(values)
+    return made
+
+
 # What is written of a run's options, and compared
 
 
@@ -414,14 +465,30 @@ def heldout_options(
     Raises:
         UserError: for a file that no run wrote, and an objective or loss that is not known.
     """
-    saved = run_options(folder)
-    kept = [each.name for each in option_fields(StepJEPAOptions) if not facts(each).of_training]
+    config, saved = with_registered_options(StepJEPAOptions), run_options(folder)
+    kept = [each.name for each in option_fields(config) if not facts(each).of_training]
     values = {name: saved[name] for name in kept if name in saved}
     trained = saved.get("lbd", 0) and values.get("objective", ["none"]) not in (["none"], "none")
     if objective is not None or not trained:
         values = view_options(folder) | {"objective": objective or ["step_jepa"], "pairs": "all", "loss": "cosine"}
     asked = {"pairs": pairs, "loss": loss, "predictors": predictors}
-    return StepJEPAOptions(**values | {name: value for name, value in asked.items() if value is not None})
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return config(**_meaningful(config, values | asked, asked))
+
+
+def _meaningful(config: type[StepJEPAOptions], values: dict[str, Any], asked: Iterable[str]) -> dict[str, Any]:
+    """The values without those of the model's run that mean nothing beside what is asked for now."""
+    complete = {each.name: default_of(each) for each in option_fields(config)} | values
+    objectives = {values["objective"]} if isinstance(values["objective"], str) else set(values["objective"])
+    objectives -= {"none"}
+
+    def means_something(each: Field[Any]) -> bool:
+        known, homes = facts(each), objectives_that_read(each.name)
+        read = known.needs is None or known.needs.holds(SimpleNamespace(**complete))
+        return read and not (homes and objectives.isdisjoint(homes)) and bool(objectives or not known.of_jepa_term)
+
+    fields = {each.name: each for each in option_fields(config)}
+    return {name: value for name, value in values.items() if name in asked or means_something(fields[name])}
 
 
 def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:

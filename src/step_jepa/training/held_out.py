@@ -98,17 +98,22 @@ def held_out(representation: Representation, rows: PlannedRows, *, batch_size: i
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=representation.collator)
     sums: list[Tensor] = []
     parts: list[HeldOutPart] = []
+    negatives = 0
     for batch in tqdm(loader, desc="held-out losses", leave=False, delay=2):
         moved = to_device(batch, device)
         output = representation.forward(moved)
         sums.append(row_sums(output, len(moved["labels"])).cpu())
         if representation.branching:
             parts.append(held_out_part(output, representation.jepa, global_step=0))
+            negatives += int(representation.jepa.negatives(output.views).sum())
     nll, tokens = torch.cat(sums).double().sum(0).tolist()
     if not parts:
         return HeldOut(nll / max(tokens, 1), {}, output.views.cpu())
     pairs = gathered(parts)
-    return HeldOut(nll / max(tokens, 1), figures_of(pairs, representation.jepa), pairs.views)
+    figures = figures_of(pairs, representation.jepa)
+    if representation.jepa.contrastive and not negatives:
+        figures.pop("jepa_loss", None)  # 0 by definition: nothing was contrasted
+    return HeldOut(nll / max(tokens, 1), figures, pairs.views)
 
 
 def row_sums(output: ForwardOutput, rows: int) -> Tensor:

@@ -43,6 +43,11 @@ class JepaLoss:
         """Whether any loss subtracts running means."""
         return any(term.criterion.spec.centred for term in self.terms)
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether any loss contrasts a pair with others."""
+        return any(term.criterion.spec.contrastive for term in self.terms)
+
     def distances(self, views: Views, global_step: int) -> Tensor:
         """(P,): each pair's loss by its objective's criterion, in optimisation step `global_step`."""
         distances = views.predicted.new_zeros(len(views))

@@ -65,15 +65,15 @@ class JepaState(nn.Module):
         if len(state) > 1 or self.lbd:
             save_file(state, path)
 
-    def load(self, folder: str | os.PathLike[str]) -> None:
+    def load(self, folder: str | os.PathLike[str], *, predicting: bool) -> None:
         """Where a new run or an evaluation begins: the predictor head and the running means of the model's own run.
 
-        Raises UserError where it has a head that would be dropped."""
+        Raises UserError where it has a head that predicted views went through, and there is none here."""
         path = Path(folder, STATE_FILE)
         if not path.exists():
             return
         saved = load_file(path)
-        if "head.weight" in saved and self.head is None:
+        if predicting and "head.weight" in saved and self.head is None:
             raise UserError(f"{path} holds a predictor head: use --predictor_head linear, or move it away")
         known = self.state_dict()
         kept = {name: value for name, value in saved.items() if name.startswith(("head.", "means.")) and name in known}

@@ -128,7 +128,7 @@ class Representation:
         width = self.model.config.get_text_config().hidden_size
         state = JepaState(centred, width, getattr(self.model, "predictor_head", None), average)
         if terms and (folder := getattr(self.model, "loaded_from", None) or self.model.name_or_path):
-            state.load(folder)
+            state.load(folder, predicting=any(objective.predicts for objective in self.objectives))
         return JepaLoss(terms, state)
 
     def _criterion(self, objective: Objective) -> Criterion:
