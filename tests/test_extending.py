@@ -114,7 +114,8 @@ def test_an_objective_with_an_option(tmp_path, rows, model_folder):
     assert json.loads((tmp_path / "out" / "step_jepa.json").read_text())["before"] == 5
     assert "How many tokens before the end." in step_jepa(tmp_path, OBJECTIVE, "train", "--help")
     test = tmp_path / "test.jsonl"
-    test.write_text("".join(json.dumps({**json.loads(line), "answer": "1"}) + "\n" for line in Path(rows).open()))
+    records = [json.loads(line) for line in Path(rows).read_text().splitlines()]
+    test.write_text("".join(json.dumps({**record, "answer": "1"}) + "\n" for record in records))
     files = ["--model_name", tmp_path / "out", "--test_file", test, "--output_dir", tmp_path / "scores"]
     step_jepa(tmp_path, OBJECTIVE, "evaluate", *files, "--max_new_tokens", "1")
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
