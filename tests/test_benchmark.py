@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 from test_cli import code
@@ -36,7 +37,7 @@ def test_made_rows_have_their_length_and_steps(tokenizer, length):
     for example in examples:
         borders = [start for start, _ in example.steps] + [length]
         assert len(example.input_ids) == len(example.labels) == length
-        assert example.steps == list(zip(borders, borders[1:], strict=False))
+        assert example.steps == list(pairwise(borders))
         assert len(example.steps) >= 2
         assert all(0 < stop - start <= 120 for start, stop in example.steps)
         assert [label >= 0 for label in example.labels] == [place >= borders[0] for place in range(length)]

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, tiny_model
+from conftest import SMALL, byte_tokenizer, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GraniteConfig, GraniteForCausalLM, set_seed
@@ -16,6 +16,7 @@ from transformers import GraniteConfig, GraniteForCausalLM, set_seed
 from step_jepa.models import lm_head
 from step_jepa.models.forward import token_nll
 from step_jepa.models.lm_head import LMHead
+from step_jepa.models.loading import setup_model_and_tokenizer
 
 V = 264
 
@@ -38,6 +39,11 @@ def with_adapter(model):
     return get_peft_model(model, adapter)
 
 
+def with_predictors_and_adapter(model):
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    return setup_model_and_tokenizer(model, processing_class=byte_tokenizer(), predictors=2, peft_config=adapter)[0]
+
+
 def granite():
     set_seed(0)
     return GraniteForCausalLM(GraniteConfig(**SMALL, vocab_size=V, logits_scaling=8.0, pad_token_id=258))
@@ -49,6 +55,7 @@ MODELS = {
     "softcapped": lambda: tiny_model("gemma3", final_logit_softcapping=0.5),
     "biased": lambda: with_biased_head(tiny_model(tie_word_embeddings=False)),
     "adapted": lambda: with_adapter(tiny_model(tie_word_embeddings=False)),
+    "tied, trunk adapted": lambda: with_predictors_and_adapter(tiny_model(tie_word_embeddings=True)),
 }
 
 
