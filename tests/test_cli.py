@@ -178,7 +178,7 @@ def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path
     from test_one_pass import trainer_for
 
     from step_jepa.batches.collate import BranchCollator
-    from step_jepa.benchmark import padded, second_row
+    from step_jepa.benchmark.variants import padded, second_row
 
     trainer = trainer_for(tiny_model(), tokenizer, records, tmp_path, pairs="first")
     examples, forward = trainer.train_dataset.examples[:3], trainer.representation.forward

@@ -366,6 +366,8 @@ import json, sys
 sys.path.insert(0, {tests!r})
 from conftest import byte_tokenizer, tiny_model
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.models import lm_head
+lm_head.WHOLE, lm_head.LEAST_CHUNK = {whole}, 8
 records = json.load(open({records!r}))
 config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
     logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2,
@@ -384,10 +386,11 @@ if trainer.is_world_process_zero():
     "options",
     [
         {"lbd": 1.0},
+        {"lbd": 1.0, "gamma": 0.5},
         {"lbd": 1.0, "loss": "centred_cosine", "predictor_head": "linear", "jepa_ratio": 0.7},
         {"lbd": 1.0, "loss": "infonce", "regulariser": "vicreg"},
     ],
-    ids=["cosine", "centred, head", "infonce, vicreg"],
+    ids=["cosine", "logits in chunks", "centred, head", "infonce, vicreg"],
 )
 def test_two_processes_are_one(records, tmp_path, options):
     (tmp_path / "records.json").write_text(json.dumps(records))
@@ -398,7 +401,8 @@ def test_two_processes_are_one(records, tmp_path, options):
     ):
         script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
         tests, data = str(Path(__file__).parent), str(tmp_path / "records.json")
-        script.write_text(TWO_PROCESSES.format(tests=tests, records=data, out=str(out), size=size, options=options))
+        texts = {"tests": tests, "records": data, "out": str(out), "size": size, "options": options}
+        script.write_text(TWO_PROCESSES.format(whole=4096 if "gamma" in options else 2**24, **texts))
         subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=300)
         results.append(json.loads(out.with_suffix(".json").read_text()))
     for name in ("loss", "lm_loss", "jepa_loss", "pairs", "grad_norm", "negatives"):

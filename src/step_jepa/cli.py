@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
-    "benchmark": ("benchmark", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
+    "benchmark": ("benchmark.command", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }
 
 

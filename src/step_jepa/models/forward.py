@@ -26,6 +26,7 @@ from step_jepa.batches.views import (
 )
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
+from step_jepa.models.lm_head import LMHead
 from step_jepa.models.predictors import base_rows
 from step_jepa.models.target_encoder import TargetEncoder
 
@@ -48,12 +49,31 @@ class ForwardOutput:
 
 def token_nll(model: nn.Module, batch: Batch, vocabulary: int, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
     """(N,) nll of the labelled tokens, (N,) their rows, and all that the model gave. Logits are made where labels are,
-    of V tokens: the predictor tokens take no part in the softmax."""
+    of V tokens: the predictor tokens take no part in the softmax. Many are made in chunks, see `LMHead`."""
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
+    chosen, rows = labels[labelled], labelled.nonzero()[:, 0]
+    head = LMHead(getattr(model, "module", model), vocabulary)
+    if head.takes(len(chosen)):
+        out = model(logits_to_keep=_first(labelled), **_with_last_states(inputs, model))
+        states = out.hidden_states[-1][labelled]
+        if head.agrees(states[:1], out.logits.reshape(-1, out.logits.shape[-1])):
+            return head.nll(states, chosen), rows, out
     out = model(logits_to_keep=labelled, **inputs)
     logits = at_least_float32(out.logits[..., :vocabulary])
-    return F.cross_entropy(logits, labels[labelled], reduction="none"), labelled.nonzero()[:, 0], out
+    return F.cross_entropy(logits, chosen, reduction="none"), rows, out
+
+
+def _first(labelled: Tensor) -> Tensor:
+    """(B, L) bool, true at the first labelled token: one row of logits, as not all models can make none. It also shows
+    a launcher's wrapper that the head is used, and tells whether the model does more than apply it."""
+    return labelled & (labelled.flatten().cumsum(0).view_as(labelled) == 1)
+
+
+def _with_last_states(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The inputs, with the states kept that the head is applied to."""
+    last = hidden_state_index(getattr(model, "module", model), -1)
+    return inputs | {"output_hidden_states": [*inputs.get("output_hidden_states", ()), last]}
 
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
