@@ -1,6 +1,8 @@
 """Predictor tokens: a parameter of their own beside a base model that stays as it is."""
 
 import json
+import subprocess
+import sys
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +17,7 @@ from test_trainer import LORA, QUIET, STEPS, history, run
 from transformers import AutoModelForCausalLM
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import hook_embeddings, predictor_ids
@@ -175,6 +178,14 @@ def test_an_export_has_the_files_of_the_base_model(tokenizer, records, tmp_path)
     assert {**written, "use_cache": True} == expected  # which Trainer sets
 
 
+def test_the_rows_are_in_the_state_dict_and_in_no_file_of_the_model(tokenizer, tmp_path):
+    model = with_predictors(tokenizer)
+    assert "predictor_tokens.weight" in model.state_dict()
+    model.save_pretrained(tmp_path)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapters_checkpoint_has_no_embedding(tokenizer, records, tmp_path, tied):
     with warnings.catch_warnings():
@@ -276,3 +287,82 @@ def test_tokens_that_an_adapter_trains_are_exported_with_it(tokenizer, records, 
     for model in (plain, again):
         torch.testing.assert_close(model(IDS % 264).logits, expected, rtol=1e-4, atol=1e-5)
     assert Path(tmp_path / "out" / "predictors.safetensors").exists()
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora", "--lora_r", "2"]])
+def test_standalone_resumes_with_them(records, model_folder, tmp_path, capsys, lora):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = ["--model_name", model_folder, "--train_file", str(file), "--approach", "standalone", "--predictors", "2"]
+    steps = ["--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant"]
+    quiet = ["--report_to", "none", "--use_cpu", "--disable_tqdm", "True", "--per_device_train_batch_size", "2"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+
+    def train(out, *more):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *files, *steps, *quiet, *lora, "--output_dir", str(out), *more])
+        return stop.value.code or 0
+
+    assert train(whole) == 0
+    checkpoint = whole / "checkpoint-2"
+    resume = ["--resume_from_checkpoint", str(checkpoint)]
+    assert train(again, *resume) == 0
+    first = load_file(checkpoint / "predictors.safetensors")["predictors"]
+    for name in ("predictors.safetensors", "model.safetensors"):
+        ends = [load_file(folder / name) for folder in (whole, again)]
+        assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items()), name
+    assert not torch.equal(load_file(whole / "predictors.safetensors")["predictors"], first)
+    (checkpoint / "predictors.safetensors").unlink()
+    assert train(tmp_path / "not", *resume) == 2
+    assert "earlier versions kept predictors in the vocabulary" in capsys.readouterr().err
+
+
+# Two processes
+
+PROCESS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from conftest import byte_tokenizer, conversation, tiny_model
+from peft import LoraConfig
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+steps = [1, 4, 3, 2, 1, 1, 3, 1]  # with one step there is no pair: in places a rank has none
+records = [
+    conversation(*[f"So {{a}} + {{b}} = {{a + b}}." for b in range(count)], question=f"Is it {{a}}?")
+    for a, count in enumerate(steps)
+]
+config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+    logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2, pairs="all", lbd=1.0,
+    lr_scheduler_type="constant", optim="sgd", train_sampling_strategy="sequential", **{options!r})
+lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if {lora!r} else None
+model = tiny_model(tie_word_embeddings=True)
+trainer = StepJEPARepresentationTrainer(model, config, records, processing_class=byte_tokenizer(), peft_config=lora)
+trainer.train()
+tokens = trainer.accelerator.unwrap_model(trainer.model).predictor_tokens
+if trainer.is_world_process_zero():
+    rows = tokens.weight.tolist() if tokens else []
+    json.dump([trainer.state.log_history, rows], open({out!r} + ".json", "w"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("lora", "options"),
+    [
+        (True, {"predictors": 2, "activation_checkpointing": True}),
+        (True, {"predictors": 0}),
+        (False, {"predictors": 2, "activation_checkpointing": True}),
+    ],
+)
+def test_two_processes_are_one_on_tied_embeddings(tmp_path, lora, options):
+    results = []
+    for size, launcher in (2, []), (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
+        places = {"tests": str(Path(__file__).parent), "out": str(out)}
+        script.write_text(PROCESS.format(**places, size=size, options=options, lora=lora))
+        subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=300)
+        results.append(json.loads(out.with_suffix(".json").read_text()))
+    (one, rows), (two, other_rows) = results
+    for name in ("loss", "lm_loss", "jepa_loss", "pairs", "grad_norm"):
+        expected, logged = ([entry[name] for entry in log if name in entry] for log in (one, two))
+        assert logged == pytest.approx(expected, rel=1e-5), name
+    assert len(rows) == options["predictors"]
+    torch.testing.assert_close(torch.tensor(other_rows), torch.tensor(rows), rtol=1e-5, atol=1e-7)

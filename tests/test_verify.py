@@ -168,15 +168,15 @@ def nothing_loaded(patch):
 
 
 def other_weights_saved(patch):
-    right = export._export_model
+    right = export._merged
 
-    def wrong(model, folder):
-        copy = deepcopy(model)
+    def wrong(model):
+        merged = deepcopy(right(model))
         with torch.no_grad():
-            copy.get_output_embeddings().weight *= 1.01
-        right(copy, folder)
+            merged.get_output_embeddings().weight *= 1.01
+        return merged
 
-    patch.setattr(export, "_export_model", wrong)
+    patch.setattr(export, "_merged", wrong)
 
 
 MUTATIONS = {

@@ -200,24 +200,11 @@ def count(batches: list[Batch]) -> Tensor:
 # ==== 3. Predictor tokens: K vectors of their own, with ids V .. V+K-1, which neither tokenizer nor model knows. ======
 
 
-class PredictorTokens(torch.nn.Module):
-    """`weight` (K, H). The model's own files do not hold it, so that they stay those of the model: see section 7."""
-
-    def __init__(self, rows_KH: Tensor) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(rows_KH)
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        pass
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        pass
-
-
 def add_predictors(model: Any, count: int, seed: int = 0) -> None:
     """Give the model `count` predictors as its attribute `predictor_tokens`, drawn like its embedding rows.
 
-    The model itself stays as it is. One that already has `count` predictors keeps them; with 0 the attribute is None.
+    The files that it is saved in stay those of the model: the predictors get a file of their own (section 7). A model
+    that already has `count` predictors keeps them; with 0 the attribute is None.
     """
     has_some = hasattr(model, "predictor_tokens")
     present = sizes(model)[1]
@@ -230,7 +217,8 @@ def add_predictors(model: Any, count: int, seed: int = 0) -> None:
         old_VH = model.get_input_embeddings().weight.detach().float()
         noise_KH = torch.randn(count, old_VH.shape[1], generator=torch.Generator().manual_seed(seed))
         rows_KH = old_VH.mean(dim=0) + old_VH.std(dim=0) * noise_KH.to(old_VH.device)
-        model.predictor_tokens = PredictorTokens(rows_KH.to(model.dtype))
+        model.predictor_tokens = torch.nn.Embedding.from_pretrained(rows_KH.to(model.dtype), freeze=False)
+        model._keys_to_ignore_on_save = {"predictor_tokens.weight"}
 
 
 def embed(model: Any, ids_BT: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapte
         # Without the base model's embeddings, which it has itself.
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
-        _export_model(_merged(model), folder)
+        _merged(model).save_pretrained(str(folder))
     save_predictors(model, folder)
     tokenizer.save_pretrained(folder)
 
@@ -41,9 +41,3 @@ def _merged(model: Any) -> Any:
     hook_embeddings(copy)
     model.to(device)
     return copy
-
-
-def _export_model(model: Any, folder: str | os.PathLike) -> None:
-    """Without the predictor head, which lies beside it in the state of the JEPA term."""
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("predictor_head.")}
-    model.save_pretrained(folder, state_dict=state)

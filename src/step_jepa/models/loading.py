@@ -24,7 +24,7 @@ from step_jepa.batches.views import PredictorHead
 from step_jepa.data.template import PLAIN_TEMPLATE
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
-from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows
+from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
 
 
 def setup_model_and_tokenizer(
@@ -110,6 +110,8 @@ def _add_predictor_head(model: Any) -> None:
     width = model.config.get_text_config().hidden_size
     model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
     torch.nn.init.eye_(model.predictor_head.weight)
+    if not isinstance(model, PeftModel):
+        save_beside(model, "predictor_head.weight")  # in the state of the JEPA term
 
 
 def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:

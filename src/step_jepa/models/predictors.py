@@ -23,8 +23,7 @@ from step_jepa.run_files import PREDICTORS_FILE
 
 
 class PredictorTokens(nn.Embedding):
-    """The rows, which are no part of `state_dict`: a checkpoint's model is the base model, whoever loads it. They are
-    saved beside it.
+    """The rows.
 
     weight    (K, E), drawn and saved as rows of the base model's embedding are
     first_id  V
@@ -43,12 +42,6 @@ class PredictorTokens(nn.Embedding):
         rows = rows * torch.tensor(self.scale, dtype=rows.dtype)
         # Selected from all places, also where there is no such id: under DDP every rank must use every parameter.
         return torch.where((ids >= self.first_id)[..., None], rows.to(embedded), embedded)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Nothing."""
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """Nothing, and nothing is missing."""
 
 
 @dataclass
@@ -148,7 +141,13 @@ def set_predictors(model: Any, rows: Tensor | None) -> None:
         if isinstance(model, PeftModel):
             rows = at_least_float32(rows)  # as the adapter's own parameters are
         network.predictor_tokens = PredictorTokens(rows, base_rows(model), _scale(embedding))
+        save_beside(network, "predictor_tokens.weight")
     hook_embeddings(model)
+
+
+def save_beside(model: Any, parameter: str) -> None:
+    """Have the model's own files not hold a parameter of ours: they stay the base model's, whoever loads them."""
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), parameter}
 
 
 def _scale(embedding: Any) -> float:
