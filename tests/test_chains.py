@@ -114,7 +114,8 @@ def test_the_model_name(tmp_path, monkeypatch):
     assert resolve("chains") == folder
     assert [path.name for path in (tmp_path / "step-jepa").iterdir()] == [folder.rpartition("/")[2]]
     model, tokenizer = setup_model_and_tokenizer("chains", config_overrides=TINY, predictors=1)
-    assert model.get_input_embeddings().weight.shape == (len(tokenizer) + 1, 16)
+    assert model.get_input_embeddings().weight.shape == (len(tokenizer), 16)
+    assert model.predictor_tokens.weight.shape == (1, 16)
     assert model.config.pad_token_id == tokenizer.pad_token_id
     with pytest.raises(UserError, match="--pretrain"):
         setup_model_and_tokenizer("chains")

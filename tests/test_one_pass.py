@@ -99,16 +99,6 @@ def test_isolation_by_gradient(tokenizer, records, tmp_path):
     assert felt.tolist() == (batch["branch"][0] == batch["branch"][0, target]).tolist()
 
 
-def test_predictor_rows_take_no_part_in_the_softmax(tokenizer, records, tmp_path):
-    model = tiny_model()
-    trainer = trainer_for(model, tokenizer, records, tmp_path)
-    batch = batch_of(trainer)
-    before = trainer.representation.forward(batch, model).nll
-    with torch.no_grad():
-        model.get_output_embeddings().weight[264:] += 5
-    assert torch.equal(trainer.representation.forward(batch, model).nll, before)
-
-
 def test_models_that_cannot_take_the_mask_are_refused():
     sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     with pytest.raises(UserError, match="Mamba"):

@@ -265,7 +265,7 @@ def test_random_weights_from_a_configuration(model_folder, test_file, tmp_path):
     shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
     small = model({"model_type": "qwen3", **shape, "num_key_value_heads": 1}, str(bare))
     assert type(small).__name__ == "Qwen3ForCausalLM"
-    assert small.config.vocab_size == 261  # 260 tokens and one predictor
+    assert small.config.vocab_size == 260  # as many as tokens
     with pytest.raises(ValueError, match="no field layers"):
         model({"layers": 3})
     with pytest.raises(ValueError, match=r"no model of .*model_type"):

@@ -230,10 +230,13 @@ def test_second_pass_is_two_separate_readings(kind, attention, predictors):
         predicted, target = views(model, collate(EXAMPLES, 0))
         for p, example in enumerate([EXAMPLES[0], EXAMPLES[1], EXAMPLES[3]]):
             start, end = example.spans[1]
-            prefix = torch.tensor([example.input_ids[:start] + list(range(ROWS, ROWS + predictors))])
+            prefix = model.get_input_embeddings()(torch.tensor([example.input_ids[:start]]))
+            if predictors:
+                scale = 32**0.5 if kind == "gemma3" else 1.0
+                prefix = torch.cat([prefix, scale * model.predictor_tokens.weight[None]], dim=1)
             alone = torch.tensor([example.input_ids[start:end]])
             positions = torch.arange(start, end)[None]
-            expected_predicted = model.model(prefix).last_hidden_state[0, -1]
+            expected_predicted = model.model(inputs_embeds=prefix).last_hidden_state[0, -1]
             expected_target = model.model(alone, position_ids=positions).last_hidden_state[0, -1]
             torch.testing.assert_close(predicted[p], expected_predicted, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(target[p], expected_target, atol=1e-5, rtol=1e-5)
@@ -274,7 +277,7 @@ def test_distances_by_hand(loss, expected):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_predictors_change_no_word_and_can_be_cut_off(tied, tmp_path):
+def test_predictors_change_no_word_and_lie_beside_the_model(tied, tmp_path):
     model = tiny_model(tie_word_embeddings=tied)
     batch = collate(EXAMPLES, 0)
     with torch.no_grad():
@@ -287,12 +290,13 @@ def test_predictors_change_no_word_and_can_be_cut_off(tied, tmp_path):
     with pytest.raises(ValueError, match="has 2"):
         add_predictors(model, 1)
 
-    rows = model.get_input_embeddings().weight[ROWS:].detach().clone()
-    standalone.save_without_predictors(model, str(tmp_path))
+    rows = model.predictor_tokens.weight.detach().clone()
+    model.save_pretrained(tmp_path)
+    standalone.save_predictors(model, str(tmp_path))
     assert torch.equal(load_file(tmp_path / "predictors.safetensors")["predictors"], rows)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
     assert loaded.get_input_embeddings().weight.shape == loaded.get_output_embeddings().weight.shape == (ROWS, 32)
-    assert not hasattr(loaded.config, "predictors")
     with torch.no_grad():
         torch.testing.assert_close(standalone.language_model_pass(loaded, batch), before)
 
@@ -363,10 +367,12 @@ def test_gradients_reach_predictors_and_both_views():
     model = tiny_model("llama", 2, tie_word_embeddings=False)
     views(model, collate(EXAMPLES[:1], 0))[0].sum().backward()
     touched = model.get_input_embeddings().weight.grad.abs().sum(dim=1).nonzero().flatten().tolist()
-    assert touched == [5, 6, 7, 8, ROWS, ROWS + 1]
+    assert touched == [5, 6, 7, 8]
+    assert (model.predictor_tokens.weight.grad.abs().sum(dim=1) > 0).tolist() == [True, True]
     model.zero_grad()
     views(model, collate(EXAMPLES[:1], 0))[1].sum().backward()
     assert model.get_input_embeddings().weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [9, 10]
+    assert not model.predictor_tokens.weight.grad.any()
 
 
 @pytest.mark.parametrize(

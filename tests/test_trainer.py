@@ -156,8 +156,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tokenizer, records, tmp_path):
 def test_lora_trains_the_predictor_rows_and_no_other(tokenizer, records, tmp_path):
     trainer = run(tokenizer, records, tmp_path, peft_config=LORA, predictors=2)
     start = trainer_for(tiny_model(), tokenizer, records, tmp_path, predictors=2)
-    before = start.model.get_input_embeddings().weight
-    after = trainer.model.get_input_embeddings()(torch.arange(266))
+    before, after = (made.model.get_input_embeddings()(torch.arange(266)) for made in (start, trainer))
     moved = (before - after).abs().sum(-1) > 0
     assert moved.nonzero().flatten().tolist() == [264, 265]
 
@@ -181,7 +180,6 @@ def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, re
     if form == "adapter":
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
         assert all("lora_" in name for name in load_file(out / "adapter_model.safetensors"))
-        assert json.loads((out / "adapter_config.json").read_text())["trainable_token_indices"] is None
     else:
         model = AutoModelForCausalLM.from_pretrained(out)
         assert not hasattr(model.config, "predictors")
@@ -196,7 +194,7 @@ def test_export_loads_in_plain_libraries_and_gives_the_same_logits(tokenizer, re
         ours = trainer.model.eval()(ids).logits[..., :264]
         torch.testing.assert_close(model.eval()(ids).logits, ours, rtol=1e-4, atol=1e-5)
     assert load_file(out / "predictors.safetensors")["predictors"].shape == (1, 32)
-    assert trainer.model.get_input_embeddings().weight.shape[0] == 265  # the trained model is left as it was
+    assert trainer.model.predictor_tokens.weight.shape == (1, 32)  # the trained model is left as it was
 
 
 def test_training_goes_on_from_the_predictor_rows_beside_an_export(tokenizer, records, model_folder, tmp_path):
@@ -205,7 +203,7 @@ def test_training_goes_on_from_the_predictor_rows_beside_an_export(tokenizer, re
         trainer = StepJEPARepresentationTrainer(
             source, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records
         )
-        rows = trainer.model.get_input_embeddings().weight[264:].detach().clone()
+        rows = trainer.model.predictor_tokens.weight.detach().clone()
         if source != model_folder:
             assert torch.equal(rows, load_file(tmp_path / "out" / "predictors.safetensors")["predictors"])
         trainer.train()
@@ -326,23 +324,8 @@ def test_no_predictors_are_remembered_by_the_export(tokenizer, records, tmp_path
     trainer = run(tokenizer, records, tmp_path, predictors=0)
     trainer.save_model()
     assert load_file(tmp_path / "out" / "predictors.safetensors")["predictors"].shape == (0, 32)
-    assert trainer.model.config.predictors == 0
-    assert trainer.model.config is trainer.model.model.config
-
-
-@pytest.mark.parametrize(
-    ("peft", "words"),
-    [
-        ({"target_modules": ["q_proj", "lm_head"]}, "cannot be parted"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "cannot be parted"),
-    ],
-)
-def test_adapters_on_the_vocabulary_are_refused(tokenizer, records, tmp_path, peft, words):
-    config = StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **STEPS)
-    with pytest.raises(UserError, match=words):
-        StepJEPARepresentationTrainer(
-            tiny_model(), config, records, processing_class=tokenizer, peft_config=LoraConfig(**peft)
-        )
+    assert trainer.model.predictor_tokens is None
+    assert all("predictor" not in name for name, _ in trainer.model.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The checks of `step-jepa verify` pass on what is right, and each fails when the thing that it guards is broken."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -167,8 +168,15 @@ def nothing_loaded(patch):
 
 
 def other_weights_saved(patch):
-    right = export._base_state
-    patch.setattr(export, "_base_state", lambda model, rows: {k: v * 1.01 for k, v in right(model, rows).items()})
+    right = export._merged
+
+    def wrong(model):
+        merged = deepcopy(right(model))
+        with torch.no_grad():
+            merged.get_output_embeddings().weight *= 1.01
+        return merged
+
+    patch.setattr(export, "_merged", wrong)
 
 
 MUTATIONS = {

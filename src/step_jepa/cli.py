@@ -46,8 +46,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C."""
-    for noise in ("Setting `save_embedding_layers`", "`is_gradient_checkpointing` is deprecated"):
-        warnings.filterwarnings("ignore", message=noise)  # of peft, about what we mean to do
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's, about itself
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("step_jepa").setLevel(logging.INFO)

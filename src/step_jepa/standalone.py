@@ -15,7 +15,7 @@ from its problem. It is slow and plain on purpose: it is the oracle for the fast
 and shares no code with it. Tensor names and docstrings carry their axes:
 
     B  examples of a batch          T  tokens of a row (each pass has its own)     H  hidden size
-    P  examples with a pair         V  embedding rows without the predictors'      K  predictor tokens
+    P  examples with a pair         V  embedding rows of the model                 K  predictor tokens
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -197,41 +197,45 @@ def count(batches: list[Batch]) -> Tensor:
     return torch.tensor([tokens, pairs])
 
 
-# ==== 3. Predictor tokens: K embedding rows after the model's own, with ids V .. V+K-1. No tokenizer knows them. ======
+# ==== 3. Predictor tokens: K vectors of their own, with ids V .. V+K-1, which neither tokenizer nor model knows. ======
 
 
 def add_predictors(model: Any, count: int, seed: int = 0) -> None:
-    """Append `count` embedding rows, drawn like the existing ones, and note them as `model.config.predictors`.
+    """Give the model `count` predictors as its attribute `predictor_tokens`, drawn like its embedding rows.
 
-    V is read from the embeddings: models have more rows than their tokenizer has tokens (Qwen3: 151,936 and 151,669).
-    A model that already has `count` predictors keeps them.
+    The files that it is saved in stay those of the model: the predictors get a file of their own (section 7). A model
+    that already has `count` predictors keeps them; with 0 the attribute is None.
     """
-    present = getattr(model.config, "predictors", None)
-    if count < 0 or present not in (None, count):
+    has_some = hasattr(model, "predictor_tokens")
+    present = sizes(model)[1]
+    if count < 0 or (has_some and present != count):
         raise ValueError(f"cannot have {count} predictors" + (f": the model has {present} already" if present else ""))
-    if present is None and count > 0:
-        old_VH = model.get_input_embeddings().weight.detach().float().cpu()
+    if has_some:
+        return
+    model.predictor_tokens = None
+    if count > 0:
+        old_VH = model.get_input_embeddings().weight.detach().float()
         noise_KH = torch.randn(count, old_VH.shape[1], generator=torch.Generator().manual_seed(seed))
-        model.resize_token_embeddings(len(old_VH) + count, mean_resizing=False)
-        with torch.no_grad():
-            model.get_input_embeddings().weight[-count:] = old_VH.mean(dim=0) + old_VH.std(dim=0) * noise_KH
-    model.config.predictors = count
+        rows_KH = old_VH.mean(dim=0) + old_VH.std(dim=0) * noise_KH.to(old_VH.device)
+        model.predictor_tokens = torch.nn.Embedding.from_pretrained(rows_KH.to(model.dtype), freeze=False)
+        model._keys_to_ignore_on_save = {"predictor_tokens.weight"}
 
 
-def save_without_predictors(model: Any, output_dir: str) -> None:
-    """Save the model in its original shape, and the K rows beside it in `predictors.safetensors`.
+def embed(model: Any, ids_BT: Tensor) -> Tensor:
+    """(B, T, H): what the model's own embedding makes of ids below V, and the predictors in place of those above.
 
-    The model in memory loses its predictors: this is the last thing that happens to it.
+    The predictors are picked from at every place, and then mostly not taken: so every pass uses them, also on a rank
+    of DDP that has no pair.
     """
-    vocabulary, predictors = sizes(model)
-    if predictors:
-        rows_KH = model.get_input_embeddings().weight[vocabulary:].detach().cpu().clone()
-        model.resize_token_embeddings(vocabulary)  # cuts the output head as well, tied or not
-    if hasattr(model.config, "predictors"):
-        del model.config.predictors
-    model.save_pretrained(output_dir)
-    if predictors:
-        save_file({"predictors": rows_KH}, str(Path(output_dir) / "predictors.safetensors"))
+    network, (vocabulary, predictors) = getattr(model, "module", model), sizes(model)
+    embedding = network.get_input_embeddings()
+    embedded_BTH = embedding(ids_BT.clamp(max=vocabulary - 1))
+    if not predictors:
+        return embedded_BTH
+    # Gemma multiplies the rows of its embedding. LoRA keeps an embedding that it adapts as `base_layer`.
+    scale = getattr(getattr(embedding, "base_layer", embedding), "embed_scale", 1.0)
+    picked_BTH = F.embedding((ids_BT - vocabulary).clamp(min=0), network.predictor_tokens.weight) * scale
+    return torch.where((ids_BT >= vocabulary)[..., None], picked_BTH.to(embedded_BTH), embedded_BTH)
 
 
 def config_of(model: Any) -> Any:
@@ -240,9 +244,10 @@ def config_of(model: Any) -> Any:
 
 
 def sizes(model: Any) -> tuple[int, int]:
-    """V and K."""
-    predictors = getattr(getattr(model, "module", model).config, "predictors", 0)
-    return config_of(model).vocab_size - predictors, predictors
+    """V and K. Models have more rows than their tokenizer has tokens (Qwen3: 151,936 and 151,669)."""
+    network = getattr(model, "module", model)
+    predictor_tokens = getattr(network, "predictor_tokens", None)
+    return config_of(model).vocab_size, 0 if predictor_tokens is None else len(predictor_tokens.weight)
 
 
 # ==== 4. Who sees whom in the second pass: prompt + step 1 + predictors + step 2, in one row ==========================
@@ -320,9 +325,10 @@ def attention_masks(config: Any, sees_PTT: Tensor, position_PT: Tensor) -> Tenso
 
 def language_model_pass(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Pass 1, ordinary fine-tuning: the *sum* of cross entropies over labelled tokens, and the logits (B, T, V)."""
-    vocabulary, _ = sizes(model)
-    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    logits_BTV = outputs.logits[..., :vocabulary]  # predictors are never written: they stay out of the softmax
+    outputs = model(
+        inputs_embeds=embed(model, batch["input_ids"]), attention_mask=batch["attention_mask"], use_cache=False
+    )
+    logits_BTV = outputs.logits
     scores = logits_BTV[:, :-1].float().flatten(0, 1)
     labels = batch["labels"][:, 1:].flatten()
     return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum"), logits_BTV
@@ -336,7 +342,7 @@ def views(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         return empty_PH, empty_PH
     rows = second_rows(batch, *sizes(model))
     outputs = model(
-        input_ids=rows["input_ids"],
+        inputs_embeds=embed(model, rows["input_ids"]),
         attention_mask=attention_masks(config, rows["sees"], rows["position_ids"]),
         position_ids=rows["position_ids"],  # models do not derive them from a mask of our own
         output_hidden_states=[-1],  # keep the last one only
@@ -380,7 +386,7 @@ class StepJEPATrainer(Trainer):
             raise ValueError(f"lbd and gamma must be numbers >= 0, and loss one of {', '.join(LOSSES)}")
         if self.args.remove_unused_columns:
             raise ValueError("set remove_unused_columns=False: Trainer would drop the steps from the data")
-        if lbd > 0 and not hasattr(getattr(self.model, "config", None), "predictors"):
+        if lbd > 0 and not hasattr(self.model, "predictor_tokens"):
             raise ValueError("the model has no predictors: call add_predictors(model, count) first (count may be 0)")
         if lbd > 0 and (self.label_smoother or self.compute_loss_func):
             raise ValueError("label_smoothing_factor and compute_loss_func have no meaning with lbd > 0")
@@ -427,8 +433,39 @@ class StepJEPATrainer(Trainer):
             self.logged, self.logged_steps = torch.zeros(2), 0
         super().log(logs, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A checkpoint: the model by itself, as plain transformers reads it, and the predictors beside it."""
+        super()._save(output_dir, state_dict)
+        save_predictors(self.accelerator.unwrap_model(self.model), output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_predictors(self.model, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_predictors(self.model, str(self.state.best_model_checkpoint))
+
 
 # ==== 7. Files and flags ==============================================================================================
+
+
+def save_predictors(model: Any, folder: str) -> None:
+    """Write `predictors.safetensors`, {"predictors": (K, H)}."""
+    if sizes(model)[1]:
+        rows_KH = model.predictor_tokens.weight.detach().cpu().clone()
+        save_file({"predictors": rows_KH}, str(Path(folder) / "predictors.safetensors"))
+
+
+@torch.no_grad()
+def load_predictors(model: Any, checkpoint: str) -> None:
+    """Take up the predictors of a checkpoint."""
+    if not sizes(model)[1]:
+        return
+    path = Path(checkpoint) / "predictors.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: earlier versions kept predictors in the vocabulary; begin a new run")
+    model.predictor_tokens.weight.copy_(load_file(path)["predictors"])
 
 
 def read_examples(path: Path, tokenizer: Any, max_length: int, skip_answer_step: bool = True) -> list[Example]:
@@ -539,7 +576,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     trainer.train()
     if trainer.is_world_process_zero():
-        save_without_predictors(trainer.accelerator.unwrap_model(trainer.model), str(options.output_dir))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(str(options.output_dir))
+        save_predictors(model, str(options.output_dir))
         tokenizer.save_pretrained(str(options.output_dir))
     return 0
 

@@ -62,6 +62,7 @@ def _representation(args: BenchmarkArguments) -> Representation:
 
 def _examples(representation: Representation, args: BenchmarkArguments) -> list[Example]:
     """Those that Step-JEPA finds a pair in. Raises UserError."""
+    assert args.train_file is not None
     data = representation.prepare(args.train_file)
     rows = PlannedRows(data.examples, representation.training_planner(data.examples))
     representation.check_attention(rows)

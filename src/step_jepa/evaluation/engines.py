@@ -12,7 +12,6 @@ from transformers import GenerationConfig, LogitsProcessor
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Engine, Prompt, SamplingParameters
 from step_jepa.models.builtin import resolve
-from step_jepa.models.predictors import predictor_ids
 
 
 class GumbelNoise(LogitsProcessor):
@@ -41,13 +40,12 @@ class GumbelNoise(LogitsProcessor):
 
 
 def transformers_engine(model: Any, tokenizer: Any, parameters: SamplingParameters) -> Engine:
-    """The model itself, in evaluation mode, on the device of the process; it never writes predictor tokens."""
+    """The model itself, in evaluation mode, on the device of the process."""
     config = GenerationConfig(
         do_sample=False,  # with GumbelNoise the likeliest token is a drawn one
         max_new_tokens=parameters.max_new_tokens,
         eos_token_id=parameters.stop_token_ids,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=predictor_ids(model) or None,
     )
     model = model.to(PartialState().device).eval()
 

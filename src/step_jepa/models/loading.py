@@ -1,14 +1,15 @@
-"""Loading: a model by name, folder or as a module, ready for training: predictor rows, perhaps LoRA; its tokenizer."""
+"""Loading: a model by name, folder or as a module, ready for training, perhaps with LoRA; its tokenizer."""
 
 import json
 import os
 from copy import deepcopy
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,7 +24,7 @@ from step_jepa.batches.views import PredictorHead
 from step_jepa.data.template import PLAIN_TEMPLATE
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
-from step_jepa.models.predictors import add_predictors, predictor_ids, vocabulary_modules
+from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
 
 
 def setup_model_and_tokenizer(
@@ -46,8 +47,8 @@ def setup_model_and_tokenizer(
         model: hub id, folder (plain, or an adapter's), "builtin:smollm2" (the weights in the demo extra),
             "builtin:chains" (the tokenizer of generated chains, for random weights), or a module.
         processing_class: the tokenizer; a model given by name has its own.
-        predictors: K >= 0 rows of predictor tokens to add; None where nothing is to be predicted.
-        train_predictors: whether LoRA trains them too.
+        predictors: K >= 0 predictor tokens to add; None where nothing is to be predicted.
+        train_predictors: whether they are trained beside an adapter too.
         predictor_head: "linear" adds the module `predictor_head`, (H, H), which starts as the identity.
         peft_config: of an adapter to add.
         quantization_config: of a model given by name.
@@ -76,10 +77,12 @@ def setup_model_and_tokenizer(
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
     _ensure_pad_token(tokenizer)
+    part_appended_rows(network)
+    if peft_config is not None:
+        network = _with_adapter(network, peft_config)
     if predictors is not None:
         add_predictors(network, tokenizer, predictors, folder, seed)
-    if peft_config is not None:
-        network = _with_adapter(network, peft_config, train_predictors=train_predictors)
+    _settle_predictors(network, trained=train_predictors)
     if predictor_head == "linear" and not hasattr(network, "predictor_head"):
         _add_predictor_head(network)
     return network, tokenizer
@@ -107,6 +110,8 @@ def _add_predictor_head(model: Any) -> None:
     width = model.config.get_text_config().hidden_size
     model.predictor_head = torch.nn.Linear(width, width, bias=False, device=model.device)
     torch.nn.init.eye_(model.predictor_head.weight)
+    if not isinstance(model, PeftModel):
+        save_beside(model, "predictor_head.weight")  # in the state of the JEPA term
 
 
 def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
@@ -144,20 +149,24 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
         options["quantization_config"] = quantization_config
     try:
         if Path(folder, "adapter_config.json").exists():
-            if json.loads(Path(folder, "adapter_config.json").read_text()).get("trainable_token_indices"):
-                raise UserError(f"{folder} is a checkpoint to resume from, not an export: give the run's output folder")
-            adapter = PeftModel.from_pretrained(
-                AutoModelForCausalLM.from_pretrained(
-                    PeftConfig.from_pretrained(folder).base_model_name_or_path, **options
-                ),
-                folder,
-            )
-            return adapter.merge_and_unload()
+            return _merged(folder, options)
         return AutoModelForCausalLM.from_pretrained(folder, **options)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _unavailable("model", folder, error) from None
+
+
+def _merged(folder: str, options: dict[str, Any]) -> Any:
+    """The base model of an adapter with the adapter merged in."""
+    base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path, **options)
+    tokens = json.loads(Path(folder, "adapter_config.json").read_text()).get("trainable_token_indices") or ()
+    by_module = tokens.values() if isinstance(tokens, dict) else (tokens,)
+    if any(max(ids, default=0) >= base_rows(base) for ids in by_module):  # predictor rows of an earlier version
+        raise UserError(f"{folder} is a checkpoint to resume from, not an export: give the run's output folder")
+    adapter = PeftModel.from_pretrained(base, folder)
+    _refuse_tied_ends(adapter)
+    return adapter.merge_and_unload()
 
 
 def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dict[str, Any], seed: int) -> Any:
@@ -187,31 +196,34 @@ def _changed(config: Any, overrides: dict[str, Any]) -> Any:
     return type(config).from_dict({**fields, **overrides})
 
 
-def _with_adapter(model: Any, peft_config: Any, *, train_predictors: bool) -> PeftModel:
+def _with_adapter(model: Any, peft_config: Any) -> PeftModel:
     if isinstance(model, PeftModel):
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
-    ids = predictor_ids(model)
-    if ids:
-        _refuse_adapted_vocabulary(model, peft_config)
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call]
-    peft_config = deepcopy(peft_config)
-    if ids and train_predictors:
-        # Frozen embeddings would leave the predictor tokens at their random start.
-        peft_config.trainable_token_indices = ids
     with library_refusals(ValueError, ImportError):
-        adapted: PeftModel = get_peft_model(model, peft_config)
+        adapted: PeftModel = get_peft_model(model, deepcopy(peft_config))
+    _refuse_tied_ends(adapted)
     return adapted
 
 
-def _refuse_adapted_vocabulary(model: Any, peft_config: Any) -> None:
-    """Raises UserError where the adapter changes the rows that the predictor tokens are part of."""
-    vocabulary = {name.rpartition(".")[2] for name in vocabulary_modules(model)}
-    # A field is None, a list of names, or a pattern that may hold a name.
-    adapted = (peft_config.target_modules or (), peft_config.modules_to_save or ())
-    named = any(name in modules for name, modules in product(vocabulary, adapted))
-    if named or peft_config.trainable_token_indices:
+def _refuse_tied_ends(model: PeftModel) -> None:
+    """Raises UserError where an adapter changes one end of tied embeddings, as merging it would change both."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if None in ends or not model.config.get_text_config().tie_word_embeddings:
+        return
+    adapted = [module for module in ends if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)]
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in adapted]
+    if names:
         raise UserError(
-            f"an adapter on {', '.join(sorted(vocabulary))} or on tokens cannot be parted from the predictor rows: "
-            "leave them out of peft_config, or use --predictors 0"
+            f"an adapter on {' and '.join(names)}, but the model's embeddings are tied: merged, it would change input "
+            f"and output alike: leave {' and '.join(names)} out of --lora_target_modules (peft_config)"
         )
+
+
+def _settle_predictors(model: Any, *, trained: bool) -> None:
+    """An adapter has frozen what is not its own, and perhaps wrapped the embeddings."""
+    hook_embeddings(model)
+    tokens = getattr(model, "predictor_tokens", None)
+    if tokens is not None and isinstance(model, PeftModel):
+        tokens.requires_grad_(trained)

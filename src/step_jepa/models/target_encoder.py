@@ -38,7 +38,7 @@ class TargetEncoder(nn.Module):
 
     @contextmanager
     def _in_place_of_trained(self, model: nn.Module) -> Iterator[None]:
-        """Its parameters in the model. (functional_call loses PEFT's token rows on tied models.)"""
+        """Its parameters in the model."""
         trained = dict(model.named_parameters())
         originals = {name: trained[name].data for name in self.names}
         try:

@@ -29,6 +29,7 @@ from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictors
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
@@ -350,8 +351,8 @@ class RepresentationTrainer(Trainer):
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Checkpoints stay whole, to be resumed; what is saved for use has the base model's rows (models/export.py)."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: nothing to cut
+        """Checkpoints are as they train, to be resumed; what is saved for use is merged (models/export.py)."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: no predictor tokens
         folder = output_dir or self.args.output_dir
         assert folder is not None
         if _internal_call or sharded:
@@ -360,6 +361,7 @@ class RepresentationTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
         if self.args.should_save:
+            save_predictors(self.accelerator.unwrap_model(self.model), folder)
             self.jepa.state.save(folder)
             save_options(self.args, folder)
             save_settings(folder, self.args, self.model, self._sources, self._data_counts)
@@ -368,11 +370,14 @@ class RepresentationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_resumed(self.args, resume_from_checkpoint)
+        check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_predictors(self.model, resume_from_checkpoint)
         self.jepa.state.resume(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        load_predictors(self.model, self.state.best_model_checkpoint)
         self.jepa.state.resume(str(self.state.best_model_checkpoint))
 
 

@@ -31,15 +31,26 @@ DIRECTIONS = 256  # of sigreg
 
 @register_check("predictor tokens", remedy="please report this, with the model's name")
 def check_predictors(context: VerificationContext) -> CheckResult:
-    """Right before step i + 1 hang K predictor tokens: new rows of the embedding, at the positions that follow step i,
-    seeing all up to there."""
+    """Right before step i + 1 hang K predictor tokens: rows of a parameter of their own, at the positions that follow
+    step i, seeing all up to there."""
     model, count = context.model, context.predictors
     ids = list(range(base_rows(model), base_rows(model) + count))
-    fine = predictor_ids(model) == ids and model.get_input_embeddings().weight.shape[0] == base_rows(model) + count
+    fine = predictor_ids(model) == ids and _embeds_their_rows(model, ids)
     for place, example in enumerate(context.rows.examples):
         row = context.rows[place]
         fine &= all(_predictors_follow_the_step(example, row, pair, ids) for pair in row.pairs)
     return CheckResult(fine, f"{pair_count(context.batch)} predicted views, {count} predictor tokens each")
+
+
+@torch.no_grad()
+def _embeds_their_rows(model: Any, ids: Sequence[int]) -> bool:
+    """Whether the input embeddings give the parameter's rows, on the scale that they give their own on."""
+    tokens = model.predictor_tokens
+    if not ids:
+        return tokens is None
+    embedded = model.get_input_embeddings()(torch.tensor(ids, device=model.device))
+    expected = (tokens.weight * tokens.scale).to(embedded)
+    return expected.shape == embedded.shape and torch.allclose(embedded, expected)
 
 
 def _predictors_follow_the_step(example: Example, row: Row, pair: Pair, ids: Sequence[int]) -> bool:
