@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -34,6 +34,7 @@ COMPAT = {
     "double_bos": "the chat template's text gets the tokenizer's own special tokens once more",
 }
 
+AttentionPath = Literal["parts", "dense"]
 _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
@@ -173,6 +174,21 @@ class RepresentationOptions(TurnOptions):
         standalone=True,
         of_training=True,
     )
+    attention: AttentionPath = option(
+        "parts",
+        help="parts: rows lie one after another without padding, and attention needs no mask of all their tokens. "
+        "dense: padded rows and a dense mask, which models that cannot take the other fall back to.",
+        group="Speed",
+        free_on_resume=True,
+        of_training=True,
+    )
+    padding: bool = option(
+        False,
+        help="Pad rows to the longest of the batch, as Trainer does.",
+        group="Speed",
+        free_on_resume=True,
+        of_training=True,
+    )
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -194,6 +210,13 @@ class RepresentationOptions(TurnOptions):
     def switches(self) -> set[str]:
         """Names in COMPAT that are on."""
         return set(COMPAT) if "llm_jepa" in self.compat else set(self.compat)
+
+    @property
+    def reason_to_pad(self) -> str | None:
+        """Why rows are padded whatever the model can take; None where they need not be."""
+        if self.padding:
+            return "--padding"
+        return "--attention dense" if self.attention == "dense" else None
 
     def setup_arguments(self) -> dict[str, Any]:
         """Those of `setup_model_and_tokenizer` that follow from these options."""
@@ -302,6 +325,12 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
                 raise UserError(f"{name} = {getattr(self, name)}: give JSON such as '{{\"name\": 1}}'")
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
+
+    @property
+    def reason_to_pad(self) -> str | None:
+        """Also what Trainer computes by itself from padded rows, and wrappers that flat batches were not tried with."""
+        others = ("label_smoothing_factor", "neftune_noise_alpha", "fsdp", "deepspeed", "torch_compile")
+        return super().reason_to_pad or next((f"--{name}" for name in others if getattr(self, name)), None)
 
     def setup_arguments(self) -> dict[str, Any]:
         overrides = self.config_overrides or {}
