@@ -120,12 +120,13 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("scaling", [None, 0.2])
-def test_attention_is_that_of_the_dense_mask(window, scaling):
+@pytest.mark.parametrize("one_call", [False, True])
+def test_attention_is_that_of_the_dense_mask(window, scaling, one_call):
     batch = FlatCollator()(awkward_rows())
     tokens = batch["input_ids"].shape[1]
     states = torch.randn(8, tokens, 4, generator=torch.Generator().manual_seed(0)).split([4, 2, 2])
     results = []
-    for parts in (None, Parts(batch)):
+    for parts in (None, Parts(batch, one_call=one_call)):
         query, key, value = (each[None].clone().requires_grad_() for each in states)
         mask = dense(batch, window) if parts is None else None
         options = {"scaling": scaling, "sliding_window": window}
@@ -231,11 +232,14 @@ def test_isolation_to_the_last_bit(name, tokenizer, records, tmp_path):
     assert not torch.equal(changed[batch["visible_length"][0] > 0], before[batch["visible_length"][0] > 0])
 
 
-def test_a_pass_backward_in_another_attention_fails_and_is_not_wrong(tokenizer, records, tmp_path):
+def test_a_pass_through_another_attention_fails_and_is_not_wrong(tokenizer, records, tmp_path):
     model = tiny_model()
     trainer = trainer_for(model, tokenizer, records, tmp_path)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    output = trainer.representation.forward(trainer.data_collator([trainer.train_dataset[0]]), model.train())
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        model(**trainer.representation.forward.inputs(batch))
+    output = trainer.representation.forward(batch, model.train())
     with pytest.raises(RuntimeError, match=r"size|shape|expand"):
         output.nll.sum().backward()
 

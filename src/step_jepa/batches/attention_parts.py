@@ -65,12 +65,14 @@ class Parts:
     windows           by layer, the sliding window that attention was called with
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, *, one_call: bool | None = None) -> None:
+        """Of `one_call` for the prefixed tokens of all rows, or a call for each row; by default the former on an
+        accelerator, where calls cost more than empty cells of a mask."""
         self.device = batch["input_ids"].device
         self.trunks: list[int] = batch["trunk_length"].tolist()
         self.isolated: list[int] = batch["isolated_length"].tolist()
         self.buckets, self.unpadded = _buckets(self.isolated, self.device)
-        self.prefixed = self._prefixed(batch)
+        self.prefixed = self._prefixed(batch, self.device.type != "cpu" if one_call is None else one_call)
         self.windows: dict[int, int | None] = {}
         self._bands: dict[tuple[int, int], Tensor] = {}
 
@@ -93,11 +95,10 @@ class Parts:
         ends = accumulate([*self.trunks, *self.isolated], initial=0)
         return torch.tensor(list(ends), dtype=torch.int32, device=self.device)
 
-    def _prefixed(self, batch: Batch) -> list[PrefixedTokens]:
-        """A call for each row; on an accelerator, where calls cost more than empty cells of a mask, one for all."""
+    def _prefixed(self, batch: Batch, one_call: bool) -> list[PrefixedTokens]:
         lengths, prefixes = batch["prefixed_length"].tolist(), batch["prefix_length"].tolist()
         rows = [row for row, length in enumerate(lengths) if length]
-        groups = [[row] for row in rows] if self.device.type == "cpu" else [rows] if rows else []
+        groups = [rows] if one_call and rows else [[row] for row in rows]
         trunk_starts = list(accumulate(self.trunks, initial=0))
         start = trunk_starts[-1] + sum(self.isolated)
         prefixed = []
@@ -131,12 +132,12 @@ def _buckets(lengths: list[int], device: torch.device) -> tuple[list[Tensor], Te
     starts = list(accumulate(lengths, initial=0))
     buckets, unpadded, before = [], torch.zeros(starts[-1], dtype=torch.long), 0
     for numbers in bucket_of.values():
-        length = torch.tensor([lengths[number] for number in numbers])[:, None]
+        counts = torch.tensor([lengths[number] for number in numbers])[:, None]
         start = torch.tensor([starts[number] for number in numbers])[:, None]
-        place = torch.arange(int(length.max()))
+        place = torch.arange(int(counts.max()))
         # Padding repeats the document's own last token: nothing of another one comes near it.
-        bucket = start + torch.minimum(place, length - 1)
-        filled = place < length
+        bucket = start + torch.minimum(place, counts - 1)
+        filled = place < counts
         unpadded[bucket[filled]] = before + torch.arange(bucket.numel()).view_as(bucket)[filled]
         before += bucket.numel()
         buckets.append(bucket.to(device))
