@@ -651,9 +651,11 @@ def test_lbd_auto_is_found_although_the_first_step_carries_no_pairs(tmp_path):
 )
 def test_only_rows_with_branches_need_a_model_that_takes_their_mask(tmp_path, monkeypatch, objective, needed):
     asked = []
-    monkeypatch.setattr("step_jepa.batches.attention.check", asked.append)
+    monkeypatch.setattr("step_jepa.batches.attention.check", lambda model, flat=False: asked.append(flat))
+    trainer_for(tmp_path, objective=objective, padding=True)
+    assert asked == [False] * needed
     trainer_for(tmp_path, objective=objective)
-    assert bool(asked) == needed
+    assert asked == [False] * needed + [True]  # flat batches ask it of every model: documents must not see each other
 
 
 def test_a_control_that_changes_nothing_is_counted(tmp_path, caplog):

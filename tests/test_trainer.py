@@ -47,7 +47,8 @@ def run(tokenizer, records, tmp_path, model=None, peft_config=None, **options):
 @pytest.mark.parametrize("options", [{"objective": "none"}, {"lbd": 0.0}])
 def test_without_a_jepa_term_training_is_trainers_own_bit_for_bit(tokenizer, records, tmp_path, options, accumulation):
     options = {**options, "gradient_accumulation_steps": accumulation}
-    ours = run(tokenizer, records, tmp_path, **{"lbd": 1.0, **options})
+    ours = run(tokenizer, records, tmp_path, **{"lbd": 1.0, "padding": True, **options})
+    flat = run(tokenizer, records, tmp_path, **{"lbd": 1.0, **options})
     rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in ours.train_dataset.examples]
     plain = Trainer(
         tiny_model(),
@@ -59,6 +60,9 @@ def test_without_a_jepa_term_training_is_trainers_own_bit_for_bit(tokenizer, rec
     )
     plain.train()
     assert history(ours) == history(plain)
+    assert history(flat) == pytest.approx(history(plain), rel=1e-6)
+    assert history(flat, "tokens_per_second")
+    assert [sorted(entry) for entry in flat.state.log_history] == [sorted(entry) for entry in ours.state.log_history]
     assert len(history(ours)) == 5
     assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True))
     assert ours.model.get_input_embeddings().weight.shape[0] == 264

@@ -1,9 +1,12 @@
-"""Rows -> one padded batch. Workers ship integers; the mask is made from them on the device (attention.py).
+"""Rows -> a batch, padded or flat. Workers ship integers; who sees whom is made from them on the device (attention.py).
 
-Axes: B rows, L tokens of a row, P pairs, R states that are read for views, S states of trajectories.
+Axes: B rows, L tokens of a padded row, T tokens of a flat batch, I isolated branches, P pairs, R states that are read
+for views, S states of trajectories.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK, Row
 
 PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
+TOKEN_COLUMNS = ("input_ids", "labels", "position_ids", "branch", "visible_length")
 PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
 READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
 STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
@@ -63,7 +67,8 @@ class BranchCollator:
         pair p, 2p + 1 the target) and its place. read_weight: float32 (R,), its weight in that view.
         state_row, state_column, state_problem, state_place: int64 (S,), of each state of the rows' trajectories the
         place in the batch, the example, and its place on the trajectory, from 0."""
-        return {**self._tokens(rows), **_pairs(rows), **_reads(rows), **_states(rows)}
+        places = [_Place(number, range(len(row.input_ids))) for number, row in enumerate(rows)]
+        return {**self._tokens(rows), **_pairs(rows, places), **_reads(rows, places), **_states(rows, places)}
 
     def _tokens(self, rows: list[Row]) -> Batch:
         if all(row.branch[-1] == TRUNK for row in rows):
@@ -77,38 +82,137 @@ class BranchCollator:
         }
 
 
-def _pairs(rows: list[Row]) -> Batch:
+@dataclass
+class FlatCollator:
+    """Rows -> one sequence of documents without padding: all trunks, then all isolated branches, then all branches that
+    see a prefix of their trunk. Positions begin anew in each.
+
+    views   whether pairs and trajectories are read from it
+    """
+
+    views: bool = True
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        """trunk_length: int64 (B,). isolated_length: int64 (I,), of each isolated branch.
+        prefixed_length: int64 (B,), tokens of each row's branches with a prefix; prefix_length: int64 (B,), of the
+        longest of these prefixes.
+        input_ids, labels, position_ids, branch, visible_length, token_row: int64 (1, T); token_row is the number of the
+        token's row.
+        The other columns as `BranchCollator` gives them, read_row and the like being 0."""
+        documents = _documents(rows)
+        batch = {**_document_lengths(rows, documents), **_flat_tokens(rows, documents)}
+        if not self.views:
+            return batch
+        places = _flat_places(rows, documents)
+        return {**batch, **_pairs(rows, places), **_reads(rows, places), **_states(rows, places)}
+
+
+@dataclass
+class _Place:
+    """Where a row's tokens are: row of the batch, and column of each."""
+
+    row: int
+    columns: Sequence[int]
+
+
+@dataclass
+class _Document:
+    """A trunk or a branch: number of its row, and its indices there."""
+
+    row: int
+    indices: slice
+    branch: int
+    visible_length: int
+
+    def __len__(self) -> int:
+        return self.indices.stop - self.indices.start
+
+    def kind(self) -> int:
+        """Trunk, isolated, with a prefix."""
+        if self.branch == TRUNK:
+            return 0
+        return 2 if self.visible_length else 1
+
+
+def _documents(rows: list[Row]) -> list[_Document]:
+    """In the order of a flat batch."""
+    documents = []
+    for number, row in enumerate(rows):
+        start = 0
+        for branch, tokens in groupby(row.branch):
+            stop = start + len(list(tokens))
+            documents.append(_Document(number, slice(start, stop), branch, row.visible_length[start]))
+            start = stop
+    return sorted(documents, key=_Document.kind)  # which keeps the order within a kind
+
+
+def _document_lengths(rows: list[Row], documents: list[_Document]) -> Batch:
+    prefixed, prefix = [0] * len(rows), [0] * len(rows)
+    for document in documents:
+        if document.visible_length:
+            prefixed[document.row] += len(document)
+            prefix[document.row] = max(prefix[document.row], document.visible_length)
+    columns = {
+        "trunk_length": [len(document) for document in documents if document.kind() == 0],
+        "isolated_length": [len(document) for document in documents if document.kind() == 1],
+        "prefixed_length": prefixed,
+        "prefix_length": prefix,
+    }
+    return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
+
+
+def _flat_tokens(rows: list[Row], documents: list[_Document]) -> Batch:
+    columns: dict[str, list[int]] = {name: [] for name in (*TOKEN_COLUMNS, "token_row")}
+    for document in documents:
+        for name in TOKEN_COLUMNS:
+            columns[name] += getattr(rows[document.row], name)[document.indices]
+        # Else the last token of the document before would have to predict it.
+        columns["labels"][-len(document)] = IGNORED
+        columns["token_row"] += [document.row] * len(document)
+    return {name: torch.tensor([values], dtype=torch.long) for name, values in columns.items()}
+
+
+def _flat_places(rows: list[Row], documents: list[_Document]) -> list[_Place]:
+    columns = [[0] * len(row.input_ids) for row in rows]
+    start = 0
+    for document in documents:
+        columns[document.row][document.indices] = range(start, start + len(document))
+        start += len(document)
+    return [_Place(0, each) for each in columns]
+
+
+def _pairs(rows: list[Row], places: list[_Place]) -> Batch:
     columns: dict[str, list[int]] = {name: [] for name in PAIR_COLUMNS}
-    for place, row in enumerate(rows):
+    for place, row in zip(places, rows, strict=True):
         for pair in row.pairs:
-            columns["pair_row"].append(place)
+            columns["pair_row"].append(place.row)
             columns["pair_objective"].append(pair.objective)
             columns["pair_problem"].append(row.problem)
             columns["pair_step"].append(pair.step)
     return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
 
 
-def _reads(rows: list[Row]) -> Batch:
+def _reads(rows: list[Row], places: list[_Place]) -> Batch:
     columns: dict[str, list[int]] = {"read_view": [], "read_row": [], "read_column": []}
     weights: list[float] = []
     view = 0
-    for place, row in enumerate(rows):
+    for place, row in zip(places, rows, strict=True):
         for pair in row.pairs:
             for states in (pair.predicted, pair.target):
                 columns["read_view"] += [view] * len(states)
-                columns["read_row"] += [place] * len(states)
-                columns["read_column"] += [index for index, _ in states]
+                columns["read_row"] += [place.row] * len(states)
+                columns["read_column"] += [place.columns[index] for index, _ in states]
                 weights += [weight for _, weight in states]
                 view += 1
     integers = {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
     return {**integers, "read_weight": torch.tensor(weights, dtype=torch.float32)}
 
 
-def _states(rows: list[Row]) -> Batch:
+def _states(rows: list[Row], places: list[_Place]) -> Batch:
     columns: dict[str, list[int]] = {name: [] for name in STATE_COLUMNS}
-    for place, row in enumerate(rows):
-        columns["state_row"] += [place] * len(row.trajectory)
-        columns["state_column"] += row.trajectory
+    for place, row in zip(places, rows, strict=True):
+        columns["state_row"] += [place.row] * len(row.trajectory)
+        columns["state_column"] += [place.columns[index] for index in row.trajectory]
         columns["state_problem"] += [row.problem] * len(row.trajectory)
         columns["state_place"] += range(len(row.trajectory))
     return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
@@ -130,6 +234,16 @@ def pair_count(batch: Batch) -> int:
     return len(batch["pair_row"])
 
 
+def is_flat(batch: Batch) -> bool:
+    """Whether it is one sequence of documents."""
+    return "trunk_length" in batch
+
+
+def row_count(batch: Batch) -> int:
+    """B."""
+    return len(batch["trunk_length"] if is_flat(batch) else batch["input_ids"])
+
+
 def tokens_read(batch: Batch) -> Tensor:
     """int64 (): how many tokens the model reads, without padding."""
     return (batch["branch"] >= 0).sum() if "branch" in batch else batch["attention_mask"].sum()
@@ -141,6 +255,11 @@ def without_branches(batch: Batch) -> Batch:
     if "branch" not in batch:
         return {**batch, **none}
     trunk = batch["branch"] == TRUNK
+    if is_flat(batch):
+        trunks = int(trunk.sum())  # which come first
+        cut = {name: batch[name][:, :trunks] for name in (*TOKEN_COLUMNS, "token_row")}
+        branches = {name: torch.zeros_like(batch[name]) for name in ("prefixed_length", "prefix_length")}
+        return {**batch, **cut, **branches, "isolated_length": batch["isolated_length"][:0], **none}
     length = int(trunk.sum(1).max())
     cut = {name: batch[name][:, :length] for name in ("input_ids", "labels")}  # branches have no labels
     return {**cut, "attention_mask": trunk[:, :length].long(), **none}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.collate import Batch, is_flat
 from step_jepa.batches.views import (
     Trajectories,
     Views,
@@ -36,7 +36,7 @@ class ForwardOutput:
     """What one forward pass gives.
 
     nll           (N,) at least float32, negative log-likelihood of each labelled token, in nats
-    token_row     (N,) int64, the row that the token is in
+    token_row     (N,) int64, the number of the row that the token is in, among those that the batch was made of
     views         of the batch's pairs; none where the batch has no place for them
     trajectories  states of the trunk at the ends of steps, where the batch asks for them
     """
@@ -52,7 +52,8 @@ def token_nll(model: nn.Module, batch: Batch, vocabulary: int, inputs: dict[str,
     of V tokens: the predictor tokens take no part in the softmax. Many are made in chunks, see `LMHead`."""
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
-    chosen, rows = labels[labelled], labelled.nonzero()[:, 0]
+    chosen = labels[labelled]
+    rows = batch["token_row"][labelled] if is_flat(batch) else labelled.nonzero()[:, 0]
     head = LMHead(getattr(model, "module", model), vocabulary)
     if head.takes(len(chosen)):
         out = model(logits_to_keep=_first(labelled), **_with_last_states(inputs, model))
@@ -78,12 +79,7 @@ def _with_last_states(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     """What the model is called with: ids, who sees whom, and where each token stands."""
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-    if "branch" not in batch:
-        return inputs | {"attention_mask": batch["attention_mask"]}
-    places = (batch["branch"], batch["visible_length"], batch["position_ids"])
-    mask = attention.attention_mask(model, *places)
-    return inputs | {"attention_mask": mask, "position_ids": batch["position_ids"]}
+    return {"input_ids": batch["input_ids"], "use_cache": False, **attention.attention_inputs(model, batch)}
 
 
 class Forward:
@@ -120,7 +116,8 @@ class Forward:
             batch: what a collator made, on the model's device.
             model: what is called in the model's place: a launcher's wrapper, whose hooks must run.
         """
-        nll, token_row, out = token_nll(model or self.model, batch, base_rows(self.model), self.inputs(batch))
+        with attention.reading(self.model, batch):
+            nll, token_row, out = token_nll(model or self.model, batch, base_rows(self.model), self.inputs(batch))
         if "read_view" not in batch:
             return ForwardOutput(nll, token_row, no_views(nll))
         states = out.hidden_states[self.layer]
@@ -133,7 +130,8 @@ class Forward:
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """(B, L, H): what views are read from."""
-        return self.model(logits_to_keep=1, **self.inputs(batch)).hidden_states[self.layer]
+        with attention.reading(self.model, batch):
+            return self.model(logits_to_keep=1, **self.inputs(batch)).hidden_states[self.layer]
 
     def training_views(self, views: Views, batch: Batch) -> Views:
         """The views that the loss is taken on: their targets are read as target encoder and control say."""
@@ -142,7 +140,8 @@ class Forward:
         if self.target_encoder is not None:
             some = torch.zeros_like(batch["labels"], dtype=torch.bool)
             some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
-            out = self.target_encoder(self.model, logits_to_keep=some, **self.inputs(batch))
+            with attention.reading(self.model, batch):
+                out = self.target_encoder(self.model, logits_to_keep=some, **self.inputs(batch))
             return replace(views, target=read_views(out.hidden_states[self.layer], batch).target)
         return replace(views, target=views.target.detach()) if self.detach_targets else views
 

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import Field, dataclass, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -46,6 +46,7 @@ COMPAT = {
     "double_bos": "the chat template's text gets the tokenizer's own special tokens once more",
 }
 
+AttentionPath = Literal["parts", "dense"]
 _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
@@ -191,6 +192,21 @@ class RepresentationOptions(TurnOptions):
         standalone=True,
         of_training=True,
     )
+    attention: AttentionPath = option(
+        "parts",
+        help="parts: rows lie one after another without padding, and attention needs no mask of all their tokens. "
+        "dense: padded rows and a dense mask, which models that cannot take the other fall back to.",
+        group="Speed",
+        free_on_resume=True,
+        of_training=True,
+    )
+    padding: bool = option(
+        False,
+        help="Pad rows to the longest of the batch, as Trainer does.",
+        group="Speed",
+        free_on_resume=True,
+        of_training=True,
+    )
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -212,6 +228,13 @@ class RepresentationOptions(TurnOptions):
     def switches(self) -> set[str]:
         """Names in COMPAT that are on."""
         return set(COMPAT) if "llm_jepa" in self.compat else set(self.compat)
+
+    @property
+    def reason_to_pad(self) -> str | None:
+        """Why rows are padded whatever the model can take; None where they need not be."""
+        if self.padding:
+            return "--padding"
+        return "--attention dense" if self.attention == "dense" else None
 
     def setup_arguments(self) -> dict[str, Any]:
         """Those of `setup_model_and_tokenizer` that follow from these options."""
@@ -330,6 +353,12 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
             raise UserError(f"seed = {self.seed}: give 0 to {MOST_SEED}")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise UserError("there is nothing to train: give --max_steps or --num_train_epochs more than 0")
+
+    @property
+    def reason_to_pad(self) -> str | None:
+        """Also what Trainer computes by itself from padded rows, and wrappers that flat batches were not tried with."""
+        others = ("label_smoothing_factor", "neftune_noise_alpha", "fsdp", "deepspeed", "torch_compile")
+        return super().reason_to_pad or next((f"--{name}" for name in others if getattr(self, name)), None)
 
     def setup_arguments(self) -> dict[str, Any]:
         overrides = self.config_overrides or {}

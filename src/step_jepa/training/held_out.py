@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from step_jepa.batches.collate import PlannedRows, to_device
+from step_jepa.batches.collate import PlannedRows, row_count, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.training import diagnostics
@@ -102,7 +102,7 @@ def held_out(representation: Representation, rows: PlannedRows, *, batch_size: i
     for batch in tqdm(loader, desc="held-out losses", leave=False, delay=2):
         moved = to_device(batch, device)
         output = representation.forward(moved)
-        sums.append(row_sums(output, len(moved["labels"])).cpu())
+        sums.append(row_sums(output, row_count(moved)).cpu())
         if representation.branching:
             parts.append(held_out_part(output, representation.jepa, global_step=0))
             negatives += int(representation.jepa.negatives(output.views).sum())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from step_jepa.batches.attention import reading
 from step_jepa.batches.collate import Batch
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.training.balance import gradient_norms
@@ -89,7 +90,8 @@ class Monitor(TrainerCallback):
         """Gradient norms of gamma * LM loss and of the JEPA loss, before lbd, on the first of these rows."""
         trainer, batch = self.trainer, self.batches()[0]
         forward, device = trainer.representation.forward, trainer.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout must not disturb training
+        fork = torch.random.fork_rng([device] if device.type == "cuda" else [])  # dropout must not disturb training
+        with fork, reading(trainer.model, batch):
             output = forward(batch)
             output = replace(output, views=forward.training_views(output.views, batch))
             lm, jepa, _ = trainer.means_of_batch(output)

@@ -1,10 +1,11 @@
 """A model with all that reads its views and takes losses on them: what a trainer trains, and what every other command
 that reads a view uses without a Trainer."""
 
+from functools import cached_property
 from typing import Any
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import BranchCollator, PlainCollator, PlannedRows
+from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator, PlannedRows
 from step_jepa.data.dataset import DataSource, PreparedData, load_and_prepare_dataset
 from step_jepa.data.tokens import Encoding, Example
 from step_jepa.losses.criterion import Criterion
@@ -71,8 +72,23 @@ class Representation:
         return bool(self.objectives)
 
     @property
-    def collator(self) -> PlainCollator | BranchCollator:
+    def flat(self) -> bool:
+        """Whether batches are flat and attention is in parts."""
+        return self.reason_to_pad is None
+
+    @cached_property
+    def reason_to_pad(self) -> str | None:
+        """Why rows are padded and attention is dense: an option that asks for it, or what the model is like."""
+        return self.options.reason_to_pad or attention.obstacle(self.model)
+
+    @property
+    def collator(self) -> FlatCollator | PlainCollator | BranchCollator:
         """What makes batches of rows."""
+        return FlatCollator(views=self.branching) if self.flat else self.padded_collator
+
+    @property
+    def padded_collator(self) -> PlainCollator | BranchCollator:
+        """What makes batches of padded rows, whose masks can be looked at."""
         pad_id = self.tokenizer.pad_token_id
         return BranchCollator(pad_id) if self.branching else PlainCollator(pad_id)
 
@@ -113,8 +129,10 @@ class Representation:
         return rows
 
     def check_attention(self, rows: PlannedRows) -> None:
-        """Raises UserError where the rows have branches and the model cannot take them."""
-        if self.branching and any(rows[index].branch[-1] != TRUNK for index in range(len(rows))):
+        """Raises UserError where the model cannot take flat batches, or the branches of padded rows."""
+        if self.flat:
+            attention.check(self.model, flat=True)
+        elif self.branching and any(rows[index].branch[-1] != TRUNK for index in range(len(rows))):
             attention.check(self.model)
 
     def _jepa_loss(self) -> JepaLoss:

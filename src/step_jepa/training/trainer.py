@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from step_jepa.batches.collate import Batch, PlannedRows, without_branches
+from step_jepa.batches.attention import reading
+from step_jepa.batches.collate import Batch, PlannedRows, row_count, tokens_read, without_branches
 from step_jepa.data.dataset import DataSource, PreparedData
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError, library_refusals
@@ -97,7 +98,7 @@ class RepresentationTrainer(Trainer):
         self.args, self.model = args, model
         self.representation = Representation(model, tokenizer, args, seed=args.seed)
         train_rows, eval_rows = self._training_rows(train_dataset), self._evaluation_rows(eval_dataset)
-        if self.branching or "undivided_loss" in args.switches:
+        if self.divides_loss or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
@@ -134,6 +135,8 @@ class RepresentationTrainer(Trainer):
         if self.args.should_log:
             if self.branching and self.args.control != "none":
                 logger.info("control %s: %s", self.args.control, CONTROL_MEANINGS[self.args.control])
+            if reason := self.representation.reason_to_pad:
+                logger.info("rows are padded and attention is dense: %s", reason)
             for name in sorted(self.args.switches):
                 logger.info("compat %s: %s", name, COMPAT[name])
 
@@ -141,6 +144,11 @@ class RepresentationTrainer(Trainer):
     def branching(self) -> bool:
         """Whether there is a JEPA term."""
         return self.representation.branching
+
+    @property
+    def divides_loss(self) -> bool:
+        """Whether the loss is divided here by what the step has of tokens and pairs, and not by `Trainer`."""
+        return self.branching or self.representation.flat
 
     @property
     def jepa(self) -> JepaLoss:
@@ -226,22 +234,30 @@ class RepresentationTrainer(Trainer):
         if self.branching:
             if Random(f"{self.args.seed} jepa_ratio {self.state.global_step}").random() >= self.args.jepa_ratio:
                 batches = [without_branches(batch) for batch in batches]
-            self._count_step(batches, device)
             # Not found while there was no pair: it is measured again in the next step.
             due = self.state.global_step % EVERY == 0 or not self.jepa.state.lbd
             self._measure_balance = self.args.lbd == "auto" and bool(due)
+        if self.divides_loss:
+            self._count_step(batches, device)
         return batches, items
 
     def _count_step(self, batches: list[Batch], device: torch.device) -> None:
         """What the step's losses are means over: a plain mean over each micro-batch would weigh them unequally."""
         tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-        objectives = torch.cat([batch["pair_objective"] for batch in batches]).to(device)
-        pairs = torch.bincount(objectives, minlength=len(self.jepa.terms))
+        pairs = torch.zeros(len(self.jepa.terms), dtype=torch.long, device=device)
+        if self.branching:
+            objectives = torch.cat([batch["pair_objective"] for batch in batches]).to(device)
+            pairs = torch.bincount(objectives, minlength=len(self.jepa.terms))
         counts = torch.cat([torch.tensor([tokens], device=device), pairs])
         counts = self.accelerator.reduce(counts, "sum").clamp(min=1)
         self._step_tokens, self._step_pairs = counts[0], counts[1:]
 
     # Loss
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward, both with the batch's kind of attention: checkpointed layers run in both."""
+        with reading(self.model, inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def means(self, output: ForwardOutput, tokens: Tensor | int, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """gamma * LM loss over so many tokens, JEPA loss over so many pairs of each objective, distances (P,)."""
@@ -259,8 +275,12 @@ class RepresentationTrainer(Trainer):
         """This micro-batch's part of the step's loss. Without branches it is `Trainer`'s own."""
         undivided = "undivided_loss" in self.args.switches
         if not self.branching and not undivided:
-            self.sums.count_tokens(inputs["attention_mask"].sum())
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self.sums.count_tokens(tokens_read(inputs))
+            if not self.representation.flat:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            nll = self.representation.forward(inputs, model).nll
+            loss = nll.sum() / self._step_tokens * self.accelerator.num_processes
+            return (loss, {"loss": loss}) if return_outputs else loss
         output = self.representation.forward(inputs, model)
         if self.branching:
             output = replace(output, views=self.representation.forward.training_views(output.views, inputs))
@@ -322,7 +342,7 @@ class RepresentationTrainer(Trainer):
             output = self.representation.forward(inputs, model)
             if self.branching:
                 self._held_out.append(held_out_part(output, self.jepa, self.state.global_step))
-        return output.nll.mean(), row_sums(output, len(inputs["labels"])), None
+        return output.nll.mean(), row_sums(output, row_count(inputs)), None
 
     def evaluation_loop(
         self,

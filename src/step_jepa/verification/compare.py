@@ -210,7 +210,7 @@ def _batches(
     batches = []
     for start in range(0, len(rows), batch_size):
         stop = min(start + batch_size, len(rows))
-        adapted_batch = representation.collator([rows[place] for place in range(start, stop)])
+        adapted_batch = representation.padded_collator([rows[place] for place in range(start, stop)])
         standalone_batch = standalone.collate(list(examples[start:stop]), pad_id)
         batches.append(BatchPair(start, to_device(adapted_batch, device), to_device(standalone_batch, device)))
     return batches

@@ -139,7 +139,7 @@ class VerificationContext:
     def batch(self) -> Batch:
         """The chosen rows as one batch, on the model's device."""
         rows = [self.rows[place] for place in range(len(self.rows))]
-        return to_device(self.representation.collator(rows), self.model.device)
+        return to_device(self.representation.padded_collator(rows), self.model.device)
 
     @cached_property
     def pair_rounds(self) -> list[list[int]]:
