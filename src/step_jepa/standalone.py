@@ -224,8 +224,7 @@ def add_predictors(model: Any, count: int, seed: int = 0) -> None:
 def embed(model: Any, ids_BT: Tensor) -> Tensor:
     """(B, T, H): what the model's own embedding makes of ids below V, and the predictors in place of those above.
 
-    The predictors are picked from at every place, and then mostly not taken: so every pass uses them, also on a rank
-    of DDP that has no pair.
+    A predictor is picked at every place, and mostly not taken: so every pass uses every parameter, as DDP expects.
     """
     network, (vocabulary, predictors) = getattr(model, "module", model), sizes(model)
     embedding = network.get_input_embeddings()
