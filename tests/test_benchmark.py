@@ -63,6 +63,16 @@ def test_against_trl(model_folder, rows, capsys):
     assert result["sft"]["token_ratio"] == result["sft"]["tokens"] / result["trl"]["padded_tokens"]
 
 
+def test_trl_without_its_defaults(model_folder, rows, capsys):
+    pytest.importorskip("trl")
+    options = ["--model_name", model_folder, "--train_file", rows, *QUICK, "--memory", "no", "--trl_defaults", "no"]
+    assert code("benchmark", *options, "--against", "trl", "--variants", "one_pass_all") == 0
+    table = capsys.readouterr().out
+    assert "x trl" in table
+    assert "one_pass_all" in table
+    assert "trl_defaults" not in table
+
+
 def test_the_arms_take_the_same_loss_of_the_same_tokens(model_folder, rows):
     """Like for like: TRL's step and ours without a JEPA term start from the same loss."""
     pytest.importorskip("trl")

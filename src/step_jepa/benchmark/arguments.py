@@ -32,7 +32,10 @@ class BenchmarkArguments:
     against: Literal["sft", "trl"] = option(
         "sft",
         help="sft: forward and backward of our own plain fine-tuning. trl: whole training steps of TRL's SFTTrainer, "
-        "once like for like and once with its own defaults; sft and one_pass_* are measured against it.",
+        "like for like, and with its own defaults; sft and one_pass_* are measured against it.",
+    )
+    trl_defaults: bool = option(
+        True, help="With --against trl: also with its own defaults. On many CPUs its bfloat16 takes minutes a step."
     )
     lengths: str | None = option(
         None,

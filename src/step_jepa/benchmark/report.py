@@ -29,12 +29,12 @@ def print_passes(result: Figures) -> None:
 
 
 def print_steps(result: Figures, baseline: str, length: int | None) -> None:
-    """Training steps."""
+    """Training steps. The token ratio is of an arm's tokens to the baseline's with padding."""
     of_length = "" if length is None else f" of {length} tokens each"
     table = Table(title=f"training steps on the same rows{of_length}")
-    titles = ("seconds", f"x {baseline}", f"tokens, x {baseline}'s padded", "tokens", "with padding", "peak MB")
-    for column in ("", *titles):
-        table.add_column(column, justify="right" if column else "left")
+    table.add_column("", no_wrap=True)
+    for column in ("seconds", f"x {baseline}", "token ratio", "tokens", "padded", "peak MB"):
+        table.add_column(column, justify="right")
     for name, figures in result.items():
         table.add_row(
             name,

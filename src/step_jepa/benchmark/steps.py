@@ -5,9 +5,10 @@ All arms share one model and one optimiser, so that a machine holds them once, a
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ TRL: dict[str, dict[str, Any]] = {
     "trl": {"activation_checkpointing": False, "bf16": False, "packing": False},
     "trl_defaults": {},
 }
+
+SPARE = 8  # so many times the rows that are measured are read: some have no pair
 
 
 class StepMeasurement(NamedTuple):
@@ -80,8 +83,9 @@ class Bench:
         if length is not None:
             return of_length(self.tokenizer, length, count * self.args.batch_size, self.args.seed)
         assert self.args.train_file is not None  # the arguments see to it
-        data = load_and_prepare_dataset(self.args.train_file, self.tokenizer, max_length=self.args.max_length)
-        return batches_of(with_pairs(data, self.args.batch_size, self.args.train_file), count, self.args.batch_size)
+        file, size, limit = self.args.train_file, self.args.batch_size, SPARE * count * self.args.batch_size
+        data = load_and_prepare_dataset(file, self.tokenizer, max_length=self.args.max_length, limit=limit)
+        return batches_of(with_pairs(data, size, f"{file} (its first {limit} records)"), count, size)
 
     def arm(self, name: str, examples: list[Example]) -> "Arm":
         """The trainer of this name, on these rows."""
@@ -190,7 +194,9 @@ def arms_of(args: BenchmarkArguments) -> list[str]:
     ours = [name for name in OURS if name in args.variants]
     if not ours:
         raise UserError(f"--variants: whole training steps are measured of {', '.join(OURS)}: give some of them")
-    return [*TRL, *ours] if args.against == "trl" else list(dict.fromkeys(["sft", *ours]))
+    if args.against == "sft":
+        return list(dict.fromkeys(["sft", *ours]))
+    return [name for name in (*TRL, *ours) if name != "trl_defaults" or args.trl_defaults]
 
 
 def measure(bench: Bench, names: Sequence[str], length: int | None) -> dict[str, list[StepMeasurement]]:
@@ -198,17 +204,20 @@ def measure(bench: Bench, names: Sequence[str], length: int | None) -> dict[str,
     examples = bench.examples(length, bench.args.repeats + 1)
     arms = {name: bench.arm(name, examples) for name in names}
     measurements: dict[str, list[StepMeasurement]] = {name: [] for name in names}
-    for repeat in tqdm(range(-1, bench.args.repeats), desc="measuring", leave=False):
-        for name in _there_and_back(names, repeat):
+    rounds = range(-1, bench.args.repeats)
+    with tqdm(total=len(rounds) * len(names), leave=False) as bar:
+        for repeat, name in chain.from_iterable(_round(names, repeat) for repeat in rounds):
+            bar.set_description(f"measuring {name}")
             measured = arms[name].step()
             if repeat >= 0:
                 measurements[name].append(measured)
+            bar.update()
     return measurements
 
 
-def _there_and_back(names: Sequence[str], repeat: int) -> Iterable[str]:
-    """The other way round every second time: what drifts while it is measured hits all alike."""
-    return reversed(names) if repeat % 2 else names
+def _round(names: Sequence[str], repeat: int) -> list[tuple[int, str]]:
+    """One step of each arm, the other way round every second time: what drifts meanwhile hits all alike."""
+    return [(repeat, name) for name in (reversed(names) if repeat % 2 else names)]
 
 
 def figures(measurements: dict[str, list[StepMeasurement]], name: str, baseline: str) -> dict[str, float | None]:
