@@ -39,6 +39,9 @@ class Copier(torch.nn.Module):
     def get_input_embeddings(self):
         return self.embeddings
 
+    def get_output_embeddings(self):
+        return None  # its logits come from no head
+
     def forward(self, input_ids, attention_mask, position_ids, logits_to_keep, use_cache):
         logits = torch.zeros(*input_ids.shape, VOCABULARY)
         for row, place in logits_to_keep.nonzero().tolist():

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -345,6 +346,30 @@ def test_1_x_4_is_4_x_1(loss, tmp_path):
         for name in ("loss", "lm_loss", "jepa_loss", "grad_norm"):
             assert accumulated[name] == pytest.approx(whole[name], rel=1e-4), name
         assert whole["loss"] == pytest.approx(0.7 * whole["lm_loss"] + 0.5 * whole["jepa_loss"], rel=1e-5)
+
+
+PROCESS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_standalone import EXAMPLES, StepJEPATrainer, tiny_model, train
+first, second, unpaired, third = EXAMPLES
+trainer = train(StepJEPATrainer, tiny_model(predictors=1), {out!r}, [first, unpaired, second, third, unpaired, unpaired],
+    lbd=0.5, train_sampling_strategy="sequential", per_device_train_batch_size={size}, optim="sgd")
+if trainer.is_world_process_zero():
+    json.dump(trainer.state.log_history, open({out!r} + ".json", "w"))
+"""
+
+
+def test_two_processes_are_one_where_a_rank_has_no_pair(tmp_path):
+    logs = []
+    for size, launcher in (2, []), (1, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
+        script.write_text(PROCESS.format(tests=str(Path(__file__).parent), out=str(out), size=size))
+        subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=120)
+        logs.append(json.loads(out.with_suffix(".json").read_text()))
+    for name in ("loss", "lm_loss", "jepa_loss", "grad_norm"):
+        expected, logged = ([entry[name] for entry in log if name in entry] for log in logs)
+        assert logged == pytest.approx(expected, rel=1e-5), name
 
 
 def test_logged_terms_are_the_means_and_evaluation_counts_for_itself(tmp_path):

@@ -393,6 +393,8 @@ class StepJEPATrainer(Trainer):
         # Our loss is divided by the counts of the whole optimisation step, so Trainer must not divide it again by the
         # number of micro-batches. None lets Trainer decide, as it does for its own loss.
         self.loss_is_scaled_for_ga = True if lbd > 0 else None
+        # DDP would broadcast buffers before every pass, and a rank whose batch has no pair makes one pass fewer.
+        self.accelerator.ddp_handler.broadcast_buffers = False
         self.step_counts: Tensor | None = None  # labelled tokens and pairs of this optimisation step, all ranks
         self.logged, self.logged_steps = torch.zeros(2), 0  # this rank's L_LM and L_JEPA since the last log
 

@@ -48,9 +48,9 @@ def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
     if args.neftune_noise_alpha:
         yield "neftune_noise_alpha would put noise on isolated views: leave it out"
     if args.fsdp:
-        yield "FSDP cannot export without the predictor rows: use DDP, or objective none"
+        yield "FSDP does not yet go with a JEPA loss: use DDP, or objective none"
     if args.deepspeed:
-        yield "DeepSpeed cannot export without the predictor rows: use DDP, or objective none"
+        yield "DeepSpeed does not yet go with a JEPA loss: use DDP, or objective none"
     if args.target_encoder == "ema" and adapter and not args.keep_adapter:
         yield "--target_encoder ema of an adapter is lost when the adapter is merged on save: add --keep_adapter"
     if args.predictor_head == "linear" and not any(OBJECTIVES[name].predicts for name, _ in args.objectives):
