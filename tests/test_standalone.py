@@ -353,7 +353,8 @@ import json, sys
 sys.path.insert(0, {tests!r})
 from test_standalone import EXAMPLES, StepJEPATrainer, tiny_model, train
 first, second, unpaired, third = EXAMPLES
-trainer = train(StepJEPATrainer, tiny_model(predictors=1), {out!r}, [first, unpaired, second, third, unpaired, unpaired],
+examples = [first, unpaired, second, third, unpaired, unpaired]
+trainer = train(StepJEPATrainer, tiny_model(predictors=1), {out!r}, examples,
     lbd=0.5, train_sampling_strategy="sequential", per_device_train_batch_size={size}, optim="sgd")
 if trainer.is_world_process_zero():
     json.dump(trainer.state.log_history, open({out!r} + ".json", "w"))
