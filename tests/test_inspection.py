@@ -112,7 +112,7 @@ def dense(rows):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
 def test_cells_are_those_that_the_trainer_gives_its_model(name, folders, train_file, inspect, tmp_path):
-    options = {"output_dir": str(tmp_path), "pairs": "all", "predictors": 2, **QUIET, **IN_ORDER}
+    options = {"output_dir": str(tmp_path), "pairs": "all", "predictors": 2, "attention": "dense", **QUIET, **IN_ORDER}
     given_masks = received(StepJEPARepresentationTrainer(folders[name], StepJEPAConfig(**options), train_file))
     assert len(given_masks) == 10
     for index, given_mask in enumerate(given_masks[:8]):

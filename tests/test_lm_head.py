@@ -199,12 +199,13 @@ def test_a_frozen_head_has_no_gradient(small_chunks, monkeypatch):
 
 
 PEAK = """
-import json, resource, sys
+import json, sys
 import psutil
 import torch
 from types import SimpleNamespace
 from torch import nn
 import torch.nn.functional as F
+from step_jepa.benchmark.memory import ResidentSet
 from step_jepa.models.lm_head import LMHead
 
 torch.set_num_threads(1)
@@ -214,15 +215,15 @@ module = nn.Linear(width, vocabulary, bias=False)
 config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
 head = LMHead(SimpleNamespace(config=config, get_output_embeddings=lambda: module), vocabulary)
 states, labels = torch.randn(count, width, requires_grad=True), torch.randint(0, vocabulary, (count,))
-before = psutil.Process().memory_info().rss / 1024
-if sys.argv[1] == "whole":
-    nll = F.cross_entropy(module(states)[..., :vocabulary].float(), labels, reduction="none")
-else:
-    assert head.takes(count)
-    nll = head.nll(states, labels)
-nll.mean().backward()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([(after - before) / 1024, float(nll.detach().mean()), float(states.grad.norm())]))
+before, resident = psutil.Process().memory_info().rss, ResidentSet()
+with resident.watched():
+    if sys.argv[1] == "whole":
+        nll = F.cross_entropy(module(states)[..., :vocabulary].float(), labels, reduction="none")
+    else:
+        assert head.takes(count)
+        nll = head.nll(states, labels)
+    nll.mean().backward()
+print(json.dumps([(resident.largest - before) / 2**20, float(nll.detach().mean()), float(states.grad.norm())]))
 """
 
 
