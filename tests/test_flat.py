@@ -137,28 +137,53 @@ def test_attention_is_that_of_the_dense_mask(window, scaling, one_call):
         torch.testing.assert_close(by_parts, by_mask, rtol=1e-5, atol=1e-5)
 
 
+def varlen(query, key, value, ends, _, longest, __, *, window_size, scale, enable_gqa):
+    """What the kernel does, in loops."""
+    assert ends.dtype == torch.int32
+    assert longest == ends.diff().max()
+    outputs = []
+    for start, stop in zip(ends.tolist(), ends.tolist()[1:], strict=False):
+        place = torch.arange(stop - start)
+        behind = place[:, None] - place
+        mask = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else 10**9))
+        piece = [states[start:stop].transpose(0, 1)[None] for states in (query, key, value)]
+        options = {"attn_mask": mask, "scale": scale, "enable_gqa": enable_gqa}
+        outputs.append(F.scaled_dot_product_attention(*piece, **options)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
 def test_a_varlen_kernel_is_told_where_documents_end(monkeypatch):
     batch = FlatCollator()(awkward_rows())
     parts, (query, key, value) = Parts(batch), torch.randn(3, 1, 2, batch["input_ids"].shape[1], 4)
-
-    def kernel(query, key, value, ends, _, longest, __, *, window_size, scale, enable_gqa):
-        assert longest == 150
-        assert ends.dtype == torch.int32
-        outputs = []
-        for start, stop in zip(ends.tolist(), ends.tolist()[1:], strict=False):
-            place = torch.arange(stop - start)
-            behind = place[:, None] - place
-            mask = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else 10**9))
-            piece = [states[start:stop].transpose(0, 1) for states in (query, key, value)]
-            outputs.append(F.scaled_dot_product_attention(*piece, attn_mask=mask, scale=scale).transpose(0, 1))
-        return torch.cat(outputs)
-
-    monkeypatch.setattr(attention_parts, "varlen_attn", kernel)
+    monkeypatch.setattr(attention_parts, "varlen_attn", varlen)
     for window in (None, 7):
         layer = attention_parts.Attention(parts, window, {"scale": None, "enable_gqa": False})
         causal = sum(parts.trunks) + sum(parts.isolated)
         expected = layer(query, key, value)[:, :causal]
         torch.testing.assert_close(layer._by_varlen(query, key, value), expected, rtol=1e-5, atol=1e-6)
+
+
+def without_backward(*states, **options):
+    return varlen(*states, **options).detach()
+
+
+def one_document(query, key, value, ends, *more, **options):
+    ends = ends[[0, -1]]
+    return varlen(query, key, value, ends, ends, ends[-1], ends[-1], **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "serves"),
+    [(varlen, True), (None, False), (torch.nn.attention.varlen.varlen_attn, False)]
+    + [(without_backward, False), (one_document, False)],
+)
+def test_a_varlen_kernel_is_tried_before_it_is_used(kernel, serves, monkeypatch):
+    """torch's own runs on no CPU."""
+    monkeypatch.setattr(attention_parts, "varlen_attn", kernel)
+    attention_parts.varlen_serves.cache_clear()
+    with torch.no_grad():  # as in evaluation, which may be the first to ask
+        assert attention_parts.varlen_serves(torch.device("cpu"), torch.bfloat16, 16) is serves
+    attention_parts.varlen_serves.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ Axes: T tokens of the flat batch, H heads, D width of a head, I tokens of isolat
 the token that it may see.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from step_jepa.batches.collate import Batch
 from step_jepa.rows.branches import TRUNK
+
+logger = logging.getLogger(__name__)
 
 NAME = "step_jepa_parts"
 SHORT, PADDED_TO = 8, 128  # isolated branches are padded to a common length up to the latter, longer ones are not
@@ -187,7 +190,7 @@ class Attention:
         """(1, H, T, D) -> (1, T, H, D)."""
         # One split each: as many slices would each fill a gradient of all T tokens with zeros.
         pieces = [states.split(self.parts.lengths, dim=2) for states in (query, key, value)]
-        if varlen_attn is not None and query.is_cuda and query.dtype in VARLEN_DTYPES:
+        if query.is_cuda and query.dtype in VARLEN_DTYPES and varlen_serves(query.device, query.dtype, query.shape[3]):
             outputs = [self._by_varlen(query, key, value)]
         else:
             outputs = self._by_document(pieces)
@@ -239,6 +242,44 @@ class Attention:
             query, key, value, ends, ends, longest, longest, window_size=window, **self.options
         )
         return output[None]
+
+
+@lru_cache
+def varlen_serves(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the varlen kernel runs here for heads of this width, and agrees with sdpa, forwards and backwards. Builds
+    and devices without flash attention have the function too, and it was never run on most of them."""
+    if varlen_attn is None:
+        return False
+    ends = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
+    values = torch.arange(8 * 4 * width, device=device).sin().view(8, 4, width)
+
+    def results(attend: Attend, dtype: torch.dtype) -> list[Tensor]:
+        states = values.to(dtype).requires_grad_()
+        output = attend(states, states[:, :2], states[:, 2:])
+        (gradient,) = torch.autograd.grad(output.float().square().sum(), states)
+        return [output.detach().float(), gradient.float()]
+
+    def by_varlen(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output: Tensor = varlen_attn(
+            query, key, value, ends, ends, 5, 5, window_size=(-1, 0), scale=None, enable_gqa=True
+        )
+        return output
+
+    def by_sdpa(*states: Tensor) -> Tensor:
+        documents = zip(*(each.transpose(0, 1)[None].split([3, 5], dim=2) for each in states), strict=True)
+        outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in documents]
+        return torch.cat(outputs, dim=2)[0].transpose(0, 1)
+
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            pairs = zip(results(by_varlen, dtype), results(by_sdpa, torch.float32), strict=True)
+            serves = all(bool((ours - exact).norm() <= 0.03 * exact.norm()) for ours, exact in pairs)
+    except (RuntimeError, ValueError) as error:
+        logger.info("varlen attention does not run here (%s): documents are read one by one", str(error).split("\n")[0])
+        return False
+    if not serves:
+        logger.warning("varlen attention is not what sdpa gives on this device: documents are read one by one")
+    return serves
 
 
 def _refuse(module: Any, dropout: float, kwargs: dict[str, Any]) -> None:
