@@ -11,6 +11,7 @@ from conftest import ARCHITECTURES, tiny_model
 from test_branches import EXAMPLE, pair_table, planned, read_table
 from test_one_pass import trainer_for
 from test_trainer import history, run
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from step_jepa.batches import attention_parts
@@ -335,6 +336,12 @@ def test_models_that_cannot_take_flat_batches(monkeypatch):
     strange = tiny_model("gemma3")
     strange.config.layer_types = ["chunked_attention", "full_attention"]
     assert obstacle(strange) == "it has layers of type chunked_attention"
+    gpt2 = GPT2Config(vocab_size=264, n_embd=32, n_layer=2, n_head=2)
+    assert obstacle(AutoModelForCausalLM.from_config(gpt2)) == "it has attention dropout"
+    gpt2.attn_pdrop = 0.0
+    assert obstacle(AutoModelForCausalLM.from_config(gpt2)) is None
+    mamba = MambaConfig(vocab_size=264, hidden_size=32, num_hidden_layers=2, state_size=4)
+    assert "eager" in obstacle(AutoModelForCausalLM.from_config(mamba))
     router = tiny_model()
     router.config.output_router_logits = True
     assert obstacle(router) == "its routers have a loss of their own"

@@ -94,8 +94,8 @@ def obstacle(model: Any) -> str | None:
         return f"it has layers of type {', '.join(sorted(strange))}"
     if "position_ids" not in inspect.signature(_unwrapped(model).forward).parameters:
         return "it takes no position ids"
-    if getattr(config, "attention_dropout", 0.0):
-        return "it has attention dropout"
+    if any("att" in name and "drop" in name and value for name, value in config.to_dict().items()):
+        return "it has attention dropout"  # attention_dropout; attn_pdrop in GPT-2; and whatever others call it
     if getattr(config, "output_router_logits", False):
         return "its routers have a loss of their own"
     if not _goes_through_the_interface(_unwrapped(model)):
