@@ -19,7 +19,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
@@ -34,17 +34,20 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictors
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.controls import CONTROL_MEANINGS
+from step_jepa.run_files import examples_digest
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
+from step_jepa.training.checkpoints import check_complete, check_resumed
 from step_jepa.training.compute import floating_point_ops, shorten
-from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
+from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.monitor import Monitor
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
-from step_jepa.training.run_metadata import named, save_settings
-from step_jepa.training.validation import check_negatives, validate
+from step_jepa.training.run_metadata import named, save_settings, settings_of
+from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.validation import check_negatives, check_row_count, validate
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,7 @@ class RepresentationTrainer(Trainer):
         sources = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
         self._data_counts: dict[str, int] = {}
+        self._data_digest: str | None = None
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
@@ -104,7 +108,7 @@ class RepresentationTrainer(Trainer):
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
-        every_step = [_EveryStep(self, train_rows)] if train_rows else []
+        every_step = [FiniteNumbers(), _EveryStep(self, train_rows)] if train_rows else []
         with library_refusals(ValueError, RuntimeError, ImportError):
             super().__init__(
                 model=model,
@@ -165,6 +169,8 @@ class RepresentationTrainer(Trainer):
         prepared = self._prepared(data)
         rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
         self.representation.check_attention(rows)
+        check_row_count(self.args, len(rows))
+        self._data_digest = examples_digest(rows.examples)
         pairs = self._check_training_rows(rows) if self.branching else 0
         self._data_counts = {
             "examples": len(rows),
@@ -239,6 +245,14 @@ class RepresentationTrainer(Trainer):
     ) -> dict[str, float]:
         """Held-out figures, of the eval_dataset of the trainer or of other records."""
         return super().evaluate(self._evaluation_rows(eval_dataset), ignore_keys, metric_key_prefix)
+
+    def predict(  # type: ignore[override]  # the library's takes no records
+        self, test_dataset: DataSource, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """The same figures of other records; `predictions` float32 (N, 2): of each, the sum of its tokens' nll, and
+        their number."""
+        rows: Any = self._evaluation_rows(test_dataset)
+        return super().predict(rows, ignore_keys, metric_key_prefix)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -399,12 +413,16 @@ class RepresentationTrainer(Trainer):
             save_predictors(self.accelerator.unwrap_model(self.model), folder)
             self.jepa.state.save(folder)
             save_options(self.args, folder)
-            save_settings(folder, self.args, self.model, self._sources, self._data_counts)
+            save_settings(folder, self._settings())
             if self.train_dataset is not None:
                 save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
 
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_resumed(self.args, resume_from_checkpoint)
+        check_complete(resume_from_checkpoint)
+        check_resumed(self.args, self._settings(), resume_from_checkpoint)
         check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
