@@ -92,15 +92,20 @@ def peft_config(args: TrainArguments) -> LoraConfig | None:
     """The adapter that the arguments ask for. Raises UserError."""
     if not args.lora:
         return None
-    modules = ",".join(args.lora_target_modules).split(",")
     with library_refusals(ValueError):
         return LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
-            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            target_modules=modules_to_adapt(args.lora_target_modules),
             task_type="CAUSAL_LM",
         )
+
+
+def modules_to_adapt(names: list[str]) -> str | list[str]:
+    """What --lora_target_modules means to PEFT."""
+    modules = ",".join(names).split(",")
+    return "all-linear" if modules == ["all-linear"] else modules
 
 
 def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:

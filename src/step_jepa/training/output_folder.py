@@ -15,7 +15,8 @@ from step_jepa.run_files import LOCK_FILE, ROWS_FILE, RUN_FILE
 from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
 
 WRITTEN = (TRAINER_STATE_NAME, RUN_FILE, ROWS_FILE)  # into the output folder, beside the export
-FULL = re.compile(r"No space left|Disk quota exceeded|os error 28|PytorchStreamWriter failed writing")
+# How Python, safetensors and torch.save say that a disk is full
+FULL = re.compile(r"No space left|Disk quota exceeded|os error 28|inline_container|iostream error")
 
 
 def check_output_dir(folder: Path, model: str, *, overwrite: bool, resume: bool) -> None:
@@ -48,18 +49,17 @@ def enough_room(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not FULL.search(f"{getattr(error, 'strerror', '')} {error}"):
+        if not FULL.search(str(error)):
             raise
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        written = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
         free = shutil.disk_usage(folder).free / 1e9
-        raise UserError(
-            f"no room to write {getattr(error, 'filename', None) or folder} ({free:.1f} GB free): make room, then "
-            + _room_needed(folder)
-        ) from error
+        raise UserError(f"no room to write {written}, {free:.2f} GB are left: {_way_on(folder)}") from error
 
 
-def _room_needed(folder: Path) -> str:
+def _way_on(folder: Path) -> str:
     last = last_checkpoint(checkpoints_in(folder))
     if last is None:
-        return "begin anew with --overwrite: there is no complete checkpoint"
+        return "make room, or give another --output_dir; there is no complete checkpoint"
     size = sum(path.stat().st_size for path in Path(last).rglob("*")) / 1e9
-    return f"--resume_from_checkpoint True goes on from {last} (a checkpoint takes {size:.1f} GB)"
+    return f"make room ({size:.2f} GB a checkpoint), then --resume_from_checkpoint True goes on from {last}"
