@@ -261,11 +261,10 @@ def _way_on(args: Any) -> str:
 def save(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
     """The model, its tokenizer, the options, and at last the trainer's state, which says that the export is whole."""
     folder = Path(str(config.output_dir))
-    if trainer.is_world_process_zero():
-        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
     if args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         model = trainer.accelerator.unwrap_model(trainer.model)
         export(model, trainer.processing_class, folder, keep_adapter=config.keep_adapter)
         trainer.save_run(folder)
@@ -307,8 +306,10 @@ class StandaloneTrainer(standalone.StepJEPATrainer):
         save_settings(folder, self.settings)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        self.save_run(output_dir or str(self.args.output_dir))
+        folder = output_dir or str(self.args.output_dir)
+        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
+        super()._save(folder, state_dict)
+        self.save_run(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_complete(resume_from_checkpoint)

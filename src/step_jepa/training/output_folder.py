@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
@@ -48,18 +47,22 @@ def enough_room(folder: Path) -> Iterator[None]:
     """Raises UserError where the disk is full, whichever way a library says so."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # every library has its own
         if not FULL.search(str(error)):
             raise
         files = [path for path in folder.rglob("*") if path.is_file()]
         written = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
-        free = shutil.disk_usage(folder).free / 1e9
-        raise UserError(f"no room to write {written}, {free:.2f} GB are left: {_way_on(folder)}") from error
+        free = shutil.disk_usage(folder).free
+        raise UserError(f"no room to write {written}, {_megabytes(free)} are left: {_way_on(folder)}") from error
 
 
 def _way_on(folder: Path) -> str:
     last = last_checkpoint(checkpoints_in(folder))
     if last is None:
         return "make room, or give another --output_dir; there is no complete checkpoint"
-    size = sum(path.stat().st_size for path in Path(last).rglob("*")) / 1e9
-    return f"make room ({size:.2f} GB a checkpoint), then --resume_from_checkpoint True goes on from {last}"
+    size = _megabytes(sum(path.stat().st_size for path in Path(last).rglob("*")))
+    return f"make room ({size} a checkpoint), then --resume_from_checkpoint True goes on from {last}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

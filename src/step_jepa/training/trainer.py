@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -404,6 +406,7 @@ class RepresentationTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: no predictor tokens
         folder = output_dir or self.args.output_dir
         assert folder is not None
+        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
         if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
