@@ -307,9 +307,10 @@ class StandaloneTrainer(standalone.StepJEPATrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = output_dir or str(self.args.output_dir)
-        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
-        super()._save(folder, state_dict)
-        self.save_run(folder)
+        if self.args.should_save:
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
+            super()._save(folder, state_dict)
+            self.save_run(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_complete(resume_from_checkpoint)

@@ -406,7 +406,8 @@ class RepresentationTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: no predictor tokens
         folder = output_dir or self.args.output_dir
         assert folder is not None
-        Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
+        if self.args.should_save:
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
         if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
