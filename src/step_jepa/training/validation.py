@@ -87,8 +87,10 @@ def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> No
     single = all(max(counts, default=0) <= 1 for counts in pairs_of_examples)
     if min(args.per_device_train_batch_size * args.world_size, len(pairs_of_examples[0])) == 1:
         if single:
-            raise UserError(f"--loss {args.loss} has no negatives with one pair in a batch: use more, or --pairs all")
+            raise UserError(
+                f"--loss {args.loss} has no negatives with one pair in a batch: use a larger one, or --pairs all"
+            )
         if args.negatives == "others":
-            raise UserError("--negatives others has none with one example in a batch: use more")
+            raise UserError("--negatives others has none with one example in a batch: use a larger one")
     if single and args.negatives == "same":
         raise UserError("--negatives same needs several pairs of an example: use --objective step_jepa --pairs all")
