@@ -8,7 +8,8 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_jepa.data.steps import answer_step, final_answer, part_thinking, split, strip_annotations, wrap_thinking
+from step_jepa.data.steps import answer_step, final_answer, split, strip_annotations
+from step_jepa.data.thinking import part_thinking, wrap_thinking
 
 GSM8K = SHARED / "gsm8k" / "train.jsonl"
 MARKERS = {

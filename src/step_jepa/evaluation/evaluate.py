@@ -135,7 +135,7 @@ def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if args.engine == "vllm":
         require_vllm(args.model_name)
-    records = list(read_records(args.test_file, max_examples=args.limit))
+    records = list(read_records(args.test_file, max_examples=args.limit, for_evaluation=True))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
     return records
