@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from step_jepa.data.conversations import REASONING
 from step_jepa.data.markup import says_something
 from step_jepa.data.records import RawRecord, ReadArguments, Rejected, column, required_text, short_answer
 from step_jepa.data.steps import boxes, final_answer, stated_answer
+from step_jepa.data.turns import REASONING
 
 QUESTION = ("question", "problem", "query", "prompt", "instruction", "input")
 CONTEXT = ("body", "passage", "context")  # stands before the question
@@ -33,12 +33,21 @@ SOLUTION = (
 )
 EITHER = ("solution", "answer", "ground_truth_solution")  # a solution or a truth, by what it holds
 TRUTH = (
-    *("truth", "ground_truth", "ground_truth_answer", "expected_answer", "final_answer", "reference_answer", "gt_answer"),
+    *(
+        "truth",
+        "ground_truth",
+        "ground_truth_answer",
+        "expected_answer",
+        "final_answer",
+        "reference_answer",
+        "gt_answer",
+    ),
     *("gold_answer", "gt_ans", "answer_number", "target", "reward_model.ground_truth", "correct", "answer", "solution"),
     "ground_truth_solution",
 )
 # What says whether a solution is right; only what is known to mean yes is learned from.
-VERDICTS = ("is_correct", "correct", "final_answer_correct", "solution_is_valid", "problem_is_valid")
+VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid")
+SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there
 _YES = ("yes", "true", "1", "1.0")
 
 _LATEX = re.compile(r"\\(?:text|mathrm|textbf|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
@@ -93,9 +102,9 @@ def _is_empty(value: Any) -> bool:
 
 def refuse_wrong(columns: Columns) -> None:
     """Raises Rejected for a record that says of its problem or its solution that it is wrong."""
-    for name in VERDICTS:
+    for name in (*VERDICTS, *SWITCHES):
         key = columns.find([name])
-        if key is None or (name == "correct" and not isinstance(columns.value(key), bool)):  # AQuA's is a letter
+        if key is None or (name in SWITCHES and not isinstance(columns.value(key), bool)):
             continue
         verdict = columns.take(key, "verdict")
         if str(verdict).lower() not in _YES:
@@ -174,6 +183,8 @@ def truth_of(columns: Columns) -> str | None:
 
 def _truth(columns: Columns, key: str) -> str | None:
     value = columns.value(key)
+    if key.lower() in EITHER and key.lower() != "answer" and not isinstance(value, str | int | float):
+        return None  # several solutions are no truth, but no fault either
     if key.lower() == "final_answer" and isinstance(value, list) and len(value) == 1:  # OlympiadBench's
         value = value[0]
     is_text = isinstance(value, str) and not is_result(value)

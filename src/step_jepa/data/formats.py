@@ -20,7 +20,6 @@ from step_jepa.data.columns import (
     solution_of,
     truth_of,
 )
-from step_jepa.data.conversations import REASONING, TURNS, is_turns, required_messages, thinking_beside
 from step_jepa.data.records import (
     NOT_USED,
     Answer,
@@ -42,6 +41,7 @@ from step_jepa.data.records import (
     without_annotations,
 )
 from step_jepa.data.steps import final_answer, stated_answer
+from step_jepa.data.turns import REASONING, TURNS, is_turns, required_messages, thinking_beside
 
 EARLIER_TURNS = "with earlier assistant turns: steps are those of the last"
 SYSTEM_ADDED = "system turn added (--system_prompt)"
@@ -143,7 +143,9 @@ def _read_columns(raw: RawRecord, args: ReadArguments) -> Reading:
 def _problem(reader: _Reader, context: list[Message]) -> Record:
     truth = truth_of(reader.columns)
     if truth is None:
-        key = next((key for key in (*SOLUTION, *EITHER, *TRUTH) if reader.columns.raw.get(key) is not None), "a solution")
+        key = next(
+            (key for key in (*SOLUTION, *EITHER, *TRUTH) if reader.columns.raw.get(key) is not None), "a solution"
+        )
         raise Rejected(f"{key} is missing, empty or not text")
     return make_problem(context, truth)
 
@@ -226,14 +228,19 @@ def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record | Reading:
     """Our own output; what follows from steps and messages is worked out anew, the messages stay as they are."""
     turns, steps = required_messages(raw, "messages"), required_texts(raw, "steps")
     truth = short_answer(raw, "answer")
+    *context, last = turns
+    if not steps and truth is not None and last["role"] == "user":
+        return make_problem(turns, truth)
     if not steps:
         return _read_messages({key: value for key, value in raw.items() if key != "steps"}, args)
-    *context, last = turns
     if last["role"] != "assistant":
         raise Rejected(f"last turn is not the assistant's: {last['role']}")
     _check_steps(required_text(last, "content"), steps)
-    record = {**make_record(context, Answer(last["content"], steps), truth), "messages": turns}
-    return record if raw.get("tools") is None else {**record, "tools": _tools(raw["tools"])}
+    record = make_record(context, Answer(last["content"], steps), truth)
+    record["messages"] = turns
+    if raw.get("tools") is not None:
+        record["tools"] = _tools(raw["tools"])
+    return record
 
 
 def _check_steps(text: str, steps: list[str]) -> None:
@@ -311,7 +318,9 @@ def _chosen_completion(step: Any, number: int) -> str:
     if isinstance(completion, dict) and (chosen is None or completion.get("rating") == 1):
         return required_text(completion, "text")
     rating = completion.get("rating") if isinstance(completion, dict) else None
-    raise Rejected(f"a step that is not known to be right: step {number} (counted from 0) is rated {rating}; right is 1")
+    raise Rejected(
+        f"a step that is not known to be right: step {number} (counted from 0) is rated {rating}; right is 1"
+    )
 
 
 _STEP_TAG = "\u043a\u0438"  # Math-Shepherd's, at the end of each step

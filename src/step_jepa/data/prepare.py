@@ -29,7 +29,6 @@ from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.run_files import write_whole
 
-
 NO_SOLUTION = "for evaluation only: a truth, but no solution"
 NO_TRUTH = "without a known answer (evaluate counts them apart)"
 REJECT_KEYS = ["line", "reason", "record"]
@@ -132,7 +131,6 @@ class _Sorting:
         table.add_row("steps per example (min / median / max)", f"{min(counts)} / {median(counts):g} / {max(counts)}")
         table.add_row("answers of one step (no pair to learn from)", str(counts.count(1)))
         return table
-
 
     def _noted(self) -> dict[str, int]:
         """What is said of how many records; columns that are unused equally often stand together."""

@@ -353,7 +353,7 @@ def cut_into_steps(text: str, args: ReadArguments, reasoning: str = "") -> Answe
     if not thinking:
         return Answer(answer, steps)
     if args.keep_thinking:
-        return Answer(f"<think>\n{thinking}\n</think>\n\n{answer}", [*wrap_thinking(thoughts), *steps])
+        return Answer(f"<think>\n{thinking.lstrip()}\n</think>\n\n{answer}", [*wrap_thinking(thoughts), *steps])
     return Answer(f"{thinking}\n\n{answer}", [*thoughts, *steps])
 
 

@@ -48,8 +48,8 @@ def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
     first of markers, paragraphs and lines that finds two steps. Formulas, environments, code, tables and items of lists
     stay whole, and markup alone, such as a rule, joins its neighbour.
     The final answer ("#### N", "# Answer" over it, or a last line with a `\boxed{}`) is always a step of its own, with
-    the "The answer is: N" under it. Other steps of fewer than `min_words` whitespace-separated words join the step after
-    them, or the one before if they are the last.
+    the "The answer is: N" under it. Other steps of fewer than `min_words` whitespace-separated words join the step
+    after them, or the one before if they are the last.
     """
     undivided = Whole(displays(text))
     answer = _answer_start(text, undivided)

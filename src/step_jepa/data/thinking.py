@@ -42,7 +42,7 @@ def wrap_thinking(steps: list[str]) -> list[str]:
 
 
 def trimmed(text: str) -> str:
-    """Without the whitespace around it; where all lines are indented, as code can be, the first keeps its indentation."""
+    """Without the whitespace around it; where all lines are indented, as in code, the first keeps its indentation."""
     lines = [line for line in text.split("\n") if line.strip()]
     is_block = len(lines) > 1 and all(line.startswith(("  ", "\t")) for line in lines)
     return _EMPTY_LINES.sub("", text).rstrip() if is_block else text.strip()

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import PreparedData
-from step_jepa.data.records import has_solution
 from step_jepa.errors import UserError
 from step_jepa.run_files import VIEWS_FILE
 from step_jepa.training.config import StepJEPAOptions
@@ -51,8 +50,7 @@ def model_figures(
 
     Args:
         model: hub id, folder, or module (then with `processing_class`).
-        records: conversations with steps; problems without a solution have no part in the figures, which are None and
-            without views where there is no other record.
+        records: conversations with steps.
         options: which views are read and how, see `training.config.heldout_options`.
         processing_class: the tokenizer of a module.
         batch_size: examples that are read at once; a contrastive loss depends on it.
@@ -61,16 +59,18 @@ def model_figures(
     Raises:
         UserError: for records that cannot be used.
     """
-    records = [record for record in records if has_solution(record)]
-    if not records:
-        nothing, no_index = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
-        views = Views(nothing, nothing, no_index, no_index, no_index)
-        return ModelFigures(dict.fromkeys(HELDOUT), views, PreparedData([], cut=0, left_out=0))
     representation = Representation.load(model, options, seed=seed, processing_class=processing_class)
     data = representation.prepare(records)
     result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
     figures = {"lm_loss": result.lm_loss, **result.figures}
     return ModelFigures({name: figures.get(name) for name in HELDOUT}, result.views.of(0), data)
+
+
+def no_figures() -> ModelFigures:
+    """Those where no record has a solution."""
+    nothing, no_index = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+    views = Views(nothing, nothing, no_index, no_index, no_index)
+    return ModelFigures(dict.fromkeys(HELDOUT), views, PreparedData([], cut=0, left_out=0))
 
 
 def check_weights(model: nn.Module, name: str) -> None:

@@ -42,7 +42,7 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise Rejected(f"{where}: {_WANTED}")
     names = _NAMES if "role" not in turn and "from" in turn else {}
-    message = {names.get(key, key): value for key, value in turn.items() if value is not None}
+    message: Message = {str(names.get(key, key)): value for key, value in turn.items() if value is not None}
     content = message.get("content", "" if message.get("tool_calls") else None)
     message["content"] = _joined(content, where) if isinstance(content, list) else content
     if not isinstance(message.get("role"), str) or not isinstance(message["content"], str):
@@ -53,7 +53,7 @@ def _message(turn: Any, where: str) -> Message:
 
 def _joined(parts: list[Any], where: str) -> str:
     """The text of a content that is given in parts. Raises Rejected for a picture or a sound."""
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise Rejected(f"{where}, holds a part that is not text: {_WANTED}")
     return "".join(texts)
