@@ -310,7 +310,7 @@ def test_columns_that_the_user_names(tmp_path, capsys):
     assert code(*command, "--columns", *columns, "--explain") == 0
     said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "the first record: format solution" in said
-    assert "question question solution solution truth truth" in said
+    assert "task.text question worked solution outcome truth" in said
     assert "level not used" in said
     assert f'-> steps ["{ONE}", ' in said
     assert "system turn added (--system_prompt) 2" in said

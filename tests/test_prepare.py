@@ -142,7 +142,7 @@ def test_only_a_result_is_for_evaluation_alone(fields, truth):
 def test_a_result_is_a_solution_where_the_user_says_so():
     regex = {"question": "2 + 2?", "answer": "~((dog.*[0-9].*){3,})"}
     record = to_record(regex, ReadArguments(columns=["solution=answer"]))
-    assert (record["steps"], record["answer"]) == (["~((dog.*[0-9].*){3,})"], None)
+    assert (record["steps"], record["answer"]) == ([regex["answer"]], regex["answer"])
 
 
 @pytest.mark.parametrize("label", [1, True, 1.0, "+", "GOOD", "good", "Good"])

@@ -155,12 +155,12 @@ def test_the_answer_with_what_belongs_to_it(text, steps):
 
 def test_sentences():
     text = (
-        "He pays $3.50 for 1.5 kg, i.e. too much. Dr. No has 2.  Let $x = 2. Then$ it is 4! See \\(a. B\\). 1. First\n"
+        "He pays $3.50 for 1.5 kg, i.e. too much. Dr. Wu has 2.  Let $x = 2. Then$ it is 4! See \\(a. B\\). 1. First\n"
         "goes on. 2. Second.\n\n- An item. Its end.\n\nNo stop\n\nSo \\boxed{4}. Yes."
     )
     assert split(text, "sentences") == [
         "He pays $3.50 for 1.5 kg, i.e. too much.",
-        "Dr. No has 2.",
+        "Dr. Wu has 2.",
         "Let $x = 2. Then$ it is 4!",
         "See \\(a. B\\).",
         "1. First\ngoes on.",

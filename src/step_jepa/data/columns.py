@@ -62,11 +62,11 @@ class Columns:
     used: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._keys = {key.lower(): key for key in reversed(self.raw)}
+        self._held = {key.lower(): key for key in reversed(list(_filled(self.raw)))}
 
     def find(self, names: Iterable[str]) -> str | None:
         """The key of the first name that holds something."""
-        return next(self._held(names), None)
+        return next((self._held[name] for name in names if name in self._held), None)
 
     def value(self, key: str) -> Any:
         """What stands under the key."""
@@ -88,16 +88,14 @@ class Columns:
         """Those that hold something and are not used."""
         return [key for key, value in self.raw.items() if key not in self.used and value not in (None, "", [], {})]
 
-    def _held(self, names: Iterable[str]) -> Iterator[str]:
-        for name in names:
-            outer, _, inner = name.partition(".")
-            key = ".".join([self._keys.get(outer, outer), *([inner] if inner else [])])
-            if not _is_empty(self.value(key)):
-                yield key
 
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
+def _filled(raw: RawRecord) -> Iterator[str]:
+    """The keys that hold something, and those of objects inside."""
+    for key, value in raw.items():
+        if value not in (None, [], {}) and not (isinstance(value, str) and not value.strip()):
+            yield key
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in value if value[inner] is not None)
 
 
 def refuse_wrong(columns: Columns) -> None:

@@ -16,6 +16,7 @@ from step_jepa.data.columns import (
     THINKING,
     TRUTH,
     Columns,
+    is_result,
     refuse_wrong,
     solution_of,
     truth_of,
@@ -158,9 +159,10 @@ def _solved(reader: _Reader, context: list[Message], thinking: str | None, solut
         context, text, thoughts = [*context, *more], last["content"], thinking_beside(last)
     else:
         text, thoughts = _text(reader, solution), columns.take_text(thinking, "thinking") if thinking else ""
-    truth = truth_of(columns)
-    answer = reader.cut(text, thoughts)
-    return make_record(context, answer, truth or stated_answer(answer.content), _without_thinking(last))
+    truth = truth_of(columns) or stated_answer(text)
+    if truth is None and is_result(text):
+        truth = short_answer({solution: text}, solution)
+    return make_record(context, reader.cut(text, thoughts), truth, _without_thinking(last))
 
 
 def _text(reader: _Reader, key: str) -> str:

@@ -147,9 +147,11 @@ def _explain(raw: Any, args: PrepareArguments) -> None:
     parsed = parsed_record(raw, args)
     name = args.format or format_of(parsed)
     reading = to_reading(raw, replace(args, for_evaluation=True))
-    table = Table("column", "is read as", title=Text(f"the first record: format {name}"))
+    table = Table("column", "is read as", title=Text(f"the first record: format {name}"), min_width=40)
+    theirs = dict(args.renamed_columns)
+    unnamed = "not used" if reading.roles else "what its format takes from it"
     for key in parsed:
-        table.add_row(Text(key), Text(reading.roles.get(key, "not used" if reading.roles else f"format {name} knows")))
+        table.add_row(Text(theirs.get(key, key)), Text(reading.roles.get(key, unnamed)))
     for key in ("question", "steps", "answer"):
         table.add_row(Text(f"-> {key}"), Text(_line(reading[key]).strip()))
     Console().print(table)

@@ -7,6 +7,7 @@ and reads its records with what stands under "For readers" below.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Number
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
@@ -77,7 +78,12 @@ class RecordFormat:
 
     def fits(self, keys: set[str]) -> bool:
         """Whether a record that has these keys is one."""
-        return all(not keys.isdisjoint(key.split("|")) for key in self.keys)
+        return all(not keys.isdisjoint(_alternatives(key)) for key in self.keys)
+
+
+@cache
+def _alternatives(key: str) -> list[str]:
+    return key.split("|")
 
 
 _FORMATS: dict[str, RecordFormat] = {}
@@ -228,14 +234,20 @@ def plain(value: Any) -> Any:
 
 
 def _renamed(raw: RawRecord, args: ReadArguments) -> RawRecord:
-    pairs = args.renamed_columns
-    taken = {name for pair in pairs for name in pair}
-    renamed = {key: value for key, value in raw.items() if key not in taken}
-    for ours, theirs in pairs:
+    renamed = dict(raw)
+    for ours, theirs in args.renamed_columns:
         if column(raw, theirs) is None:
             raise Rejected(f"column {theirs} (--columns) is missing or empty: keys {', '.join(raw)}")
-        renamed[ours] = column(raw, theirs)
-    return renamed
+        _remove(renamed, theirs)
+        _remove(renamed, ours)
+    return renamed | {ours: column(raw, theirs) for ours, theirs in args.renamed_columns}
+
+
+def _remove(raw: RawRecord, name: str) -> None:
+    outer, _, inner = name.partition(".")
+    if name not in raw and isinstance(raw.get(outer), Mapping):
+        raw[outer] = {key: value for key, value in raw[outer].items() if key != inner}
+    raw.pop(name, None)
 
 
 def format_of(raw: RawRecord) -> str:
@@ -349,9 +361,10 @@ def cut_into_steps(text: str, args: ReadArguments, reasoning: str = "") -> Answe
         thinking, answer = part_thinking(text, reasoning)
     except ValueError as error:
         raise Rejected(str(error)) from error
-    thoughts, steps = (split(part, args.split_by, args.min_step_tokens) for part in (thinking, answer))
+    steps = split(answer, args.split_by, args.min_step_tokens)
     if not thinking:
         return Answer(answer, steps)
+    thoughts = split(thinking, args.split_by, args.min_step_tokens)
     if args.keep_thinking:
         return Answer(f"<think>\n{thinking.lstrip()}\n</think>\n\n{answer}", [*wrap_thinking(thoughts), *steps])
     return Answer(f"{thinking}\n\n{answer}", [*thoughts, *steps])

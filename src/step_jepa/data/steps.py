@@ -25,7 +25,7 @@ _MARKER = re.compile(
 _TITLE = re.compile(r"\s*(?:\#.*|.*:(?:\*\*|__)?|(?:[0-9]+[.)]\s*)?\*\*[^*\n]+\*\*)\s*")
 _INDENTED_OR_NUMBERED = re.compile(r"\s|[0-9]+[.)]")
 _BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
-_ANSWER_IS = r"(?:(?:so|thus|hence|therefore),?[ ])?(?:the[ ])?(?:final[ ])?answer[ ]is:?[ ]*(?P<answer>\S[^\n]*)"
+_ANSWER_IS = r"(?:(?:so|thus|hence|therefore),?[ ])?(?:the[ ])?(?:final[ ])?answer[ ]is:?[ ]*(?P<answer>[^\s:][^\n]*)"
 _LAST_WORDS = re.compile(rf"(?:^|(?<=[\s.])){_ANSWER_IS}\s*\Z", re.IGNORECASE | re.MULTILINE)
 _REST = re.compile(rf"[^\n]*+(?:\s*\n[^\S\n]*{_ANSWER_IS})?[\W_]*+", re.IGNORECASE)  # of an answer, from its first line
 _HEADED = re.compile(r"^\# Answer[^\S\n]*\n\s*(?P<answer>\S[^\n]*)\s*\Z", re.MULTILINE)
@@ -125,9 +125,9 @@ def _line_cuts(body: _Body) -> list[int]:
 
 def _sentence_cuts(body: _Body) -> list[int]:
     ends = {sentence["end_index"] for sentence in get_sentence_boundaries("en", body.text)}
-    cuts = sorted({*_paragraph_cuts(body), *body.whole.outside(ends)} - {len(body.text)})
-    sentences = zip([0, *cuts], Whole(inline_formulas(body.text)).outside(cuts), strict=False)
-    return [cut for start, cut in sentences if not _LONE_MARKER.fullmatch(body.text, start, cut)]
+    formulas = Whole(inline_formulas(body.text))
+    cuts = sorted({*_paragraph_cuts(body), *formulas.outside(body.whole.outside(ends))} - {len(body.text)})
+    return [cut for start, cut in pairwise([0, *cuts]) if not _LONE_MARKER.fullmatch(body.text, start, cut)]
 
 
 def _marker_cuts(body: _Body) -> list[int]:
