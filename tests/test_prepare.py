@@ -101,6 +101,8 @@ def test_other_formats(raw, context, content, steps, answer):
 @pytest.mark.parametrize(
     ("fields", "steps", "answer"),
     [
+        ({"answer": "#### 14"}, ["#### 14"], "14"),
+        ({"solution": "$\\boxed{14}$"}, ["$\\boxed{14}$"], "14"),
         ({"answer": "It is 14."}, ["It is 14."], None),  # a sentence may be all that is learned, and is no truth
         ({"answer": "14", "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
         ({"answer": 14, "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
@@ -122,7 +124,6 @@ def test_a_bare_answer_is_the_truth(fields, steps, answer):
         ({"answer": 14}, "14"),
         ({"answer": " $1,200 "}, "1200"),
         ({"answer": "14", "solution": "14"}, "14"),
-        ({"solution": "$\\boxed{14}$"}, "14"),
         ({"solution": "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"}, "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
         ({"answer": "x = 5 or x = -3"}, "x = 5 or x = -3"),
         ({"answer": "5 square feet"}, "5 square feet"),

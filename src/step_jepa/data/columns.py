@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from step_jepa.data.markup import says_something
 from step_jepa.data.records import RawRecord, ReadArguments, Rejected, column, required_text, short_answer
-from step_jepa.data.steps import boxes, final_answer, stated_answer
+from step_jepa.data.steps import final_answer, stated_answer
 from step_jepa.data.turns import REASONING
 
 QUESTION = ("question", "problem", "query", "prompt", "instruction", "input")
@@ -146,24 +145,16 @@ def _is_shorter(answer: Any, solution: Any) -> bool:
 
 
 def is_result(value: Any) -> bool:
-    """Whether this is no more than a result: a number, a formula, a few words that are no sentence."""
+    """Whether this is no more than a result: a number, a formula, a few words that are no sentence. What is marked as
+    the final answer of a solution, by "####" or a box, is a solution."""
     if isinstance(value, list) and len(value) == 1:
         return is_result(value[0])
     if not isinstance(value, str):
         return isinstance(value, int | float)
     text = value.strip()
-    if final_answer(text):
-        return not says_something(_outside_of_answer(text))
     words = _WORD.findall(_LATEX.sub(" ", text))
     is_phrase = len(text.split()) < 5 and not text.endswith((".", "!", "?"))
-    return "\n" not in text and (len(words) < 2 or is_phrase)
-
-
-def _outside_of_answer(text: str) -> str:
-    """What the text says besides its answer in a box, or behind "####"."""
-    found = list(boxes(text))
-    start, stop = found[-1] if found else (text.rindex("####"), len(text))
-    return text[:start] + text[stop:]
+    return "\n" not in text and not final_answer(text) and (len(words) < 2 or is_phrase)
 
 
 def truth_of(columns: Columns) -> str | None:

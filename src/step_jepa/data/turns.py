@@ -22,6 +22,13 @@ def required_messages(raw: RawRecord, key: str) -> list[Message]:
     return [_message(turn, f"{key}, turn {number}") for number, turn in enumerate(turns, 1)]
 
 
+def answered(turns: list[Message]) -> list[Message]:
+    """The turns, whose last is the assistant's. Raises Rejected."""
+    if turns[-1]["role"] != "assistant":
+        raise Rejected(f"last turn is not the assistant's: {turns[-1]['role']}")
+    return turns
+
+
 def is_turns(value: Any) -> bool:
     """Whether a column holds turns, and not a text."""
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
