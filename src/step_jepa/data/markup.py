@@ -5,6 +5,7 @@ lists. Pure strings.
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 _DELIMITER = re.compile(
@@ -137,14 +138,11 @@ def _end_of_part(delimiters: list[_Delimiter], place: int, last_closing: dict[st
 
 
 def _tables(text: str, lines: list[Span]) -> Iterator[Span]:
-    """Lines with a bar, around a line such as |---|---|."""
-    rows = ["|" in text[start:stop] for start, stop in lines]
-    for index, (start, stop) in enumerate(lines):
-        if index and rows[index] and rows[index - 1] and _TABLE_RULE.fullmatch(text[start:stop]):
-            end = index + 1
-            while end < len(lines) and rows[end]:
-                end += 1
-            yield lines[index - 1][0], _line_end(text, lines[end - 1])
+    """Runs of lines with a bar, one of which, after the first, is such as |---|---|."""
+    by_bar = groupby(lines, key=lambda line: text.find("|", *line) >= 0)
+    for rows in [list(run) for has_bar, run in by_bar if has_bar]:
+        if any(_TABLE_RULE.fullmatch(text, *row) for row in rows[1:]):
+            yield rows[0][0], _line_end(text, rows[-1])
 
 
 def _items(text: str, lines: list[Span]) -> Iterator[Span]:
