@@ -5,7 +5,7 @@ Names are looked up in small letters; "a.b" is a key of the object under "a"; th
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,9 +63,11 @@ class Columns:
     def __post_init__(self) -> None:
         self._held = {key.lower(): key for key in reversed(list(_filled(self.raw)))}
 
-    def find(self, names: Iterable[str]) -> str | None:
+    def find(self, names: Sequence[str]) -> str | None:
         """The key of the first name that holds something."""
-        return next((self._held[name] for name in names if name in self._held), None)
+        if self._held.keys().isdisjoint(names):
+            return None
+        return next(self._held[name] for name in names if name in self._held)
 
     def value(self, key: str) -> Any:
         """What stands under the key."""
@@ -99,6 +101,8 @@ def _filled(raw: RawRecord) -> Iterator[str]:
 
 def refuse_wrong(columns: Columns) -> None:
     """Raises Rejected for a record that says of its problem or its solution that it is wrong."""
+    if columns.find((*VERDICTS, *SWITCHES)) is None:
+        return
     for name in (*VERDICTS, *SWITCHES):
         key = columns.find([name])
         if key is None or (name in SWITCHES and not isinstance(columns.value(key), bool)):
