@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from test_cli import code
 
+from step_jepa import standalone
+from step_jepa.data.dataset import to_example
 from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
 from step_jepa.errors import UserError
 
@@ -249,6 +251,17 @@ def test_code_keeps_its_indentation():
     record = to_record({"prompt": "def double(xs):\n", "canonical_solution": BODY}, ReadArguments())
     assert record["messages"][-1]["content"] == BODY.rstrip()
     assert to_record({"messages": turns(CODE)}, ReadArguments())["steps"] == CODE.split("\n\n", 1)
+
+
+def test_both_implementations_read_indented_code(tokenizer):
+    content = f"{BODY.rstrip()}\n\nSo:\n{BODY.rstrip()}"
+    record = to_record({"messages": turns(f"```\n{content}\n```\n\n  That is it.")}, ReadArguments(split_by="lines"))
+    assert record["messages"][-1]["content"] == f"```\n{content}\n```\n\n  That is it."
+    record["steps"] = record["messages"][-1]["content"].split()
+    example = to_example(record, tokenizer, "")
+    single = standalone.encode(tokenizer, record["messages"], record["steps"], 999)
+    assert (example.input_ids, example.steps) == (single.input_ids, single.spans)
+    assert [tokenizer.decode(example.input_ids[slice(*span)]).strip() for span in example.steps] == record["steps"]
 
 
 def test_turns_of_tools():
