@@ -122,6 +122,7 @@ SOLVED = {
     "stepwise": ({"prompt": Q, "completions": STEPS, "labels": [True] * 3}, STEPS),
     "prompt and completion": ({"prompt": Q, "completion": f" {TEXT}"}, STEPS),
     "prompt and completion as turns": ({"prompt": turns("")[:1], "completion": turns(TEXT)[1:]}, STEPS),
+    "columns with names of others": ({"input": Q, "output": TEXT, "label": "hard", "steps": 3}, STEPS),
     "alpaca": ({"instruction": Q, "input": "", "output": TEXT, "text": "all"}, STEPS),
     "am-deepseek-r1": (
         {"messages": turns(f"<think>{THOUGHT}</think>\n<answer>{END}</answer>", info={"reference_answer": "43"})},

@@ -5,7 +5,7 @@ from math import nan
 from typing import Any
 
 from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, is_result, solution_of, truth_of
-from step_jepa.data.labelled_steps import read_math_shepherd, read_prm800k, read_processbench, read_stepwise
+from step_jepa.data.labelled_steps import STEP_TAG, read_math_shepherd, read_prm800k, read_processbench, read_stepwise
 from step_jepa.data.reader import Reader, tools_of
 from step_jepa.data.records import (
     Answer,
@@ -180,6 +180,16 @@ def _number(value: Any) -> float:
         return nan
 
 
+def _read_tagged(raw: RawRecord, args: ReadArguments) -> Reading:
+    """Math-Shepherd's record, or one whose columns happen to have the same names."""
+    return read_math_shepherd(raw, args) if STEP_TAG in str(raw["input"]) else _read_columns(raw, args)
+
+
+def _read_steps(raw: RawRecord, args: ReadArguments) -> Reading:
+    """ProcessBench's record, or one that has their number under `steps`."""
+    return read_processbench(raw, args) if isinstance(raw["steps"], list) else _read_columns(raw, args)
+
+
 _ANY_QUESTION = "|".join(QUESTION)
 _ANY_TURNS = "|".join(TURNS)
 _ANY_ANSWER = "|".join(dict.fromkeys((*SOLUTION, *EITHER, *TRUTH, *THINKING, "attempt", "deepseek_attempt")))
@@ -191,8 +201,8 @@ for _format in (
     RecordFormat("solution", frozenset({"question", "solution", "answer"}), _read_columns),
     RecordFormat("gsm_symbolic", frozenset({"question", "metadata.answer_cot"}), _read_gsm_symbolic),
     RecordFormat("deepseek_response", frozenset({"question", "deepseek_response"}), _read_columns),
-    RecordFormat("math_shepherd", frozenset({"input", "label"}), read_math_shepherd),
-    RecordFormat("processbench", frozenset({_ANY_QUESTION, "steps"}), read_processbench),
+    RecordFormat("math_shepherd", frozenset({"input", "label"}), _read_tagged),
+    RecordFormat("processbench", frozenset({_ANY_QUESTION, "steps"}), _read_steps),
     RecordFormat("stepwise", frozenset({_ANY_QUESTION, "completions"}), read_stepwise),
     RecordFormat("messages", frozenset({_ANY_TURNS}), _read_messages),
     RecordFormat("prm800k", frozenset({"question.problem", "label.steps"}), read_prm800k),

@@ -18,7 +18,7 @@ from step_jepa.data.records import (
 )
 from step_jepa.data.steps import stated_answer
 
-_STEP_TAG = "\u043a\u0438"  # Math-Shepherd's, at the end of each step
+STEP_TAG = "\u043a\u0438"  # Math-Shepherd's, at the end of each step
 
 
 def read_stepwise(raw: RawRecord, args: ReadArguments) -> Reading:
@@ -94,11 +94,11 @@ def read_math_shepherd(raw: RawRecord, args: ReadArguments) -> Reading:
     """`input` is the question and the steps; in `label` their tags are + and -."""
     text, label = required_text(raw, "input"), required_text(raw, "label")
     begin = re.search(r"\bStep 1\s*:", text)
-    if begin is None or _STEP_TAG not in text:
-        raise Rejected(f"input holds no steps, each from 'Step 1:' on and with the tag {_STEP_TAG} behind it")
-    *steps, rest = [step.strip() for step in text[begin.start() :].split(_STEP_TAG)]
+    if begin is None or STEP_TAG not in text:
+        raise Rejected(f"input holds no steps, each from 'Step 1:' on and with the tag {STEP_TAG} behind it")
+    *steps, rest = [step.strip() for step in text[begin.start() :].split(STEP_TAG)]
     if rest:
-        raise Rejected(f"input: text follows the last tag {_STEP_TAG}")
+        raise Rejected(f"input: text follows the last tag {STEP_TAG}")
     _refuse_wrong_steps(_tags_of(label, text[: begin.start()], steps), len(steps))
     reader = Reader({**raw, "question": text[: begin.start()]}, args)
     reader.columns.used |= {"input": "question and steps", "label": "verdict"}
