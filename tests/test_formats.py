@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_cli import code
 
 from step_jepa import standalone
+from step_jepa.data.columns import CONTEXT, EITHER, OPTIONS, QUESTION, SOLUTION, SYSTEM, THINKING, TRUTH, VERDICTS
 from step_jepa.data.dataset import to_example
 from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
 from step_jepa.errors import UserError
@@ -345,6 +348,40 @@ def test_problems_for_evaluation_are_counted(tmp_path, capsys):
     assert "without a known answer (evaluate counts them apart) 1" in said
     prepared = [json.loads(line) for line in output.read_text().splitlines()]
     assert [len(record["steps"]) for record in prepared] == [0, 3, 1]
+
+
+NAMES = [*QUESTION, *SOLUTION, *EITHER, *TRUTH, *THINKING, *VERDICTS, *SYSTEM, *OPTIONS, *CONTEXT, "Question", "Steps"]
+NAMES += ["messages", "conversations", "steps", "completions", "labels", "label", "tools", "metadata", "attempt"]
+WORDS = st.sampled_from(
+    ["", "a b\n\nc", "#### 4", f"Step 1: x {TAG}", "user", "assistant", "<think>", "43", "Yes", "{}", "[1]"]
+)
+INNER = st.sampled_from(
+    ["role", "content", "from", "value", "problem", "steps", "text", "rating", "answer_cot", "tool_calls"]
+)
+INNER |= st.sampled_from(["completions", "chosen_completion", "ground_truth", "info", "type", "reasoning"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(INNER, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES | WORDS, max_size=6), st.booleans())
+def test_any_record_is_read_or_refused(raw, for_evaluation):
+    try:
+        record = to_record(raw, ReadArguments(for_evaluation=for_evaluation))
+    except Rejected as reason:
+        assert str(reason)
+        return
+    assert to_record(record, ReadArguments(for_evaluation=for_evaluation)) == record
+    end, content = 0, record["messages"][-1]["content"]
+    for step in record["steps"]:
+        assert step == step.strip()
+        start = content.index(step, end)
+        assert not content[end:start].strip()
+        end = start + len(step)
+    assert not content[end:].strip() or record["steps"] == []
 
 
 def test_the_system_turn():

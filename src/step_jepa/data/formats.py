@@ -182,12 +182,12 @@ def _number(value: Any) -> float:
 
 def _read_tagged(raw: RawRecord, args: ReadArguments) -> Reading:
     """Math-Shepherd's record, or one whose columns happen to have the same names."""
-    return read_math_shepherd(raw, args) if STEP_TAG in str(raw["input"]) else _read_columns(raw, args)
+    return read_math_shepherd(raw, args) if STEP_TAG in str(raw.get("input")) else _read_columns(raw, args)
 
 
 def _read_steps(raw: RawRecord, args: ReadArguments) -> Reading:
     """ProcessBench's record, or one that has their number under `steps`."""
-    return read_processbench(raw, args) if isinstance(raw["steps"], list) else _read_columns(raw, args)
+    return read_processbench(raw, args) if isinstance(raw.get("steps"), list) else _read_columns(raw, args)
 
 
 _ANY_QUESTION = "|".join(QUESTION)

@@ -63,11 +63,11 @@ def read_processbench(raw: RawRecord, args: ReadArguments) -> Reading:
 
 def read_prm800k(raw: RawRecord, args: ReadArguments) -> Reading:
     """Of each step what was chosen, or written by a human."""
-    question, label = raw["question"], raw["label"]
+    question, label = raw.get("question"), raw.get("label")
+    if not isinstance(question, dict) or not isinstance(label, dict) or not isinstance(label.get("steps"), list):
+        raise Rejected("question and label are not as in PRM800K: label.steps is a list of steps")
     if label.get("finish_reason") not in (None, "solution"):
         raise Rejected(f"no whole solution: its labelling ended with {label['finish_reason']}")
-    if not isinstance(label["steps"], list):
-        raise Rejected("label.steps is not a list")
     texts = [_chosen_completion(step, number) for number, step in enumerate(label["steps"])]
     flat = {key: value for key, value in raw.items() if key != "label"}
     reader = Reader({**flat, **question, "question": question["problem"]}, args)
@@ -80,11 +80,14 @@ def read_prm800k(raw: RawRecord, args: ReadArguments) -> Reading:
 
 
 def _chosen_completion(step: Any, number: int) -> str:
-    chosen, human = step.get("chosen_completion"), step.get("human_completion")
-    completion = human if chosen is None else step["completions"][chosen]
-    if isinstance(completion, dict) and (chosen is None or completion.get("rating") == 1):
-        return required_text(completion, "text")
+    """What was written by a human, or rated 1. Raises Rejected."""
+    fields = step if isinstance(step, dict) else {}
+    completions, chosen = fields.get("completions") or [], fields.get("chosen_completion")
+    is_there = isinstance(chosen, int) and isinstance(completions, list) and 0 <= chosen < len(completions)
+    completion = completions[chosen] if is_there else fields.get("human_completion")
     rating = completion.get("rating") if isinstance(completion, dict) else None
+    if isinstance(completion, dict) and (rating == 1 or chosen is None):
+        return required_text(completion, "text")
     raise Rejected(
         f"a step that is not known to be right: step {number} (counted from 0) is rated {rating}; right is 1"
     )
