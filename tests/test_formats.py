@@ -371,8 +371,7 @@ VALUES = st.recursive(
 def test_any_record_is_read_or_refused(raw, for_evaluation):
     try:
         record = to_record(raw, ReadArguments(for_evaluation=for_evaluation))
-    except Rejected as reason:
-        assert str(reason)
+    except Rejected:
         return
     assert to_record(record, ReadArguments(for_evaluation=for_evaluation)) == record
     end, content = 0, record["messages"][-1]["content"]

@@ -82,15 +82,14 @@ def read_prm800k(raw: RawRecord, args: ReadArguments) -> Reading:
 def _chosen_completion(step: Any, number: int) -> str:
     """What was written by a human, or rated 1. Raises Rejected."""
     fields = step if isinstance(step, dict) else {}
-    completions, chosen = fields.get("completions") or [], fields.get("chosen_completion")
-    is_there = isinstance(chosen, int) and isinstance(completions, list) and 0 <= chosen < len(completions)
-    completion = completions[chosen] if is_there else fields.get("human_completion")
+    completions, chosen = fields.get("completions"), fields.get("chosen_completion")
+    completion = fields.get("human_completion")
+    if isinstance(completions, list) and isinstance(chosen, int) and 0 <= chosen < len(completions):
+        completion = completions[chosen]
     rating = completion.get("rating") if isinstance(completion, dict) else None
     if isinstance(completion, dict) and (rating == 1 or chosen is None):
         return required_text(completion, "text")
-    raise Rejected(
-        f"a step that is not known to be right: step {number} (counted from 0) is rated {rating}; right is 1"
-    )
+    raise Rejected(f"a step is not known to be right: step {number} (counted from 0) is rated {rating}; right is 1")
 
 
 def read_math_shepherd(raw: RawRecord, args: ReadArguments) -> Reading:
