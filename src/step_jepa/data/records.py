@@ -135,7 +135,7 @@ def _parsed(raw: Any) -> RawRecord:
     if isinstance(raw, str):
         try:
             raw = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Rejected(f"not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise Rejected("not a JSON object")
