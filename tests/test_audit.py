@@ -114,8 +114,10 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=256, n_embd=32, n_layer=2, n_head=4)).eval()
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_readings_equal_separate_passes(name, tokenizer):
+@pytest.mark.parametrize(
+    ("name", "flat"), [("llama", True), ("llama", False), ("gemma3", True), ("gemma3", False), ("gpt2", False)]
+)
+def test_readings_equal_separate_passes(name, flat, tokenizer):
     rows = [
         conversation("So it is two.", "Then three", "#### 3", question="What comes after two?"),
         conversation("One.", "And one more is two.", "No: three.", question="Count!"),
@@ -125,7 +127,8 @@ def test_readings_equal_separate_passes(name, tokenizer):
         replace(encode(tokenizer, row["messages"], row["steps"]), index=place) for place, row in enumerate(rows)
     ]
     model = gpt2() if name == "gpt2" else tiny_model(name)
-    found, pairs = measure_information(model, examples, pad_id=258, batch_size=3), draw_mismatches(examples)
+    found = measure_information(model, examples, pad_id=258, flat=flat, batch_size=3)
+    pairs = draw_mismatches(examples)
     assert min(len(each.input_ids) for each in examples) > ARCHITECTURES["gemma3"][2]["sliding_window"]
 
     @torch.no_grad()
