@@ -370,7 +370,7 @@ def copying(monkeypatch, rows, tmp_path) -> dict:
     """The audit of rows by the copier."""
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(command, "setup_model_and_tokenizer", lambda *names, **options: (Copier(sure=8), tokenizer))
-    monkeypatch.setattr(command.attention, "check", lambda model: None)
+    monkeypatch.setattr(command.attention, "check", lambda model, flat: None)
     return audit(AuditArguments("copier", written_to(tmp_path / "rows.jsonl", rows), batch_size=8))
 
 
@@ -400,7 +400,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     refused("single.jsonl: 0 of 2 rows have two steps beside their answer", file=single)
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
-    refused("seed = -1: give 0 or more", "--seed", "-1")
+    refused("seed = -1: give 0 to 4294967295", "--seed", "-1")
     refused("written as .png or .svg", "--output", "audit.pdf")
     (tmp_path / "mine.png").write_text("mine")
     refused("mine.png is there already", "--output", tmp_path / "mine.png")
