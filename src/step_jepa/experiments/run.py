@@ -88,11 +88,11 @@ class RunResult:
     @classmethod
     def read(cls, path: Path) -> "RunResult":
         """Raises UserError for a file that is none of these, or damaged."""
-        content = read_json(path, seconds=dict)
-        check_fields(content["seconds"], path, **{field.name: (int, float) for field in fields(Seconds)})
+        content = read_json(path)
         names = {"arm" if field.name == "condition" else field.name for field in fields(cls)}
         if missing := sorted(names - content.keys()):
             raise UserError(f"{path} has no {missing[0]}: remove {path.parent}, and the same command runs it again")
+        check_fields(content["seconds"], path, **{field.name: (int, float) for field in fields(Seconds)})
         kept = {name: content[name] for name in names - {"arm", "seconds"}}
         return cls(condition=content["arm"], seconds=Seconds(**content["seconds"]), **kept)
 
