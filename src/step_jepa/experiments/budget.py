@@ -1,6 +1,7 @@
 """The time that is left for runs, so that an experiment ends when it should."""
 
 import time
+from itertools import pairwise
 from statistics import mean
 
 from step_jepa.experiments.design import Run
@@ -25,7 +26,7 @@ class Budget:
     def allows(self, run: Run) -> bool:
         """To be asked right before a run would start, which then does."""
         now = time.monotonic()
-        lasted = [after - before for before, after in zip(self.starts, [*self.starts[1:], now], strict=True)]
+        lasted = [after - before for before, after in pairwise([*self.starts, now])]
         runs = 1 if run.seed in self.seeds else self.conditions
         needed = mean(lasted) * runs if lasted and runs > 1 else 0.0
         self.starts.append(now)
