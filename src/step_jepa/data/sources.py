@@ -125,6 +125,8 @@ def _array_items(path: Path) -> Iterable[tuple[int, Any]]:
         return enumerate(json.loads(_decoded(path.read_bytes(), str(path))), 1)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}; correct it") from error
+    except RecursionError:
+        raise UserError(f"{path}: arrays or objects within one another a thousand times: correct it") from None
 
 
 def _decoded(text: bytes, where: str) -> str:

@@ -120,6 +120,7 @@ def run(args: EvaluateArguments) -> None:
     summary = {
         **summarise(rows),
         **held_out.figures,
+        "longest_solution": longest_solution(tokenizer, records),
         "cut": held_out.data.cut,
         "left_out": held_out.data.left_out,
         "seconds": time.perf_counter() - ready,
@@ -255,8 +256,19 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], views: Views, summa
     (folder / PARTIAL_FILE).unlink()
 
 
+def longest_solution(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest answer that the records have: as many, and one to stop, are enough for it."""
+    return max(len(tokenizer(record["messages"][-1]["content"])["input_ids"]) for record in records)
+
+
 def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:
     console.print(_table(summary))
+    limit, longest = summary["settings"].get("max_new_tokens"), summary.get("longest_solution")
+    if summary.get("truncated") and longest and limit and longest >= limit:
+        console.print(
+            f"{summary['truncated']} answers were cut off at {limit} tokens; the longest solution in the file has "
+            f"{longest}: --max_new_tokens {longest + 1} would be enough for it"
+        )
     console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
 
 

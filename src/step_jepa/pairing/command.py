@@ -27,6 +27,7 @@ from step_jepa.pairing.table import measures_table
 from step_jepa.run_files import (
     OPTIONS_FILE,
     PAIRING_FILE,
+    check_fields,
     last_modified,
     read_json,
     records_digest,
@@ -119,8 +120,10 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
     path, settings = Path(args.output_dir, PAIRING_FILE), _settings(args, records)
     if args.overwrite or not path.exists():
         return {"settings": settings, "models": {}}
-    results = read_json(path)
-    known = results.get("settings", {})
+    results = read_json(path, settings=dict, models=dict)
+    for name in results["models"]:
+        check_fields(results["models"][name], path, run=dict, lm_loss=float, measures=dict, differences=dict)
+    known = results["settings"]
     if differing := [name for name in settings if name not in known or known[name] != settings[name]]:
         names = ", ".join(differing)
         raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")

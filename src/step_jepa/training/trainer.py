@@ -232,8 +232,9 @@ class RepresentationTrainer(Trainer):
         return pairs
 
     def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
-        if left_out := sum(objective.left_out(rows.examples) for objective in self.representation.objectives):
-            logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", left_out)
+        for objective in self.representation.objectives:
+            for reason, count in objective.left_out(rows.examples).items():
+                logger.info("left out: %d pairs %s", count, reason)
         if same:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:
