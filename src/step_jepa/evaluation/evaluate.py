@@ -16,7 +16,7 @@ from step_jepa.data.records import Record, has_solution
 from step_jepa.data.sources import read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
-from step_jepa.evaluation.figures import HELDOUT, ModelFigures, check_weights, model_figures, no_figures, save_views
+from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
@@ -200,7 +200,6 @@ def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any,
     model, tokenizer = setup_model_and_tokenizer(
         args.model_name, model_init_kwargs={"dtype": args.dtype}, seed=args.seed, **options.setup_arguments()
     )
-    check_weights(model, args.model_name)
     return model, tokenizer
 
 

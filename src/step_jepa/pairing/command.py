@@ -16,7 +16,6 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.figures import check_weights
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors
@@ -236,7 +235,6 @@ def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str
         seed=args.seed,
         model_init_kwargs={"dtype": args.dtype},
     )
-    check_weights(representation.model, model)
     rows = representation.evaluation_rows(records)
     result = held_out(representation, rows, batch_size=args.batch_size)
     views = result.views.of(0)
