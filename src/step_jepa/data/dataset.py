@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from step_jepa.data.conversations import Refused, to_conversation
 from step_jepa.data.sources import read_records
-from step_jepa.data.steps import split
 from step_jepa.data.tokens import Encoding, Example, encode, truncate
 from step_jepa.errors import UserError
 
@@ -110,13 +110,7 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    messages = record.get("messages")
-    if not messages or not all(isinstance(turn.get("content"), str) for turn in messages):
-        raise UserError(f"{where}: `messages` must be turns whose `content` is text")
-    last = messages[-1]
-    if last["role"] != "assistant" or not last["content"].strip():
-        raise UserError(f"{where}: `messages` must end with an assistant turn that says something")
-    if last.get("reasoning_content"):
-        raise UserError(f"{where}: reasoning_content would be read but not trained: run step-jepa prepare")
-    steps = record.get("steps") or split(last["content"])
-    return encode(tokenizer, [dict(message) for message in messages], list(steps), where, encoding)
+    conversation = to_conversation(record)
+    if isinstance(conversation, Refused):
+        raise UserError(f"{where}: {conversation.reason}")
+    return encode(tokenizer, conversation.messages, conversation.steps, where, encoding)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
+from step_jepa.data.conversations import Conversation, Refused
 from step_jepa.data.offsets import Span as Span  # the type of this module's spans
 from step_jepa.data.offsets import Tokens, tokenised
 from step_jepa.data.records import Message
@@ -93,6 +94,36 @@ class Example:
     def __post_init__(self) -> None:
         if not self.contents:
             object.__setattr__(self, "contents", [stop for _, stop in self.steps])
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation | Refused],
+    options: Encoding = Encoding(),
+) -> list[Example | Refused]:
+    """Tokens, labels and step spans of conversations whose last turns, the assistant's, are trained.
+
+    Args:
+        tokenizer: a fast one, with a chat template.
+        rows: as `to_conversation` makes them; what it refuses stays as it is.
+        options: what else is encoded, and how.
+
+    Returns:
+        For each row its example, or why there is none: no boundary is ever guessed.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or gives no offsets.
+    """
+    encoded: list[Example | Refused] = []
+    for row in rows:
+        if isinstance(row, Refused):
+            encoded.append(row)
+            continue
+        try:
+            encoded.append(encode(tokenizer, row.messages, row.steps, "", options))
+        except UserError as error:
+            encoded.append(Refused(str(error).removeprefix(": ")))
+    return encoded
 
 
 def encode(
