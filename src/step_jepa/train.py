@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
 from step_jepa.errors import Interrupted, UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -226,8 +226,8 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
     _refuse_foreign(config)
     lbd = float(config.lbd) if config.objectives else 0.0
     model, tokenizer = _standalone_model(args, config, predicting=lbd > 0)
-    train_examples = _standalone_examples(args.train_file, tokenizer, config)
-    eval_examples = _standalone_examples(args.eval_file, tokenizer, config) if args.eval_file else None
+    train_examples = _standalone_examples(args.train_file, TRAIN, tokenizer, config)
+    eval_examples = _standalone_examples(args.eval_file, VALIDATION, tokenizer, config) if args.eval_file else None
     with library_refusals(ValueError, RuntimeError, ImportError):
         return standalone.StepJEPATrainer(
             model=model,
@@ -270,9 +270,9 @@ def _standalone_model(args: TrainArguments, config: StepJEPAConfig, *, predictin
     return model, tokenizer
 
 
-def _standalone_examples(file: str, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
+def _standalone_examples(file: str, splits: Splits, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
     examples, longest = [], config.max_length or sys.maxsize
-    for index, record in enumerate(read_records(file)):
+    for index, record in enumerate(read_records(file, splits)):
         try:
             examples.append(
                 standalone.encode(tokenizer, record["messages"], record["steps"], longest, config.skip_answer_step)

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from step_jepa.data.conversations import Refused, to_conversation
 from step_jepa.data.encoding import Encoder, RawRow, encoded
 from step_jepa.data.examples import Examples
 from step_jepa.data.records import ReadArguments
 from step_jepa.data.sources import TRAIN, Line, Source, Splits, numbered, of_dataset, open_source, record_limit
-from step_jepa.data.tokens import Encoding, Example
+from step_jepa.data.tokens import Encoding, Example, encode_rows
 from step_jepa.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class PreparedData:
 
 
 # What a trainer takes
-DataSource = str | os.PathLike[str] | Records | DatasetDict | IterableDataset | PreparedData
+DataSource: TypeAlias = str | os.PathLike[str] | Records | DatasetDict | IterableDataset | PreparedData
 
 
 def load_and_prepare_dataset(
@@ -158,3 +159,26 @@ def _digest(records: Iterable[Any]) -> str:
     for record in records:
         digest.update(pickle.dumps(record))
     return digest.hexdigest()
+
+
+def to_example(
+    record: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
+) -> Example:
+    """One record as the model reads it.
+
+    Args:
+        record: with `messages`, and `steps` where they are known.
+        tokenizer: a fast one, with a chat template.
+        where: what the record is called in messages to the user.
+        encoding: what else is encoded, and how.
+
+    Raises:
+        UserError: the record cannot be used.
+    """
+    [example] = encode_rows(tokenizer, [to_conversation(record)], encoding)
+    if isinstance(example, Refused):
+        raise UserError(f"{where}: {example.reason}")
+    return example

@@ -1,5 +1,5 @@
-"""A file -> its rows, each with its line. JSON lines, arrays and CSV are read here, line by line and as they are written;
-Parquet and Arrow by `datasets`, whose reading of JSON makes the records of a file alike."""
+"""A file -> its rows, each with its line. JSON lines, arrays and CSV are read here, line by line and as they are
+written; Parquet and Arrow by `datasets`, whose reading of JSON makes the records of a file alike."""
 
 import codecs
 import csv

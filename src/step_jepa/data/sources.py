@@ -1,7 +1,8 @@
 """Where raw records come from: files, folders, the hub, or a generator. One by one, each with its line.
 
 A source is named by one text: `FILE`, `GLOB`, `FOLDER`, `hub/id`, or a generator's name. Behind it may stand
-`:configuration` and `[split]`, which may be a slice or a sum as `datasets` writes them: `openai/gsm8k:main[train[:100]]`.
+`:configuration` and `[split]`, which may be a slice or a sum as `datasets` writes them:
+`openai/gsm8k:main[train[:100]]`.
 """
 
 import glob
@@ -290,7 +291,7 @@ def _refusals(source: str) -> Iterator[None]:
     except Exception as error:
         what = "no such file, and no hub data set could be loaded"
         if Path(source).is_dir():
-            what = "no data set could be loaded from this folder"
+            what = "no data set could be loaded"
         reason = " ".join(str(error).split()) or type(error).__name__
         if source in GENERATED:  # a folder has its name
             reason += f"; {BUILTIN}{source} is generated"
@@ -318,7 +319,9 @@ def _completed(named: str | None, split: str | None) -> str:
     return f"{split}[{named}]" if named and split and _SLICE.fullmatch(named) else named or str(split)
 
 
-def _parts(source: str, split: str, counts: Mapping[str, Callable[[], int]]) -> list[tuple[str, int | None, int | None]]:
+def _parts(
+    source: str, split: str, counts: Mapping[str, Callable[[], int]]
+) -> list[tuple[str, int | None, int | None]]:
     """(split, first row, row after the last) of each part of what may be a slice or a sum.
 
     Args:

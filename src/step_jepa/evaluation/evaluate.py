@@ -13,7 +13,7 @@ from rich.text import Text
 
 from step_jepa.batches.views import Views
 from step_jepa.data.records import Record
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TEST, read_records
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
 from step_jepa.evaluation.figures import HELDOUT, check_weights, model_figures, save_views
@@ -135,7 +135,7 @@ def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if args.engine == "vllm":
         require_vllm(args.model_name)
-    records = list(read_records(args.test_file, max_examples=args.limit))
+    records = list(read_records(args.test_file, TEST, max_examples=args.limit))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
     return records

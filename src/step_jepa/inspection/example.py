@@ -126,7 +126,7 @@ class Inspector:
         self.planner = Planner([kind.from_config(options, self.predictor_ids) for kind in kinds], SEED)
         self.encoding = Encoding(turns=any(kind.turns for kind in kinds))
 
-    def examples(self, limit: int | None = None) -> list[Example]:
+    def examples(self, limit: int | None = None) -> Sequence[Example]:
         """Those of the first `limit` records that can be used."""
         data = load_and_prepare_dataset(
             self.args.train_file,

@@ -50,6 +50,7 @@ AttentionPath = Literal["parts", "dense"]
 _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
+_STREAMED = Needs("--streaming", lambda config: config.streaming)
 _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 
 
@@ -326,6 +327,19 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         group="Model",
         free_on_resume=True,
         standalone=True,
+    )
+    dataset_num_proc: int = option(
+        1, help="Processes that tokenise data of more than 1000 rows.", group="Data", least=1, free_on_resume=True
+    )
+    streaming: bool = option(
+        False, help="Read training data as it comes, with --max_steps: nothing is counted or kept.", group="Data"
+    )
+    shuffle_buffer: int = option(
+        1000,
+        help="Examples of a stream that are held, of which one is drawn each time; 1: in their order.",
+        group="Data",
+        least=1,
+        needs=_STREAMED,
     )
     pretrain: bool = option(False, help="Random weights, from the model's configuration.", group="Model")
     config_overrides: dict[str, Any] | str | None = option(

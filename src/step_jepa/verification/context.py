@@ -79,7 +79,7 @@ class VerificationContext:
     @cached_property
     def examples(self) -> list[Example]:
         """Of all records, whole. Raises UserError."""
-        return load_and_prepare_dataset(self.records, self.tokenizer).examples
+        return list(load_and_prepare_dataset(self.records, self.tokenizer).examples)
 
     @cached_property
     def chosen_records(self) -> list[Mapping[str, Any]]:
