@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Refused, to_conversation
 from step_jepa.data.sources import read_records
-from step_jepa.data.tokens import Encoding, Example, encode, truncate
+from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
 from step_jepa.errors import UserError
 
 
@@ -110,7 +110,7 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    conversation = to_conversation(record)
-    if isinstance(conversation, Refused):
-        raise UserError(f"{where}: {conversation.reason}")
-    return encode(tokenizer, conversation.messages, conversation.steps, where, encoding)
+    (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
+    if isinstance(example, Refused):
+        raise UserError(f"{where}: {example.reason}")
+    return example
