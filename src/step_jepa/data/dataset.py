@@ -178,7 +178,7 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    [example] = encode_rows(tokenizer, [to_conversation(record)], encoding)
+    (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
     if isinstance(example, Refused):
         raise UserError(f"{where}: {example.reason}")
     return example
