@@ -89,7 +89,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str |
             yield start, {name: cell or None for name, cell in row.items()}
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}; correct it") from error
+        raise UserError(f"{path}:{start}: not CSV: {error}; correct it") from error
 
 
 def _rows_by_datasets(path: Path, module: str) -> Iterator[tuple[int, Any]]:
