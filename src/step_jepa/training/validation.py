@@ -28,6 +28,8 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "push_to_hub would upload the rows of a checkpoint: push the exported folder"
     if args.train_sampling_strategy not in ("random", "sequential"):
         yield "train_sampling_strategy must be random or sequential"
+    if args.max_tokens_per_batch and args.train_sampling_strategy != "random":
+        yield "--max_tokens_per_batch draws the order of rows by itself: leave out --train_sampling_strategy"
     if not args.eval_do_concat_batches:
         yield "eval_do_concat_batches must stay True: figures are sums over rows"
     if args.n_gpu > 1:
@@ -55,9 +57,11 @@ def _streamed(args: Any) -> Iterator[str]:
     if args.max_steps <= 0:
         yield "a stream is not counted, so it has no epochs: give --max_steps"
     if args.same_flop:
-        yield "--same_flop counts the tokens of all rows, which a stream does not have: leave out --streaming"
+        yield "--same_flop counts the tokens of all rows, which a stream does not have: leave one out"
     if args.control == "shuffled_pairs":
-        yield "--control shuffled_pairs draws from all rows, which a stream does not have: leave out --streaming"
+        yield "--control shuffled_pairs draws from all rows, which a stream does not have: leave one out"
+    if args.max_tokens_per_batch:
+        yield "--max_tokens_per_batch measures all rows, which a stream does not have: leave one out"
     if args.dataloader_num_workers > 1:
         yield "a stream is read by one process: give --dataloader_num_workers 0 or 1"
 
