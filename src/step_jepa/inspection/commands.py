@@ -186,7 +186,7 @@ def _ask(console: Console) -> str:
     return Prompt.ask(HELP, console=console, choices=choices, show_choices=False, default="", show_default=False)
 
 
-def walk(inspector: Inspector, examples: list[Example], index: int, console: Console, ask: Callable[[], str]) -> None:
+def walk(inspector: Inspector, examples: Sequence[Example], index: int, console: Console, ask: Callable[[], str]) -> None:
     """Show the stages that the answers of `ask` lead to, from the first one of an example, until one is q."""
     stages = list(STAGES.values())
     screen: int | None = index * len(stages)
