@@ -56,8 +56,9 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation | Refused:
 def _without_null(turn: Mapping[str, Any]) -> Message:
     """The turn without keys that hold nothing, as a table has them for turns of another kind; its content as text."""
     message = {key: value for key, value in turn.items() if value is not None}
-    content = message.get("content", "" if message.get("tool_calls") else None)
-    return {**message, "content": _joined(content)}
+    if not isinstance(message.get("content"), str):
+        message["content"] = _joined(message.get("content", "" if message.get("tool_calls") else None))
+    return message
 
 
 def _joined(content: Any) -> Any:

@@ -4,10 +4,11 @@ All spans are half-open. A token belongs to the step that holds its first charac
 that it closes; the steps tile the trained content without gap or overlap.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from step_jepa.data.steps import answer_step
 from step_jepa.errors import UserError
 
 IGNORED = -100
+_WHITESPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,12 @@ def encode_rows(
     """
     chat = ChatFormat.of(tokenizer)
     conversations = {place: row for place, row in enumerate(rows) if isinstance(row, Conversation)}
-    texts = _tokenised(chat, conversations, options)
     turns = _turns(chat, conversations, options) if options.turns else {}
+    texts = _texts(chat, conversations.values(), options)
     encoded: list[Example | Refused] = []
     for place, row in enumerate(rows):
         if isinstance(row, Conversation):
-            encoded.append(_example_or_refused(chat, row, texts[place], turns.get(place), options))
+            encoded.append(_example_or_refused(chat, row, next(texts), turns.get(place), options))
         else:
             encoded.append(row)
     return encoded
@@ -158,15 +160,13 @@ class _Text(NamedTuple):
     tokens: Tokens
 
 
-def _tokenised(
-    chat: ChatFormat, conversations: Mapping[int, Conversation], options: Encoding
-) -> dict[int, _Text | Rejected]:
+def _texts(chat: ChatFormat, conversations: Collection[Conversation], options: Encoding) -> Iterator[_Text | Rejected]:
     """Each conversation as text and tokens, or why the template refuses it."""
-    rows = [(row.messages, row.tools) for row in conversations.values()]
-    texts: dict[int, Any] = dict(zip(conversations, render_rows(chat, rows), strict=True))
-    rendered = {place: text for place, text in texts.items() if isinstance(text, Rendered)}
-    tokens = tokenised(chat.tokenizer, [text.text for text in rendered.values()], double_bos=options.double_bos)
-    return texts | dict(zip(rendered, map(_Text, rendered.values(), tokens), strict=True))
+    rows = render_rows(chat, [(row.messages, row.tools) for row in conversations])
+    texts = [row.text for row in rows if isinstance(row, Rendered)]
+    tokens = tokenised(chat.tokenizer, texts, double_bos=options.double_bos)
+    for row in rows:
+        yield _Text(row, next(tokens)) if isinstance(row, Rendered) else row
 
 
 def _example_or_refused(
@@ -230,7 +230,9 @@ def step_characters(content: str, steps: list[str]) -> list[Span]:
 
 
 def _skip_whitespace(text: str, position: int) -> int:
-    return len(text) - len(text[position:].lstrip())
+    space = _WHITESPACE.match(text, position)
+    assert space is not None
+    return space.end()
 
 
 def _shifted(spans: list[Span], by: int) -> list[Span]:
@@ -254,8 +256,8 @@ def _content_tokens(tokens: Tokens, content: Span) -> range:
     """The tokens that begin inside the content. Raises Rejected where one straddles its start."""
     start, stop = content
     first = tokens.first_from(start)
-    begins_there = first < len(tokens.ids) and tokens.offsets[first][0] == start
-    if not begins_there or (first and tokens.offsets[first - 1][1] > start):
+    begins_there = first < len(tokens.ids) and tokens.starts[first] == start
+    if not begins_there or (first and tokens.stops[first - 1] > start):
         raise Rejected(
             "a token straddles the start of the assistant's content: strip the content, or end the template's header "
             "with a special token or a line break"
@@ -322,8 +324,8 @@ def _turns(chat: ChatFormat, conversations: Mapping[int, Conversation], options:
 def _alone(chat: ChatFormat, messages: Mapping[int, Message], options: Encoding) -> dict[int, Turn]:
     """Each message as a conversation of its own; without empty ones and those that the template rewrites."""
     lone = {place: Conversation([chat.accepted_alone(message)], []) for place, message in messages.items()}
-    texts = _tokenised(chat, lone, options)
-    turns = {place: _turn(text) for place, text in texts.items() if isinstance(text, _Text)}
+    texts = zip(lone, _texts(chat, lone.values(), options), strict=True)
+    turns = {place: _turn(text) for place, text in texts if isinstance(text, _Text)}
     return {place: turn for place, turn in turns.items() if turn}
 
 
