@@ -434,6 +434,10 @@ class RepresentationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_resumed(self.args, resume_from_checkpoint)
+        if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
+            logger.info(
+                "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"
+            )
         check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
