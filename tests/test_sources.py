@@ -13,6 +13,10 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.records import ReadArguments
 from step_jepa.data.sources import TEST, VALIDATION, open_source, raw_records, read_records
 from step_jepa.errors import UserError
+from step_jepa.evaluation import evaluate
+from step_jepa.evaluation.evaluate import EvaluateArguments
+from step_jepa.parsing import relative_to
+from step_jepa.train import TrainArguments
 
 ROWS = [{"question": f"q{n}", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -179,3 +183,19 @@ def test_a_dataset_dict_has_its_split_found(tokenizer, records):
     assert len(load_and_prepare_dataset(splits, tokenizer, splits=VALIDATION).examples) == 2
     with pytest.raises(UserError, match=r"^the DatasetDict has no split train: it has test$"):
         load_and_prepare_dataset(DatasetDict({"test": splits["test"]}), tokenizer)
+
+
+def test_evaluate_takes_the_test_split(tmp_path):
+    folder = folder_of_splits(tmp_path / "set", "train", "test")
+    args = EvaluateArguments(model_name="m", test_file=folder, output_dir=str(tmp_path / "out"))
+    assert [record["question"] for record in evaluate._read_problems(args)] == ["test"] * 3
+
+
+def test_sources_beside_a_yaml_file(tmp_path):
+    folder_of_splits(tmp_path / "set", "train", "test")
+    values = {
+        name: {"train_file": name} for name in ("set[test]", "set/*.jsonl", "openai/gsm8k:main[test]", "no/*.csv")
+    }
+    found = {name: relative_to(tmp_path, [TrainArguments], value)["train_file"] for name, value in values.items()}
+    there = {name: str(tmp_path / name) for name in ("set[test]", "set/*.jsonl")}
+    assert found == {"openai/gsm8k:main[test]": "openai/gsm8k:main[test]", "no/*.csv": "no/*.csv", **there}

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, Protocol, TypeAlias
 
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Refused, to_conversation
@@ -52,8 +52,10 @@ class PreparedData:
         return "; ".join([f"{len(examples)} examples, {int(step_counts.sum())} steps", *parts])
 
 
+SplitData: TypeAlias = DatasetDict | IterableDatasetDict
+Stream: TypeAlias = IterableDataset | IterableDatasetDict
 # What a trainer takes
-DataSource: TypeAlias = str | os.PathLike[str] | Records | DatasetDict | IterableDataset | PreparedData
+DataSource: TypeAlias = str | os.PathLike[str] | Records | SplitData | IterableDataset | PreparedData
 
 
 def load_and_prepare_dataset(
@@ -127,7 +129,7 @@ def opened(data: Any, splits: Splits, *, stream: bool = False) -> Source:
     """
     if isinstance(data, str | os.PathLike):
         return _of_name(str(data), splits, stream=stream)
-    if isinstance(data, DatasetDict):
+    if isinstance(data, SplitData):
         return of_dataset(_split_of(data, splits), "")
     if isinstance(data, Dataset | IterableDataset):
         return of_dataset(data, "")
@@ -146,10 +148,10 @@ def _first(source: Source, limit: int | None) -> Iterator[tuple[Line, Any]]:
     yield from islice(source.rows(), limit)
 
 
-def _split_of(data: DatasetDict, splits: Splits) -> Dataset:
+def _split_of(data: SplitData, splits: Splits) -> Dataset | IterableDataset:
     taken = next((split for split in splits if split in data), None)
     if taken is None:
-        raise UserError(f"the DatasetDict has no split {splits[0]}: it has {', '.join(map(str, data))}")
+        raise UserError(f"the {type(data).__name__} has no split {splits[0]}: it has {', '.join(map(str, data))}")
     return data[taken]
 
 

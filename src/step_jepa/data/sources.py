@@ -157,6 +157,8 @@ def open_source(source: str, args: ReadArguments, wanted: Splits = TRAIN, *, str
         raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")
     address = _address(source, args)
     if files := _files(address.name):
+        if address.config:
+            raise UserError(f"{source}: files have no configuration: leave out {address.config}")
         return _of_files(source, {"train": files}, _completed(address.split, "train"))
     if Path(address.name).is_dir():
         return _of_folder(source, address, wanted, stream=stream)
@@ -201,7 +203,7 @@ def _rows_of_split(source: str, splits: _FileSplits, split: str) -> Iterator[tup
 
 
 def _digest_of_files(splits: _FileSplits, split: str) -> str:
-    files = chain.from_iterable(splits.values())
+    files = splits[split] if split in splits else chain.from_iterable(splits.values())
     return " ".join([split, *(f"{kind_of(path)} {file_digest(path)}" for path in files)])
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from peft import PeftConfig
@@ -26,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from step_jepa.batches.attention import reading
 from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
-from step_jepa.data.dataset import DataSource, PreparedData
+from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
 from step_jepa.data.examples import Examples
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits
 from step_jepa.data.tokens import IGNORED
@@ -166,7 +165,7 @@ class RepresentationTrainer(Trainer):
     def _training_rows(self, data: DataSource | None) -> PlannedRows | PlannedStream | None:
         if data is None or isinstance(data, PlannedRows):
             return data
-        if self.args.streaming or isinstance(data, datasets.IterableDataset):
+        if self.args.streaming or isinstance(data, Stream):
             return self._stream(data)
         prepared = self._prepared(data, TRAIN)
         rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
@@ -210,7 +209,7 @@ class RepresentationTrainer(Trainer):
         """Of one data set; of a dictionary of them, by their names; the name of one that is there stays as it is."""
         if data is None or isinstance(data, PlannedRows) or self._is_name(data):
             return data
-        if isinstance(data, dict) and not isinstance(data, datasets.DatasetDict):
+        if isinstance(data, dict) and not isinstance(data, SplitData):
             return {name: self._evaluation_rows(each) for name, each in data.items()}
         return self.representation.evaluation_rows(self._prepared(data, VALIDATION))
 
