@@ -113,6 +113,8 @@ def test_splits_by_name(tmp_path):
     assert questions(f"{folder}/*.jsonl[1:]") == ["test"] * 2 + ["train"] * 3
     with pytest.raises(UserError, match=r"\[dev\] has no split dev: it has train, test$"):
         questions(f"{folder}[dev]")
+    with pytest.raises(UserError, match=r"train\.jsonl:main: files have no configuration: leave out main$"):
+        questions(f"{folder}/train.jsonl:main")
     with pytest.raises(UserError, match=r"names test and --dataset_split names train: leave one out$"):
         questions(f"{folder}[test]", dataset_split="train")
 
@@ -193,9 +195,7 @@ def test_evaluate_takes_the_test_split(tmp_path):
 
 def test_sources_beside_a_yaml_file(tmp_path):
     folder_of_splits(tmp_path / "set", "train", "test")
-    values = {
-        name: {"train_file": name} for name in ("set[test]", "set/*.jsonl", "openai/gsm8k:main[test]", "no/*.csv")
-    }
-    found = {name: relative_to(tmp_path, [TrainArguments], value)["train_file"] for name, value in values.items()}
-    there = {name: str(tmp_path / name) for name in ("set[test]", "set/*.jsonl")}
-    assert found == {"openai/gsm8k:main[test]": "openai/gsm8k:main[test]", "no/*.csv": "no/*.csv", **there}
+    for name in ("set[test]", "set/*.jsonl"):
+        assert relative_to(tmp_path, [TrainArguments], {"train_file": name}) == {"train_file": str(tmp_path / name)}
+    for name in ("openai/gsm8k:main[test]", "no/*.csv"):
+        assert relative_to(tmp_path, [TrainArguments], {"train_file": name}) == {"train_file": name}
