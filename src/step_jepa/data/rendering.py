@@ -77,9 +77,11 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = ref(tokenizer)  # which this is remembered for, as long as it lives
-        added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
-        self.stop_ids = {*added.values(), *tokenizer.all_special_ids}
+        added = tokenizer.added_tokens_decoder  # made anew at each access
+        special = {token.content: id for id, token in added.items() if token.special}
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        self.stop_ids = {*special.values(), *tokenizer.all_special_ids}
+        self._added = {id: token.content for id, token in added.items()}
         self._frames: dict[Shape, Frame | None] = {}
 
     @classmethod
@@ -116,6 +118,12 @@ class ChatFormat:
         shape = _shape([message], None)
         refused = shape and self.frame(shape) is None
         return {**message, "role": "user"} if refused else message
+
+    def likely_end_of_turn(self, ids: Sequence[int]) -> str | None:
+        """What may end turns, where these tokens follow an answer and none of them is special: one that the template
+        writes there, else the tokenizer's end of text."""
+        written = (self._added[id] for id in ids if self._added.get(id, "").strip())
+        return next(written, self.tokenizer.eos_token)
 
     def frame(self, shape: Shape) -> Frame | None:
         """That of all conversations of a shape; None where the template refuses them."""
@@ -227,6 +235,14 @@ def _text(chat: ChatFormat, messages: list[Message], tools: list[Any] | None) ->
         return chat.render(messages, tools)
     except Rejected as reason:
         return reason
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **arguments: Any) -> str | None:
+    """A conversation as one string; None where the template refuses it. Raises UserError where there is none."""
+    try:
+        return ChatFormat.of(tokenizer).render(messages, **arguments)
+    except Rejected:
+        return None
 
 
 def placeholder(turn: int, *, thinks: bool) -> str:

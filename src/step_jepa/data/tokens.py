@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from step_jepa.data.steps import answer_step
 from step_jepa.errors import UserError
 
 IGNORED = -100
+TrainTurns = Literal["last", "all"]
 _WHITESPACE = re.compile(r"\s*")
 
 
@@ -29,12 +30,14 @@ class Encoding:
     """Options of `encode`. The last two repeat what the published code of LLM-JEPA does.
 
     turns           the two turns are rendered alone as well (Example.turns)
+    train_turns     which turns of the assistant are labelled: the last, or all; steps are of the last
     train_all       every token of the trunk is labelled, the prompt's too
     unlabelled_end  no token that is the tokenizer's pad is labelled: where pad = eos, the end of turn is never learned
     double_bos      the tokenizer's own leading special tokens go before what the template wrote, which can have its BOS
     """
 
     turns: bool = False
+    train_turns: TrainTurns = "last"
     train_all: bool = False
     unlabelled_end: bool = False
     double_bos: bool = False
@@ -66,7 +69,7 @@ class Example:
 
     text       the rendered conversation
     input_ids  its tokens
-    labels     the same ids on the content and the end-of-turn token, IGNORED elsewhere
+    labels     the same ids on trained contents and their end-of-turn tokens, IGNORED elsewhere
     steps      token span of each step of the last assistant turn
     chars      character span of each step in `text`
     user       token span of the last user turn's content; None where the template rewrites it or there is none
@@ -193,14 +196,13 @@ def _example(
         raise Rejected("the last turn is not the assistant's: there is nothing to train on")
     chat.refuse_special_tokens(messages, conversation.tools)
     answer = rendered.content(len(messages) - 1)
-    content = _content_tokens(tokens, answer)
+    content = _content_tokens(text, answer)
     chars = _shifted(step_characters(rendered.text[slice(*answer)], conversation.steps), answer[0])
     spans = _step_tokens(tokens, content, chars)
-    trained = range(content.start, _end_of_turn(chat, tokens.ids, content.stop) + 1)
     return Example(
         text=rendered.text,
         input_ids=tokens.ids,
-        labels=_labels(chat.tokenizer, tokens.ids, trained, options),
+        labels=_labels(chat.tokenizer, tokens.ids, _trained(chat, text, content, options), options),
         steps=spans,
         chars=chars,
         user=_user_span(rendered, tokens),
@@ -252,9 +254,13 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: Mappin
     return [names[token] if token in names else str(tokenizer.decode([*before, token]))[start:] for token in ids]
 
 
-def _content_tokens(tokens: Tokens, content: Span) -> range:
-    """The tokens that begin inside the content. Raises Rejected where one straddles its start."""
-    start, stop = content
+def _content_tokens(text: _Text, content: Span) -> range:
+    """The tokens that begin inside the content; the first may bring along the space that the header ends with. Raises
+    Rejected where one straddles the start otherwise."""
+    (rendered, tokens), (start, stop) = text, content
+    spaced = tokens.first_from(start - 1)
+    if rendered.text[:start].endswith(" ") and tokens.stops[spaced] > start:
+        start -= 1
     first = tokens.first_from(start)
     begins_there = first < len(tokens.ids) and tokens.starts[first] == start
     if not begins_there or (first and tokens.stops[first - 1] > start):
@@ -271,20 +277,37 @@ def _step_tokens(tokens: Tokens, content: range, chars: list[Span]) -> list[Span
     return list(pairwise([content.start, *inner_edges, content.stop]))
 
 
-def _end_of_turn(chat: ChatFormat, ids: list[int], content_stop: int) -> int:
-    """Index of the token that ends the turn: the first special token after the content. Raises Rejected."""
-    for place in range(content_stop, len(ids)):
-        if ids[place] in chat.stop_ids:
-            return place
-    raise Rejected("the chat template writes no end-of-turn token after the answer: let it end with eos_token")
+def _trained(chat: ChatFormat, text: _Text, content: range, options: Encoding) -> list[range]:
+    """The tokens that are labelled, turn by turn, `content` being those of the last turn. Raises Rejected."""
+    (rendered, tokens), last = text, len(text.rendered.messages) - 1
+    ends = _ends_of_turn(chat, tokens.ids, content.stop, len(tokens.ids))
+    whole = rendered.messages[last].get("tool_calls")  # these follow the content, perhaps between special tokens
+    ranges = [range(content.start, ends[-1 if whole else 0] + 1)]
+    if options.train_turns == "all":
+        earlier = [turn for turn in range(last) if rendered.messages[turn]["role"] == "assistant"]
+        ranges += [_earlier_turn(chat, text, turn) for turn in earlier]
+    return ranges
 
 
-def _labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: range, options: Encoding) -> list[int]:
-    if options.train_all:
-        labels = list(ids)
-    else:
-        before, after = [IGNORED] * trained.start, [IGNORED] * (len(ids) - trained.stop)
-        labels = before + ids[trained.start : trained.stop] + after
+def _earlier_turn(chat: ChatFormat, text: _Text, turn: int) -> range:
+    content, following = _content_tokens(text, text.rendered.content(turn)), text.rendered.span(turn + 1)
+    limit = text.tokens.first_from(following[0]) if following else len(text.tokens.ids)
+    return range(content.start, _ends_of_turn(chat, text.tokens.ids, content.stop, limit)[0] + 1)
+
+
+def _ends_of_turn(chat: ChatFormat, ids: list[int], start: int, stop: int) -> list[int]:
+    """Places of special tokens after a content: the first ends its turn. Raises Rejected where there is none."""
+    places = [place for place in range(start, stop) if ids[place] in chat.stop_ids]
+    if not places:
+        token = chat.likely_end_of_turn(ids[start:stop])
+        raise Rejected(f"the chat template writes no end-of-turn token after the answer: give --end_of_turn '{token}'")
+    return places
+
+
+def _labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[range], options: Encoding) -> list[int]:
+    labels = list(ids) if options.train_all else [IGNORED] * len(ids)
+    for turn in trained:
+        labels[turn.start : turn.stop] = ids[turn.start : turn.stop]
     if options.unlabelled_end:
         labels = [IGNORED if label == tokenizer.pad_token_id else label for label in labels]
     return labels

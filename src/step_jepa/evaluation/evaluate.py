@@ -14,6 +14,7 @@ from rich.text import Text
 from step_jepa.batches.views import Views
 from step_jepa.data.records import Record
 from step_jepa.data.sources import TEST, read_records
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
 from step_jepa.evaluation.figures import HELDOUT, check_weights, model_figures, save_views
@@ -46,7 +47,7 @@ _DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(TemplateOptions):
     """What is evaluated on what. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
@@ -198,9 +199,8 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any, Any]:
     """The model as its own run trained it, and its tokenizer. Raises UserError."""
-    model, tokenizer = setup_model_and_tokenizer(
-        args.model_name, model_init_kwargs={"dtype": args.dtype}, seed=args.seed, **options.setup_arguments()
-    )
+    loading = options.setup_arguments() | {"template": args, "model_init_kwargs": {"dtype": args.dtype}}
+    model, tokenizer = setup_model_and_tokenizer(args.model_name, seed=args.seed, **loading)
     check_weights(model, args.model_name)
     return model, tokenizer
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from step_jepa import standalone
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -31,7 +32,7 @@ SEED = 42  # of a run that gives none
 
 
 @dataclass
-class RowArguments:
+class RowArguments(TemplateOptions):
     """Which example, and how its row is planned. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
@@ -111,7 +112,7 @@ class Inspector:
 
     def __init__(self, args: RowArguments) -> None:
         self.args = args
-        self.tokenizer = load_tokenizer(args.model_name, plain=args.plain)
+        self.tokenizer = load_tokenizer(args.model_name, plain=args.plain, template=args)
         self.config = _model_config(args.model_name, len(self.tokenizer))
         options = with_registered_options(StepJEPAOptions)(
             objective=[args.objective],

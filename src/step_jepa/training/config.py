@@ -15,6 +15,8 @@ import torch
 from transformers import TrainingArguments
 
 from step_jepa.batches.views import PredictorHead, TargetReader
+from step_jepa.data.template import TemplateOptions
+from step_jepa.data.tokens import TrainTurns
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses import LOSSES
 from step_jepa.losses.distances import Negatives
@@ -61,7 +63,7 @@ Options = TypeVar("Options")
 
 
 @dataclass
-class RepresentationOptions(TurnOptions):
+class RepresentationOptions(TurnOptions, TemplateOptions):
     """The options of the JEPA term that all objectives share, and LLM-JEPA's own."""
 
     lbd: float | str = option(
@@ -179,6 +181,11 @@ class RepresentationOptions(TurnOptions):
         changes_views=True,
     )
     train_all: bool = option(False, help="Language-model loss on the prompt too.", group="Data")
+    train_turns: TrainTurns = option(
+        "last",
+        help="Turns of the assistant that the language-model loss is taken on; steps are those of the last.",
+        group="Data",
+    )
     compat: list[str] = option(
         default_factory=list,
         help=f"Train as published code does: llm_jepa, or some of {', '.join(COMPAT)}.",
@@ -253,6 +260,7 @@ class RepresentationOptions(TurnOptions):
             "train_predictors": "frozen_predictors" not in self.switches,
             "predictor_head": self.predictor_head if predicting else "identity",
             "plain": self.plain,
+            "template": self,
         }
 
     def _check_values(self) -> None:

@@ -101,6 +101,7 @@ class Representation:
         switches = self.options.switches
         return Encoding(
             turns=any(objective.turns for objective in self.objectives),
+            train_turns=self.options.train_turns,
             train_all=self.options.train_all,
             unlabelled_end="unlabelled_end" in switches,
             double_bos="double_bos" in switches,

@@ -21,6 +21,7 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import Batch, PlannedRows, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
@@ -46,6 +47,7 @@ class VerificationContext:
     predictors           K
     lora                 LoRA training instead of full fine-tuning
     plain                no chat framing
+    template             options of the chat template
     max_length           longest trunk in tokens; the records stay whole, and it is counted how many are longer
     attn_implementation  attention backend
     seed                 of the predictor rows, of an adapter and of training
@@ -58,6 +60,7 @@ class VerificationContext:
     predictors: int = 1
     lora: bool = False
     plain: bool = False
+    template: TemplateOptions | None = None
     max_length: int | None = 1024
     attn_implementation: str = "sdpa"
     seed: int = 42
@@ -74,7 +77,7 @@ class VerificationContext:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's."""
-        return load_tokenizer(self.model_name, plain=self.plain)
+        return load_tokenizer(self.model_name, plain=self.plain, template=self.template)
 
     @cached_property
     def examples(self) -> list[Example]:
