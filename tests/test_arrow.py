@@ -6,6 +6,7 @@ import pickle
 from random import Random
 
 import datasets
+import pandas
 import pytest
 from conftest import conversation, tiny_model
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -114,6 +115,19 @@ def test_a_full_disk_is_one_line(tokenizer, records, cache, monkeypatch):
 def test_what_is_left_out_is_said_once(tokenizer, records, caplog):
     load_and_prepare_dataset([*records, *[conversation("x" * 200)] * 2], tokenizer, max_length=150)
     assert caplog.messages == ["the data set: 2 examples are left out, of which no whole step fits"]
+
+
+def test_rows_of_a_data_frame(tokenizer, records, tmp_path):
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([records[0], {**records[1], "steps": None}]).to_parquet(str(path))
+    frame = pandas.read_parquet(path)
+    frame["steps"] = [frame["steps"][0], float("nan")]
+    rows = frame.to_dict("records")
+    assert type(rows[0]["messages"]).__name__ == type(rows[0]["steps"]).__name__ == "ndarray"
+    found, expected = (load_and_prepare_dataset(data, tokenizer).examples for data in (rows, records[:2]))
+    assert list(found) == list(expected)
+    with pytest.raises(UserError, match=r"^example 0: it is a str: give records with `messages`$"):
+        load_and_prepare_dataset(frame.columns.tolist(), tokenizer)
 
 
 def test_training_from_the_cache_is_training_from_memory(tokenizer, records, tmp_path, cache, monkeypatch):

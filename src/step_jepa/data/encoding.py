@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,20 +20,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, config
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Refused, to_conversation
+from step_jepa.data.conversations import Conversation, Refused, to_conversation
 from step_jepa.data.examples import SCHEMA, Examples, table
 from step_jepa.data.records import ReadArguments, formats
 from step_jepa.data.sources import Line, usable_record
+from step_jepa.data.template_notes import say_what_is_special
 from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
 from step_jepa.errors import UserError
 from step_jepa.run_files import unfinished_files
 
 BATCH = 250  # rows that are encoded at once
+LOOKED_AT = 64  # rows of which is said what the chat template does with them
 IN_MEMORY = 1000  # fewer rows are encoded anew each time, and kept in memory
 EXAMPLES_FILE, COUNTS_FILE = "examples.arrow", "counts.json"
 LIBRARIES = ("step-jepa", "transformers", "tokenizers", "jinja2")
@@ -73,8 +77,7 @@ class Encoder:
 
     def __call__(self, rows: Sequence[RawRow]) -> Encoded:
         """Raises UserError, naming the row, for one that cannot be used."""
-        conversations = [to_conversation(self._record(row)) for row in rows]
-        wholes = encode_rows(self.tokenizer, conversations, self.encoding)
+        wholes = encode_rows(self.tokenizer, self.conversations(rows), self.encoding)
         examples: list[Example] = []
         cut = 0
         for row, whole in zip(rows, wholes, strict=True):
@@ -85,8 +88,17 @@ class Encoder:
         kept = [example for example in examples if example.steps]
         return Encoded(kept, cut, len(examples) - len(kept))
 
+    def conversations(self, rows: Sequence[RawRow]) -> list[Conversation | Refused]:
+        """What is encoded of them. Raises UserError, naming the row, for a record that cannot be read."""
+        return [to_conversation(self._record(row)) for row in rows]
+
     def _record(self, row: RawRow) -> Mapping[str, Any]:
-        return usable_record(self.source, row.line, row.raw, self.reading) if self.source else row.raw
+        if self.source:
+            return usable_record(self.source, row.line, row.raw, self.reading)
+        record = plain(row.raw)
+        if not isinstance(record, Mapping):
+            raise UserError(f"{self._place(row)}: it is a {type(record).__name__}: give records with `messages`")
+        return record
 
     def _place(self, row: RawRow) -> str:
         return f"example {row.number} of {self.source}" if self.source else f"example {row.number}"
@@ -124,6 +136,17 @@ class Prepared(NamedTuple):
     left_out: int
 
 
+def plain(value: Any) -> Any:
+    """A record without what data frames put in: arrays become lists, and cells that hold nothing None."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str], num_proc: int) -> Prepared:
     """The examples of all rows: in memory where they are few, else in a file of datasets' cache, which is mapped.
 
@@ -137,6 +160,8 @@ def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str],
         UserError: a row cannot be used.
     """
     head = list(islice(rows, IN_MEMORY))
+    conversations = encoder.conversations(head[:LOOKED_AT])
+    say_what_is_special(encoder.tokenizer, [each for each in conversations if isinstance(each, Conversation)])
     if len(head) < IN_MEMORY:
         return _in_memory(encoder, head)
     folder = Path(config.HF_DATASETS_CACHE, "step_jepa", encoder.fingerprint(digest()))
