@@ -144,6 +144,7 @@ def test_what_lies_on_disk_is_no_address(tmp_path, monkeypatch):
         ("a.csv", b"question,answer\nq,\xff\n", r"a\.csv:2: not UTF-8"),
         ("a.csv", b"question,answer\n", r"a\.csv holds no records"),
     ],
+    ids=["gzip", "cut gzip", "parquet", "cells", "quote", "text", "empty"],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
