@@ -23,8 +23,6 @@ PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
 READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
 STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
 Batch = dict[str, Tensor]
-
-
 MOST_PLANNED = 10_000  # rows that are planned before training, to be counted and checked
 
 
@@ -45,6 +43,13 @@ class PlannedRows(Dataset):
     def sample(self) -> Sequence[Example]:
         """All examples, or MOST_PLANNED of more, evenly spaced."""
         return self.examples[:: -(-len(self) // MOST_PLANNED)]
+
+    def token_counts(self) -> tuple[int, int]:
+        """Tokens of the sample's rows without and with their branches."""
+        trunks = branching = 0
+        for example in self.sample:
+            trunks, branching = trunks + len(example.input_ids), branching + len(self.plan(example).input_ids)
+        return trunks, branching
 
 
 class PlannedStream(IterableDataset):

@@ -8,7 +8,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -35,6 +35,7 @@ from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictors
 from step_jepa.objectives.planner import unchanged_pairs
+from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.compute import floating_point_ops, shorten
@@ -188,8 +189,11 @@ class RepresentationTrainer(Trainer):
         accelerator_config.dispatch_batches = False
         in_order = not self.args.streaming or self.args.train_sampling_strategy == "sequential"
         rows = self.representation.stream(data, buffer=1 if in_order else self.args.shuffle_buffer)
-        for objective in self.representation.objectives:
-            objective.check_data(rows.examples)
+        if self.branching:
+            counts = self._pair_counts(map(rows.plan, rows.examples))
+            self._check_negatives(counts)
+            if self.args.should_log and not any(map(sum, counts)):
+                logger.warning("none of the first %d rows of the stream has a pair of views", len(rows.examples))
         return rows
 
     def _budgeted_batches(self, rows: PlannedRows | PlannedStream | None) -> TokenBudgetSampler | None:
@@ -228,25 +232,32 @@ class RepresentationTrainer(Trainer):
     def _check_training_rows(self, rows: PlannedRows) -> int:
         """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
         data cannot serve an objective."""
-        pairs = tokens = plain = 0
-        pairs_of_examples: list[list[int]] = [[] for _ in self.jepa.terms]
-        for example in rows.sample:
-            row = rows.plan(example)
-            pairs, tokens, plain = pairs + len(row.pairs), tokens + len(row.input_ids), plain + len(example.input_ids)
-            for number, counts in enumerate(pairs_of_examples):
-                counts.append(sum(pair.objective == number for pair in row.pairs))
+        counts = self._pair_counts(map(rows.plan, rows.sample))
         for objective in self.representation.objectives:
             objective.check_data(rows.examples)
-        contrasted = [number for number, each in enumerate(self.representation.objectives) if each.loss is None]
-        check_negatives(self.args, [pairs_of_examples[number] for number in contrasted])
+        self._check_negatives(counts)
+        pairs = sum(map(sum, counts))
         same = unchanged_pairs(rows.plan, rows.sample)
         if same and same == pairs:
             raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
         if self.args.same_flop:
-            shorten(self.args, plain, tokens, target_encoder=self.representation.forward.target_encoder is not None)
+            plain, branching = rows.token_counts()
+            shorten(self.args, plain, branching, target_encoder=self.representation.forward.target_encoder is not None)
         if self.args.should_log:
             self._say_what_is_left_out(rows, pairs, same)
         return round(pairs * len(rows) / len(rows.sample))
+
+    def _pair_counts(self, rows: Iterable[Row]) -> list[list[int]]:
+        """For each objective, how many pairs each of the rows has."""
+        counts: list[list[int]] = [[] for _ in self.jepa.terms]
+        for row in rows:
+            for number, of_rows in enumerate(counts):
+                of_rows.append(sum(pair.objective == number for pair in row.pairs))
+        return counts
+
+    def _check_negatives(self, counts: list[list[int]]) -> None:
+        objectives = zip(counts, self.representation.objectives, strict=True)
+        check_negatives(self.args, [of_rows for of_rows, objective in objectives if objective.loss is None])
 
     def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
         sample = rows.sample
