@@ -9,10 +9,13 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Refused, to_conversation
+from step_jepa.data.conversations import Conversation, Refused, to_conversation
 from step_jepa.data.sources import read_records
+from step_jepa.data.template_notes import say_what_is_special
 from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
 from step_jepa.errors import UserError
+
+_BATCH = 1000  # records that are tokenised in one call
 
 
 class Records(Protocol):
@@ -69,9 +72,11 @@ def load_and_prepare_dataset(
     records, source = _opened(data)
     examples: list[Example] = []
     cut = left_out = 0
-    for index, record in enumerate(tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)):
-        where = f"example {index} of {source}" if source else f"example {index}"
-        whole = to_example(record, tokenizer, where, encoding)
+    shown = tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)
+    for index, whole in enumerate(_encoded(tokenizer, shown, encoding)):
+        if isinstance(whole, Refused):
+            where = f"example {index} of {source}" if source else f"example {index}"
+            raise UserError(f"{where}: {whole.reason}")
         example = truncate(whole, max_length)
         if not example.steps:
             left_out += 1
@@ -82,6 +87,16 @@ def load_and_prepare_dataset(
         reason = f"no whole step fits into max_length = {max_length}: raise it" if left_out else "it is empty"
         raise UserError(f"{source or 'the data set'}: no example to use, {reason}")
     return PreparedData(examples, cut, left_out)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, records: Iterable[Mapping[str, Any]], encoding: Encoding
+) -> Iterator[Example | Refused]:
+    """Batch by batch."""
+    records = iter(records)
+    while batch := [to_conversation(record) for record in islice(records, _BATCH)]:
+        say_what_is_special(tokenizer, [row for row in batch if isinstance(row, Conversation)])
+        yield from encode_rows(tokenizer, batch, encoding)
 
 
 def _opened(data: str | os.PathLike[str] | Records) -> tuple[Iterable[Mapping[str, Any]], str]:

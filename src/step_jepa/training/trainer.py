@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from step_jepa.batches.attention import reading
 from step_jepa.batches.collate import Batch, PlannedRows, row_count, tokens_read, without_branches
 from step_jepa.data.dataset import DataSource, PreparedData
+from step_jepa.data.template import check_same_template, today
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
@@ -87,6 +88,7 @@ class RepresentationTrainer(Trainer):
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
         self._data_counts: dict[str, int] = {}
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
+        args.chat_template_date = args.chat_template_date or today()
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
             model,
@@ -390,6 +392,7 @@ class RepresentationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_resumed(self.args, resume_from_checkpoint)
+        check_same_template(self.processing_class, resume_from_checkpoint)
         check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
