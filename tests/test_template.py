@@ -18,6 +18,8 @@ from step_jepa.data.template import (
 from step_jepa.data.template_notes import prompt_difference, say_what_is_special
 from step_jepa.data.tokens import IGNORED, Encoding, encode, encode_rows
 from step_jepa.errors import UserError, say_once
+from step_jepa.run_files import OPTIONS_FILE, write_json
+from step_jepa.training.config import view_options
 
 LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
@@ -162,6 +164,8 @@ def test_a_template_from_a_file(tokenizer, tmp_path):
     assert settled(tokenizer, CHATML, chat_template=str(file)).chat_template.endswith(NO_SYSTEM)
     file.write_text(LINES)
     assert template_identity(options) != before
+    write_json(tmp_path / OPTIONS_FILE, {"chat_template": "gone.jinja", "end_of_turn": "~", "lbd": 1})
+    assert view_options(tmp_path) == {"chat_template": str(tmp_path / "chat_template.jinja"), "end_of_turn": "~"}
     with pytest.raises(UserError, match="contradict"):
         settle_template(tokenizer, options, plain=True)
     with pytest.raises(UserError, match=r"none\.jinja cannot be read"):

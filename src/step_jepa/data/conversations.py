@@ -71,10 +71,10 @@ def _without_null(turn: Mapping[str, Any]) -> Message:
 
 def _joined(content: Any) -> Any:
     """Parts of text as one text; anything else as it is."""
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+    if not isinstance(content, list):
         return content
-    texts = [part.get("text") for part in content]
-    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 def _tools(tools: Any) -> list[Any] | None:

@@ -46,6 +46,7 @@ class TemplateOptions:
         is_path=True,
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(
         None,
@@ -54,6 +55,7 @@ class TemplateOptions:
         group="Data",
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     chat_template_date: str | None = option(
         None,
@@ -63,6 +65,7 @@ class TemplateOptions:
         free_on_resume=True,
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     end_of_turn: str | None = option(
         None,
@@ -70,6 +73,7 @@ class TemplateOptions:
         group="Data",
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
 
 
