@@ -73,7 +73,7 @@ def _joined(content: Any) -> Any:
     """Parts of text as one text; anything else as it is."""
     if not isinstance(content, list):
         return content
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
