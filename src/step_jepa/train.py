@@ -21,11 +21,12 @@ from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
+from step_jepa.data.template import today
 from step_jepa.errors import Interrupted, UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import Needs, check_bounds, check_needs, option
-from step_jepa.run_files import ROWS_FILE
+from step_jepa.run_files import ROWS_FILE, run_options
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.run_metadata import save_settings
 
@@ -145,6 +146,8 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         raise UserError("--output_dir is empty: say where the results go")
     resume = checkpoint_to_resume(config)
     check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
+    begun = run_options(resume) if resume else {}
+    config.chat_template_date = config.chat_template_date or begun.get("chat_template_date") or today()
     if args.step_jepa and "step_jepa" not in config.objective:
         named = " ".join(config.objective)
         raise UserError(f"--step_jepa and --objective {named} contradict each other: leave one out")

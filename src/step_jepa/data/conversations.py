@@ -41,7 +41,7 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation | Refused:
     if turns is None or not len(turns):
         return Refused("`messages` must be turns whose `content` is text")
     messages = [_without_null(turn) for turn in turns]
-    if not all(isinstance(message["content"], str) for message in messages):
+    if not all(map(_is_turn, messages)):
         return Refused("`messages` must be turns whose `content` is text")
     last = messages[-1]
     if last["role"] != "assistant" or not last["content"].strip():
@@ -50,7 +50,15 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation | Refused:
     if unread:
         return Refused(f"{unread} would be read but not trained: run step-jepa prepare")
     steps = record.get("steps")
-    return Conversation(messages, list(steps) if steps else split(last["content"]), _tools(record.get("tools")))
+    try:
+        tools = _tools(record.get("tools"))
+    except ValueError:
+        return Refused("`tools` is not a list, or JSON of one")
+    return Conversation(messages, list(steps) if steps else split(last["content"]), tools)
+
+
+def _is_turn(message: Message) -> bool:
+    return isinstance(message.get("role"), str) and isinstance(message["content"], str)
 
 
 def _without_null(turn: Mapping[str, Any]) -> Message:
@@ -63,17 +71,17 @@ def _without_null(turn: Mapping[str, Any]) -> Message:
 
 def _joined(content: Any) -> Any:
     """Parts of text as one text; anything else as it is."""
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+    if not isinstance(content, list):
         return content
-    texts = [part.get("text") for part in content]
-    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
+    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 def _tools(tools: Any) -> list[Any] | None:
-    """Tools as a list; many data sets have them as JSON."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            return None
-    return list(tools) if tools is not None and len(tools) else None
+    """Tools as a list; many data sets have them as JSON. Raises ValueError."""
+    parsed = json.loads(tools) if isinstance(tools, str) and tools else tools
+    if parsed is None or not len(parsed):
+        return None
+    if isinstance(parsed, str | Mapping):
+        raise ValueError(parsed)
+    return list(parsed)

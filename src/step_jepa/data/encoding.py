@@ -36,7 +36,6 @@ from step_jepa.errors import UserError
 from step_jepa.run_files import unfinished_files
 
 BATCH = 250  # rows that are encoded at once
-LOOKED_AT = 64  # rows of which is said what the chat template does with them
 IN_MEMORY = 1000  # fewer rows are encoded anew each time, and kept in memory
 EXAMPLES_FILE, COUNTS_FILE = "examples.arrow", "counts.json"
 LIBRARIES = ("step-jepa", "transformers", "tokenizers", "jinja2")
@@ -160,7 +159,7 @@ def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str],
         UserError: a row cannot be used.
     """
     head = list(islice(rows, IN_MEMORY))
-    conversations = encoder.conversations(head[:LOOKED_AT])
+    conversations = encoder.conversations(head)
     say_what_is_special(encoder.tokenizer, [each for each in conversations if isinstance(each, Conversation)])
     if len(head) < IN_MEMORY:
         return _in_memory(encoder, head)

@@ -5,18 +5,21 @@ engine, frames conversations as training did.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from step_jepa.data.rendering import ChatFormat, placeholder, rendered
 from step_jepa.errors import UserError, say_once
-from step_jepa.options import option
+from step_jepa.options import option, option_fields
 
 # A chat template without any framing, for base models: the contents of the turns, one to a line, and eos at the end.
 PLAIN_TEMPLATE = (
@@ -43,6 +46,7 @@ class TemplateOptions:
         is_path=True,
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(
         None,
@@ -51,6 +55,7 @@ class TemplateOptions:
         group="Data",
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     chat_template_date: str | None = option(
         None,
@@ -60,6 +65,7 @@ class TemplateOptions:
         free_on_resume=True,
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
     end_of_turn: str | None = option(
         None,
@@ -67,6 +73,7 @@ class TemplateOptions:
         group="Data",
         standalone=True,
         of_training=True,
+        changes_views=True,
     )
 
 
@@ -99,6 +106,24 @@ def settle_template(
         _put_before(tokenizer, SYSTEM_TO_USER)
     if options.end_of_turn:
         _end_turns_with(tokenizer, options.end_of_turn)
+
+
+def template_identity(options: TemplateOptions) -> dict[str, Any]:
+    """What two calls must have in common to frame conversations alike: a file counts by what it holds. Raises
+    UserError."""
+    values = {each.name: getattr(options, each.name) for each in option_fields(TemplateOptions)}
+    held = _read(options.chat_template) if options.chat_template else ""
+    return values | {"chat_template": held and sha256(held.encode()).hexdigest()}
+
+
+def check_same_template(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
+    """Raises UserError where a checkpoint was trained with another chat template, or another date in it."""
+    saved = Path(folder, CHAT_TEMPLATE_FILE)
+    if saved.exists() and saved.read_text(encoding="utf-8") != tokenizer.chat_template:
+        raise UserError(
+            f"{folder} was begun with another chat template: give its --chat_template, --chat_template_kwargs, "
+            "--chat_template_date and --end_of_turn"
+        )
 
 
 def _read(file: str) -> str:
@@ -135,9 +160,14 @@ def _defaults(arguments: Mapping[str, Any] | str | None) -> str:
     return "".join(default.format(name, value) for name, value in named.items())
 
 
+def today() -> str:
+    """The date, as --chat_template_date takes it."""
+    return date.today().isoformat()
+
+
 def _pin_date(tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
     try:
-        pinned = date.fromisoformat(day) if day else date.today()
+        pinned = date.fromisoformat(day or today())
     except ValueError as error:
         raise UserError(f"--chat_template_date {day}: give a date such as 2026-11-28") from error
     before = tokenizer.chat_template

@@ -54,11 +54,14 @@ def prompt_difference(tokenizer: PreTrainedTokenizerBase, conversation: Conversa
     trained, prompt = prefixes
     while trained[:1] == prompt[:1]:
         trained, prompt = trained[1:], prompt[1:]
-    switch = next((switch for switch in _SWITCHES if _mends(tokenizer, conversation, switch)), None)
+    switch = mending_switch(tokenizer, conversation)
     remedy = f": --chat_template_kwargs '{json.dumps(switch)}' makes them equal" if switch else ""
-    return (
-        f"answers are trained behind {trained!r} where the chat template prompts other engines with {prompt!r}{remedy}"
-    )
+    return f"answers are trained behind {trained!r} where other engines prompt with {prompt!r}{remedy}"
+
+
+def mending_switch(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> dict[str, bool] | None:
+    """The argument of the template with which training and other engines have the same before the answer, if any."""
+    return next((switch for switch in _SWITCHES if _mends(tokenizer, conversation, switch)), None)
 
 
 def _mends(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, switch: dict[str, bool]) -> bool:

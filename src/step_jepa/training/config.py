@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from step_jepa.batches.views import PredictorHead, TargetReader
 from step_jepa.data.template import TemplateOptions
@@ -554,4 +555,7 @@ def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
     saved = run_options(folder)
     names = [each.name for each in option_fields(StepJEPAOptions) if facts(each).changes_views]
-    return {name: saved[name] for name in names if name in saved}
+    values = {name: saved[name] for name in names if name in saved}
+    if values.get("chat_template"):  # the file that was given may have gone; the model has a copy
+        values["chat_template"] = str(Path(folder, CHAT_TEMPLATE_FILE))
+    return values

@@ -28,6 +28,7 @@ from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_cou
 from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
 from step_jepa.data.examples import Examples
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits
+from step_jepa.data.template import check_same_template, today
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
@@ -92,6 +93,7 @@ class RepresentationTrainer(Trainer):
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
         self._data_counts: dict[str, int] = {}
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
+        args.chat_template_date = args.chat_template_date or today()
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
             model,
@@ -448,6 +450,7 @@ class RepresentationTrainer(Trainer):
             logger.info(
                 "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"
             )
+        check_same_template(self.processing_class, resume_from_checkpoint)
         check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
