@@ -57,6 +57,16 @@ def test_what_goes_in_comes_out():
         examples[2]
 
 
+def test_a_digest_is_of_tokens_and_labels_however_they_lie(tokenizer, records, cache):
+    many = load_and_prepare_dataset(records, tokenizer).examples
+    digests = {Examples.of(list(many)).digest(), many.digest()}
+    assert len(many.dataset.data.column("labelled").chunks) == 5
+    assert len(digests) == 1
+    changed = [replace(many[0], labels=many[0].input_ids), *many[1:]]
+    others = {Examples.of(examples).digest() for examples in (changed, list(many)[::-1])}
+    assert len(digests | others) == 3
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_cache_holds_what_is_made_in_memory(tokenizer, records, cache, processes, monkeypatch):
     options = {"max_length": 90, "encoding": Encoding(turns=True)}

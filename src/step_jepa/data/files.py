@@ -66,6 +66,8 @@ def _array_items(path: Path) -> Iterator[tuple[int, Any]]:
         items = json.loads(_decoded(b"".join(_bytes_of(path)), str(path)))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}; correct it") from error
+    except RecursionError:
+        raise UserError(f"{path}: arrays or objects within one another a thousand times: correct it") from None
     yield from enumerate(items, 1)
 
 
