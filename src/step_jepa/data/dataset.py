@@ -4,8 +4,8 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Protocol, TypeAlias
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Refused, to_conversation
 from step_jepa.data.encoding import Encoder, RawRow, encoded
-from step_jepa.data.examples import Examples
+from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
 from step_jepa.data.records import ReadArguments
 from step_jepa.data.sources import TRAIN, Line, Source, Splits, numbered, of_dataset, open_source, record_limit
 from step_jepa.data.tokens import Encoding, Example, encode_rows
@@ -29,27 +29,6 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
-
-
-@dataclass
-class PreparedData:
-    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
-
-    examples: Sequence[Example]
-    cut: int
-    left_out: int
-
-    def __str__(self) -> str:
-        examples = Examples.of(self.examples)
-        step_counts = examples.step_counts()
-        notes = {
-            "end with an answer step": examples.with_answer(),
-            "cut to whole steps within max_length": self.cut,
-            "left out, as not one whole step fits into max_length": self.left_out,
-            "with fewer than two steps, which train the language model only": int((step_counts < 2).sum()),
-        }
-        parts = [f"{number} {note}" for note, number in notes.items() if number]
-        return "; ".join([f"{len(examples)} examples, {int(step_counts.sum())} steps", *parts])
 
 
 SplitData: TypeAlias = DatasetDict | IterableDatasetDict
@@ -88,7 +67,7 @@ def load_and_prepare_dataset(
     if source.endless:
         raise UserError("a stream is for training alone: give data of known length, or a file")
     rows = islice(raw_rows(source), limit)
-    prepared = PreparedData(*encoded(encoder, rows, lambda: f"{limit} {source.digest()}", num_proc))
+    prepared = encoded(encoder, rows, lambda: f"{limit} {source.digest()}", num_proc)
     if not len(prepared.examples):
         reason = f"no whole step fits into max_length = {max_length}: raise it" if prepared.left_out else "it is empty"
         raise UserError(f"{source.name or 'the data set'}: no example to use, {reason}")

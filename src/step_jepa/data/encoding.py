@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Conversation, Refused, to_conversation
-from step_jepa.data.examples import SCHEMA, Examples, table
+from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
 from step_jepa.data.records import ReadArguments, formats
 from step_jepa.data.sources import Line, usable_record
 from step_jepa.data.template_notes import say_what_is_special
@@ -127,14 +127,6 @@ def _code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-class Prepared(NamedTuple):
-    """All examples, how many were cut, and how many rows were left out."""
-
-    examples: Examples
-    cut: int
-    left_out: int
-
-
 def plain(value: Any) -> Any:
     """A record without what data frames put in: arrays become lists, and cells that hold nothing None."""
     if isinstance(value, np.ndarray):
@@ -146,7 +138,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str], num_proc: int) -> Prepared:
+def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str], num_proc: int) -> PreparedData:
     """The examples of all rows: in memory where they are few, else in a file of datasets' cache, which is mapped.
 
     Args:
@@ -167,7 +159,7 @@ def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str],
     if not folder.exists():
         _fill(folder, encoder, _chained(head, rows), num_proc)
     counts = json.loads((folder / COUNTS_FILE).read_text())
-    return Prepared(Examples(Dataset.from_file(str(folder / EXAMPLES_FILE))), **counts)
+    return PreparedData(Examples(Dataset.from_file(str(folder / EXAMPLES_FILE))), **counts)
 
 
 def _chained(head: list[RawRow], rows: Iterator[RawRow]) -> Iterator[RawRow]:
@@ -177,12 +169,12 @@ def _chained(head: list[RawRow], rows: Iterator[RawRow]) -> Iterator[RawRow]:
     yield from rows
 
 
-def _in_memory(encoder: Encoder, rows: list[RawRow]) -> Prepared:
+def _in_memory(encoder: Encoder, rows: list[RawRow]) -> PreparedData:
     parts = list(map(encoder, _batches(iter(rows))))
     examples: list[Example] = []
     for part in parts:
         examples += part.examples
-    return Prepared(Examples.of(examples), sum(part.cut for part in parts), sum(part.left_out for part in parts))
+    return PreparedData(Examples.of(examples), sum(part.cut for part in parts), sum(part.left_out for part in parts))
 
 
 def _batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:

@@ -3,6 +3,7 @@ grow with their number."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, overload
 
@@ -94,6 +95,27 @@ class Examples(Sequence[Example]):
     def _lengths(self, column: str) -> NDArray[np.int64]:
         lengths: NDArray[np.int64] = np.asarray(pc.list_value_length(self.dataset.data.column(column)), dtype=np.int64)
         return lengths[self.places]
+
+
+@dataclass
+class PreparedData:
+    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
+
+    examples: Sequence[Example]
+    cut: int
+    left_out: int
+
+    def __str__(self) -> str:
+        examples = Examples.of(self.examples)
+        step_counts = examples.step_counts()
+        notes = {
+            "end with an answer step": examples.with_answer(),
+            "cut to whole steps within max_length": self.cut,
+            "left out, as not one whole step fits into max_length": self.left_out,
+            "with fewer than two steps, which train the language model only": int((step_counts < 2).sum()),
+        }
+        parts = [f"{number} {note}" for note, number in notes.items() if number]
+        return "; ".join([f"{len(examples)} examples, {int(step_counts.sum())} steps", *parts])
 
 
 def table(examples: Sequence[Example]) -> pa.RecordBatch:
