@@ -99,7 +99,7 @@ def test_lengths_are_measured_and_drawn(tmp_path, capsys):
         assert figures["sft"]["tokens"] == figures["sft"]["padded_tokens"] == 4 * int(length)
         assert all(each["peak_mb"] > 0 for each in figures.values())
     drawn = picture.read_text()
-    assert "one_pass_all" in drawn
+    assert "Step-JEPA, all pairs" in drawn
     assert "peak memory" in drawn
     assert code("benchmark", *options) == 2
     assert "is there already" in capsys.readouterr().err

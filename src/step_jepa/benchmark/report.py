@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.console import Console
 from rich.table import Table
 
 from step_jepa import plots
 
+WORDS = {
+    "sft": "plain fine-tuning",
+    "one_pass_first": "Step-JEPA, first pair",
+    "one_pass_all": "Step-JEPA, all pairs",
+    "trl": "TRL, like for like",
+    "trl_defaults": "TRL, its defaults",
+}
 Figures = Mapping[str, Mapping[str, Any]]  # name -> figures
 
 
@@ -66,6 +74,8 @@ def picture(results: Mapping[int, Figures]) -> Figure:
             axis.set(title=titles[key], xlabel="tokens of a row", xscale="log", yscale="log")
             axis.set_xticks(list(results), [f"{length:,}" for length in results], minor=False)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:,g}")
         axes[0].legend()
     return figure
 
@@ -79,4 +89,4 @@ def _all(results: Mapping[int, Figures]) -> list[Mapping[str, Any]]:
 
 def _curve(axis: Any, place: int, name: str, values: Mapping[int, float]) -> None:
     look = {"color": plots.COLOURS[place], "marker": plots.MARKERS[place], "linestyle": plots.DASHES[place]}
-    axis.plot(list(values), list(values.values()), label=name, markersize=4, **look)
+    axis.plot(list(values), list(values.values()), label=WORDS[name], markersize=4, **look)
