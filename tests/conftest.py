@@ -2,7 +2,8 @@
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it
+# Before anything reads them. Tests run beside each other, so that threads of their own would only be in the way.
+os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 from importlib.util import find_spec
 from pathlib import Path

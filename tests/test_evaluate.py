@@ -511,8 +511,7 @@ def jepa_loss_row(capsys):
     return next(line for line in capsys.readouterr().out.splitlines() if "jepa loss" in line)
 
 
-def test_the_loss_of_another_horizon_is_said_to_be_so(solver, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_loss_of_another_horizon_is_said_to_be_so(solver, tmp_path, capsys):
     far = tmp_path / "far"
     shutil.copytree(solver.model, far)
     for horizon in (1, 2):
@@ -531,11 +530,8 @@ def test_the_loss_of_another_horizon_is_said_to_be_so(solver, tmp_path, capsys, 
         {"pairs": "all", "target": "context", "pooling": "mean", "predictors": 3},
     ],
 )
-def test_held_out_figures_are_those_of_the_runs_own_objective(
-    options, records, tokenizer, tmp_path, capsys, monkeypatch
-):
+def test_held_out_figures_are_those_of_the_runs_own_objective(options, records, tokenizer, tmp_path, capsys):
     """What training says of the held-out rows at its end is what evaluate says of the export."""
-    monkeypatch.setenv("COLUMNS", "200")
     quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "diagnostics_steps": 0}
     config = StepJEPAConfig(output_dir=str(tmp_path / "out"), lbd=0.5, max_steps=2, **quiet, **options)
     trainer = StepJEPARepresentationTrainer(tiny_model(), config, records, records[:6], processing_class=tokenizer)

@@ -358,9 +358,8 @@ lm_head.WHOLE, lm_head.LEAST_CHUNK = {whole}, 8
 records = json.load(open({records!r}))
 config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
     logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2,
-    pairs="all", **{options!r},
-    lr_scheduler_type="constant", optim="sgd", per_device_eval_batch_size={size}, train_sampling_strategy="sequential",
-    dataloader_num_workers=1)
+    pairs="all", lr_scheduler_type="constant", optim="sgd", per_device_eval_batch_size={size},
+    **dict(train_sampling_strategy="sequential", dataloader_num_workers=1) | {options!r})
 trainer = StepJEPARepresentationTrainer(tiny_model(), config, records[:8], records, processing_class=byte_tokenizer())
 trainer.train()
 figures = trainer.evaluate()
@@ -376,8 +375,9 @@ if trainer.is_world_process_zero():
         {"lbd": 1.0, "gamma": 0.5},
         {"lbd": 1.0, "loss": "centred_cosine", "predictor_head": "linear", "jepa_ratio": 0.7},
         {"lbd": 1.0, "loss": "infonce", "regulariser": "vicreg"},
+        {"lbd": 1.0, "max_tokens_per_batch": 300, "train_sampling_strategy": "random"},
     ],
-    ids=["cosine", "logits in chunks", "centred, head", "infonce, vicreg"],
+    ids=["cosine", "logits in chunks", "centred, head", "infonce, vicreg", "by tokens"],
 )
 def test_two_processes_are_one(records, tmp_path, options):
     (tmp_path / "records.json").write_text(json.dumps(records))
@@ -388,6 +388,8 @@ def test_two_processes_are_one(records, tmp_path, options):
     ):
         script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
         tests, data = str(Path(__file__).parent), str(tmp_path / "records.json")
+        if "max_tokens_per_batch" in options:  # the batches of both ranks, one after another
+            options = options | {"gradient_accumulation_steps": size // 2}
         texts = {"tests": tests, "records": data, "out": str(out), "size": size, "options": options}
         script.write_text(TWO_PROCESSES.format(whole=4096 if "gamma" in options else 2**24, **texts))
         subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=300)

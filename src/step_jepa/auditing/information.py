@@ -25,7 +25,6 @@ from step_jepa.batches.collate import Batch, BranchCollator
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.models.forward import model_inputs, token_nll
-from step_jepa.models.predictors import base_rows
 from step_jepa.rows.branches import Row
 
 Array = NDArray[Any]
@@ -185,5 +184,5 @@ def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """(labels,) in the batch's order, over the base model's vocabulary."""
     names = ("input_ids", "labels", "branch", "visible_length", "position_ids")
     batch = {name: batch[name].to(model.device) for name in names}
-    nll, _, _ = token_nll(model, batch, base_rows(model), model_inputs(model, batch))
+    nll, _, _ = token_nll(model, batch, model_inputs(model, batch))
     return -nll

@@ -27,7 +27,6 @@ from step_jepa.batches.views import (
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.models.lm_head import LMHead
-from step_jepa.models.predictors import base_rows
 from step_jepa.models.target_encoder import TargetEncoder
 
 
@@ -47,21 +46,21 @@ class ForwardOutput:
     trajectories: Trajectories | None = None
 
 
-def token_nll(model: nn.Module, batch: Batch, vocabulary: int, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+def token_nll(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
     """(N,) nll of the labelled tokens, (N,) their rows, and all that the model gave. Logits are made where labels are,
-    of V tokens: the predictor tokens take no part in the softmax. Many are made in chunks, see `LMHead`."""
+    many of them in chunks, see `LMHead`."""
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
     chosen = labels[labelled]
     rows = batch["token_row"][labelled] if is_flat(batch) else labelled.nonzero()[:, 0]
-    head = LMHead(getattr(model, "module", model), vocabulary)
+    head = LMHead(getattr(model, "module", model))
     if head.takes(len(chosen)):
         out = model(logits_to_keep=_first(labelled), **_with_last_states(inputs, model))
         states = out.hidden_states[-1][labelled]
         if head.agrees(states[:1], out.logits.reshape(-1, out.logits.shape[-1])):
             return head.nll(states, chosen), rows, out
     out = model(logits_to_keep=labelled, **inputs)
-    logits = at_least_float32(out.logits[..., :vocabulary])
+    logits = at_least_float32(out.logits)
     return F.cross_entropy(logits, chosen, reduction="none"), rows, out
 
 
@@ -117,7 +116,7 @@ class Forward:
             model: what is called in the model's place: a launcher's wrapper, whose hooks must run.
         """
         with attention.reading(self.model, batch):
-            nll, token_row, out = token_nll(model or self.model, batch, base_rows(self.model), self.inputs(batch))
+            nll, token_row, out = token_nll(model or self.model, batch, self.inputs(batch))
         if "read_view" not in batch:
             return ForwardOutput(nll, token_row, no_views(nll))
         states = out.hidden_states[self.layer]

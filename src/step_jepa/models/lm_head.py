@@ -27,15 +27,12 @@ _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class LMHead:
-    """The output embedding of a model, applied to hidden states.
+    """The output embedding of a model, not of what a launcher wraps it in, applied to hidden states."""
 
-    model       not what a launcher wraps it in
-    vocabulary  V: the head may have more rows, which take no part in the softmax
-    """
-
-    def __init__(self, model: Any, vocabulary: int) -> None:
-        self.module, self.vocabulary = model.get_output_embeddings(), vocabulary
-        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self.module, self.vocabulary = model.get_output_embeddings(), config.vocab_size
+        self.softcap = getattr(config, "final_logit_softcapping", None)
 
     def takes(self, count: int) -> bool:
         """Whether so many tokens are to be taken in chunks: more logits than are made at once, and a head that can be
@@ -43,7 +40,7 @@ class LMHead:
         if count * self.vocabulary <= WHOLE or self.module is None or not _agrees.get(self.module, True):
             return False
         weight = getattr(self.module, "weight", None)
-        sharded = weight is None or hasattr(weight, "device_mesh") or weight.shape[0] < self.vocabulary
+        sharded = weight is None or hasattr(weight, "device_mesh") or weight.shape[0] != self.vocabulary
         return not sharded and not any(map(_drops, self.module.modules()))
 
     def agrees(self, states: Tensor, logits: Tensor) -> bool:
@@ -56,8 +53,8 @@ class LMHead:
         """
         if self.module not in _agrees:
             with torch.no_grad():
-                expected = logits[:, : self.vocabulary].float()
-                apart = (self._of_vocabulary(self.module(states)).float() - expected).abs().max()
+                expected = logits.float()
+                apart = (self._logits(self.module(states)).float() - expected).abs().max()
                 # A product of other shapes rounds otherwise; a scale or a missing layer is off by far more.
                 rounding = 1e-3 if torch.finfo(logits.dtype).bits >= 32 else 5e-2
                 _agrees[self.module] = bool(apart <= rounding * expected.abs().max())
@@ -70,8 +67,7 @@ class LMHead:
         size = max(LEAST_CHUNK, WHOLE // self.vocabulary)
         if type(self.module) is nn.Linear:
             plan = _Plan(size, self.softcap, _dtype_of_products(self.module.weight), torch.is_grad_enabled())
-            weight, bias = self._rows(self.module.weight), self._rows(self.module.bias)
-            return _LinearNLL.apply(plan, labels, states, weight, bias)
+            return _LinearNLL.apply(plan, labels, states, self.module.weight, self.module.bias)
         # An adapter on the head, or a head of another kind: its logits are made again on the way back.
         trained = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         wide = {name: at_least_float32(value) for name, value in trained.items()}
@@ -83,18 +79,12 @@ class LMHead:
         wide."""
         own = dict(self.module.named_parameters())
         narrow = {name: value.to(own[name].dtype) for name, value in wide.items()}
-        logits = self._of_vocabulary(functional_call(self.module, narrow, states))
+        logits = self._logits(functional_call(self.module, narrow, states))
         return F.cross_entropy(logits, labels, reduction="none")
 
-    def _of_vocabulary(self, logits: Tensor) -> Tensor:
-        logits = at_least_float32(logits[..., : self.vocabulary])
+    def _logits(self, products: Tensor) -> Tensor:
+        logits = at_least_float32(products)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def _rows(self, parameter: Tensor | None) -> Tensor | None:
-        """Those of the vocabulary."""
-        if parameter is None or len(parameter) == self.vocabulary:
-            return parameter
-        return parameter[: self.vocabulary]
 
 
 def _drops(module: nn.Module) -> bool:

@@ -1,7 +1,9 @@
 """Step-JEPA: predict step i + h, read alone, from everything up to step i."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -63,6 +65,13 @@ class StepOptions(ReadOptions, PairOptions):
         help="What an isolated step sees of the trunk: nothing, or its first token.",
         group="Views",
         changes_views=True,
+    )
+    pair_tokens: int | None = option(
+        None,
+        help="Most tokens that pairs add to an example, predictor tokens and isolated targets; of more, some pairs are "
+        "drawn at random.",
+        group="Views",
+        least=1,
     )
     skip_answer_step: bool = option(
         True, help="Leave out pairs whose target is just the final answer line.", group="Views", standalone=True
@@ -131,11 +140,22 @@ class StepJEPA(StepOptions, Objective):
     def _chosen(self, example: Example, rng: Random) -> list[tuple[int, int]]:
         pairs = self._kept(example)
         if self.pairs == "first":
-            return pairs[:1]
+            pairs = pairs[:1]
         if self.pairs == "random" and len(pairs) > self.pairs_per_example:
-            places = rng.sample(range(len(pairs)), self.pairs_per_example)
-            return [pairs[place] for place in sorted(places)]
-        return pairs
+            pairs = sorted(rng.sample(pairs, self.pairs_per_example))
+        return pairs if self.pair_tokens is None else self._affordable(pairs, example, self.pair_tokens, rng)
+
+    def _affordable(
+        self, pairs: list[tuple[int, int]], example: Example, tokens: int, rng: Random
+    ) -> list[tuple[int, int]]:
+        """All pairs where their branches have no more tokens, else as many drawn at random as have."""
+        drawn = rng.sample(pairs, len(pairs))
+        costs = list(accumulate(self._branch_tokens(example, wanted) for _, wanted in drawn))
+        return sorted(drawn[: bisect_right(costs, tokens)])
+
+    def _branch_tokens(self, example: Example, wanted: int) -> int:
+        """Of the branches of a pair."""
+        return len(self.predictor_ids) + (self.target == "isolated") * len(self._tokens(example, wanted))
 
     def _tokens(self, example: Example, step: int) -> range:
         start, stop = example.steps[step]

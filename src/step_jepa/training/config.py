@@ -208,6 +208,14 @@ class RepresentationOptions(TurnOptions, TemplateOptions):
         free_on_resume=True,
         of_training=True,
     )
+    max_tokens_per_batch: int | None = option(
+        None,
+        help="Put whole rows into a micro-batch up to so many tokens, branches included, in place of "
+        "per_device_train_batch_size of them. Rows are measured in the first epoch.",
+        group="Speed",
+        least=1,
+        of_training=True,
+    )
     padding: bool = option(
         False,
         help="Pad rows to the longest of the batch, as Trainer does.",

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
+from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import Batch, PlannedRows, row_count, tokens_read, without_branches
 from step_jepa.data.dataset import DataSource, PreparedData
 from step_jepa.data.template import check_same_template, today
@@ -100,6 +101,7 @@ class RepresentationTrainer(Trainer):
         self.args, self.model = args, model
         self.representation = Representation(model, tokenizer, args, seed=args.seed)
         train_rows, eval_rows = self._training_rows(train_dataset), self._evaluation_rows(eval_dataset)
+        self._batch_sampler = self._budgeted_batches(train_rows)
         if self.divides_loss or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
@@ -174,6 +176,19 @@ class RepresentationTrainer(Trainer):
             "left_out": prepared.left_out,
         }
         return rows
+
+    def _budgeted_batches(self, rows: PlannedRows | None) -> TokenBudgetSampler | None:
+        """Raises UserError where batches cannot be filled by tokens."""
+        budget = self.args.max_tokens_per_batch
+        if budget is None or rows is None:
+            return None
+        if reason := self.representation.reason_to_pad:
+            raise UserError(f"--max_tokens_per_batch fills batches without padding, and rows are padded: {reason}")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return TokenBudgetSampler(rows, budget, seed=seed, rank=self.args.process_index, ranks=self.args.world_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._batch_sampler or super()._get_train_sampler(train_dataset)
 
     def _evaluation_rows(self, data: DataSource | None) -> PlannedRows | None:
         if data is None or isinstance(data, PlannedRows):

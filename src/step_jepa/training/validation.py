@@ -28,6 +28,8 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "push_to_hub would upload the rows of a checkpoint: push the exported folder"
     if args.train_sampling_strategy not in ("random", "sequential"):
         yield "train_sampling_strategy must be random or sequential"
+    if args.max_tokens_per_batch and args.train_sampling_strategy != "random":
+        yield "--max_tokens_per_batch draws the order of rows by itself: leave out --train_sampling_strategy"
     if not args.eval_do_concat_batches:
         yield "eval_do_concat_batches must stay True: figures are sums over rows"
     if args.n_gpu > 1:
