@@ -105,6 +105,22 @@ def test_what_was_learnt_by_heart_is_solved(solver, tmp_path, capsys):
     assert "100.0%" in capsys.readouterr().out
 
 
+def test_problems_without_a_solution_are_answered(solver, tmp_path, capsys):
+    """From the same prompts; figures are those of the others, and none where there is no other."""
+    file = tmp_path / "problems.jsonl"
+    problems = [{"messages": problem(a)["messages"][:1], "answer": a} for a in (2, 3, 4)]
+    for others, known in (([], None), ([problem(5)], 1)):
+        file.write_text("".join(json.dumps(each) + "\n" for each in problems + others))
+        run(arguments(solver, tmp_path / "out", test_file=str(file), overwrite=True))
+        rows, summary = results(tmp_path / "out")
+        assert [row["answer"] for row in rows] == ["2", "3", "4", "5"][: len(rows)]
+        assert (summary["n"], summary["accuracy"], summary["pairs"]) == (len(rows), 1.0, known)
+        assert (summary["lm_loss"] is None) == (known is None)
+        assert (tmp_path / "out" / "views.safetensors").exists() == bool(known)
+    with pytest.raises(UserError, match=r"problems\.jsonl:1: no solution to learn"):
+        next(read_records(str(file)))
+
+
 def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
     run(arguments(solver, tmp_path))
     options = heldout_options(solver.model, predictors=2)

@@ -12,7 +12,7 @@ from test_cli import ROOT, code
 
 from step_jepa.data import generated, prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
-from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_record
+from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
 from step_jepa.data.sources import read_records
 from step_jepa.data.steps import strip_annotations
 from step_jepa.errors import UserError
@@ -44,27 +44,40 @@ def test_gsm8k_record():
         "steps": ["Two and two", "are 4.", "#### 4"],
         "total_steps": 3,
         "answer_step": 2,
-        "messages": [SYSTEM, USER, assistant("Two and two\n\nare 4.\n\n#### 4")],
+        "messages": [SYSTEM, USER, assistant("Two and two\nare 4.\n#### 4")],
     }
 
 
 @pytest.mark.parametrize(
-    ("raw", "context", "steps", "answer"),
+    ("raw", "context", "content", "steps", "answer"),
     [
         (
             {
                 **RAW,
                 "ground_truth": 7,
-                "deepseek_response": "a</think>\n\n**Step 1:** b\n\n**Step 2:** c\n\n\\boxed{5}",
+                "deepseek_response": "a</think>\n\n**Step 1:** b\n**Step 2:** c\n\n\\boxed{5}",
             },
             [SYSTEM, USER],
+            "a\n\n**Step 1:** b\n**Step 2:** c\n\n\\boxed{5}",
             ["a", "**Step 1:** b", "**Step 2:** c", "\\boxed{5}"],
             "7",
         ),
-        ({"messages": [*TURNS, assistant("a\n\n\\boxed{4}")]}, TURNS, ["a", "\\boxed{4}"], "4"),
-        ({"messages": [USER, assistant("b", reasoning_content="a\nb")], "answer": "1,004"}, [USER], [*"abb"], "1004"),
-        ({"prompt": "2 + 2?", "completions": ["a\n\nb ", " \n", "c"]}, [SYSTEM, USER], ["a\n\nb", "c"], None),
-        ({"prompt": TURNS, "completions": ["a", "#### 4"]}, TURNS, ["a", "#### 4"], "4"),
+        ({"messages": [*TURNS, assistant("a\n\n\\boxed{4}")]}, TURNS, "a\n\n\\boxed{4}", ["a", "\\boxed{4}"], "4"),
+        (
+            {"messages": [USER, assistant("b", reasoning_content="a\nb")], "answer": "1,004"},
+            [USER],
+            "a\nb\n\nb",
+            [*"abb"],
+            "1004",
+        ),
+        (
+            {"prompt": "2 + 2?", "completions": ["a\n\nb ", " \n", " c", "  d"]},
+            [SYSTEM, USER],
+            "a\n\nb\n\nc\n\n  d",
+            ["a\n\nb", "c", "d"],
+            None,
+        ),
+        ({"prompt": TURNS, "completions": ["a", "#### 4"]}, TURNS, "a\n\n#### 4", ["a", "#### 4"], "4"),
         (
             {
                 "question": "2 + 2?",
@@ -72,36 +85,65 @@ def test_gsm8k_record():
                 "metadata": {"answer_cot": "1. a\n\n2. b\n#### 4", "answer_value": 4.0},
             },
             [SYSTEM, USER],
+            "1. a\n\n2. b\n#### 4",
             ["1. a", "2. b", "#### 4"],
             "4",
         ),
     ],
     ids=["deepseek_response", "messages", "reasoning_content", "stepwise", "stepwise turns", "gsm_symbolic"],
 )
-def test_other_formats(raw, context, steps, answer):
+def test_other_formats(raw, context, content, steps, answer):
     record = to_record(raw, ReadArguments())
-    assert record["messages"] == [*context, assistant("\n\n".join(steps))]
+    assert record["messages"] == [*context, assistant(content)]
     assert (record["steps"], record["answer"], record["question"]) == (steps, answer, "2 + 2?")
 
 
 @pytest.mark.parametrize(
     ("fields", "steps", "answer"),
     [
-        ({"answer": "14"}, ["14"], "14"),
-        ({"answer": " $1,200 "}, ["$1,200"], "1200"),
+        ({"answer": "#### 14"}, ["#### 14"], "14"),
+        ({"solution": "$\\boxed{14}$"}, ["$\\boxed{14}$"], "14"),
         ({"answer": "It is 14."}, ["It is 14."], None),  # a sentence may be all that is learned, and is no truth
         ({"answer": "14", "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
         ({"answer": 14, "solution": "Two\nand 12."}, ["Two", "and 12."], "14"),
         ({"answer": "14 cats", "solution": "Two\nand 12\n#### 15"}, ["Two", "and 12", "#### 15"], "14 cats"),
         ({"answer": "Two\nand 12.\n#### 14", "solution": "14"}, ["Two", "and 12.", "#### 14"], "14"),
         ({"answer": "Two\nand 12.\n#### 14", "solution": ["x"]}, ["Two", "and 12.", "#### 14"], "14"),
-        ({"answer": "14", "solution": "14"}, ["14"], "14"),
     ],
 )
 def test_a_bare_answer_is_the_truth(fields, steps, answer):
     record = to_record({"question": "2 + 2?", **fields}, ReadArguments())
     assert (record["steps"], record["answer"]) == (steps, answer)
-    assert record["messages"] == [SYSTEM, USER, assistant("\n\n".join(steps))]
+    assert record["messages"] == [SYSTEM, USER, assistant("\n".join(steps))]
+
+
+@pytest.mark.parametrize(
+    ("fields", "truth"),
+    [
+        ({"answer": "14"}, "14"),
+        ({"answer": 14}, "14"),
+        ({"answer": " $1,200 "}, "1200"),
+        ({"answer": "14", "solution": "14"}, "14"),
+        ({"solution": "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"}, "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+        ({"answer": "x = 5 or x = -3"}, "x = 5 or x = -3"),
+        ({"answer": "5 square feet"}, "5 square feet"),
+    ],
+)
+def test_only_a_result_is_for_evaluation_alone(fields, truth):
+    raw = {"question": "2 + 2?", **fields}
+    with pytest.raises(Rejected, match=r"^no solution to learn: .*--for_evaluation.*--columns solution=KEY"):
+        to_record(raw, ReadArguments())
+    problem = to_record(raw, ReadArguments(for_evaluation=True))
+    assert (problem["answer"], problem["steps"], problem["messages"]) == (truth, [], [SYSTEM, USER])
+    assert to_record(dict(problem), ReadArguments(for_evaluation=True)) == problem
+    with pytest.raises(Rejected, match="no solution to learn"):
+        to_record(dict(problem), ReadArguments())
+
+
+def test_a_result_is_a_solution_where_the_user_says_so():
+    regex = {"question": "2 + 2?", "answer": "~((dog.*[0-9].*){3,})"}
+    record = to_record(regex, ReadArguments(columns=["solution=answer"]))
+    assert (record["steps"], record["answer"]) == ([regex["answer"]], regex["answer"])
 
 
 @pytest.mark.parametrize("label", [1, True, 1.0, "+", "GOOD", "good", "Good"])
@@ -123,8 +165,12 @@ def test_options_reach_the_steps():
     raw = {"messages": [USER, assistant("<think>\na<<1=1>>\n\nb</think>c\nd")]}
     kept = to_record(raw, ReadArguments(keep_thinking=True, keep_annotations=True, split_by="paragraphs"))
     assert kept["steps"] == ["<think>\na<<1=1>>", "b\n</think>", "c\nd"]
-    assert to_record(raw, ReadArguments())["steps"] == ["a", "b", "c", "d"]
-    assert to_record(raw, ReadArguments(min_step_tokens=2))["steps"] == ["a\n\nb", "c\nd"]
+    assert kept["messages"][-1]["content"] == "<think>\na<<1=1>>\n\nb\n</think>\n\nc\nd"
+    assert to_record(raw, ReadArguments())["steps"] == ["a<<1=1>>", "b", "c", "d"]
+    assert to_record(raw, ReadArguments(strip_annotations=True))["steps"] == ["a", "b", "c", "d"]
+    short = to_record(raw, ReadArguments(min_step_tokens=2, strip_annotations=True))
+    assert short["steps"] == ["a\n\nb", "c\nd"]
+    assert to_record(RAW, ReadArguments(keep_annotations=True))["steps"][1] == "are <<2+2=4>>4."
     assert to_record(RAW, ReadArguments(system_prompt=""))["messages"][0] == USER
     assert to_record({**RAW, "messages": []}, ReadArguments(format="gsm8k"))["answer"] == "4"
 
@@ -218,7 +264,7 @@ def test_a_format_from_outside(tasks_format, tmp_path, capsys):
         (reject,) = read_lines(tmp_path / "out.rejected.jsonl")
         assert reject["reason"] == "worked is missing, empty or not text"
     assert code("prepare", "--input_file", source, "--output_file", output, "--format", "task") == 2
-    known = "tasks, prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k"
+    known = "tasks, prepared, prm800k, messages, stepwise, processbench, math_shepherd, deepseek_response, gsm_symbolic"
     assert f"format = task: give one of {known}" in capsys.readouterr().err
 
 
@@ -236,7 +282,7 @@ def test_a_format_in_place_of_ours(tasks_format):
 
 
 def test_unknown_format():
-    with pytest.raises(UserError, match=r"^format = gsm9k: give one of prepared, messages, .*, gsm8k$"):
+    with pytest.raises(UserError, match=r"^format = gsm9k: give one of prepared, .*, messages, .*, gsm8k, problem$"):
         ReadArguments(format="gsm9k")
 
 
@@ -268,12 +314,12 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cra
     def failing(raw, args):
         if not fine.pop():
             raise crash
-        return to_record(raw, args)
+        return to_reading(raw, args)
 
     fine = [False, True, True]
     source, output = write(tmp_path / "in.jsonl", RAW, RAW, RAW), tmp_path / "out.jsonl"
     output.write_text("old")
-    monkeypatch.setattr(prepare, "to_record", failing)
+    monkeypatch.setattr(prepare, "to_reading", failing)
     with pytest.raises(crash):
         run(PrepareArguments(input_file=source, output_file=str(output), overwrite=True))
     assert output.read_text() == "old"
@@ -282,9 +328,21 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cra
 
 def test_nothing_usable(tmp_path):
     source = write(tmp_path / "in.jsonl", "{oops")
-    with pytest.raises(UserError, match=r"none of 1 records can be used; .*out\.rejected\.jsonl"):
+    output = tmp_path / "out.jsonl"
+    reason = r"none of 1 records can be used; line 1: not JSON: Expecting .*; .*out\.rejected\.jsonl says why of each$"
+    for _ in range(2):  # what the first call leaves is in the way of no other
+        with pytest.raises(UserError, match=reason):
+            run(PrepareArguments(input_file=source, output_file=str(output)))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.rejected.jsonl"]
+    run(PrepareArguments(input_file=write(tmp_path / "in.jsonl", RAW), output_file=str(output)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_file_that_holds_other_things_is_not_taken_for_rejects(tmp_path):
+    source = write(tmp_path / "in.jsonl", RAW)
+    write(tmp_path / "out.rejected.jsonl", {"line": 1, "mine": 2})
+    with pytest.raises(UserError, match=r"out\.rejected\.jsonl exists: give --overwrite"):
         run(PrepareArguments(input_file=source, output_file=str(tmp_path / "out.jsonl")))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.rejected.jsonl"]
 
 
 def test_run_replaces_no_file_by_accident(tmp_path):
@@ -406,6 +464,7 @@ def test_all_of_gsm8k(tmp_path):
     for raw, record in zip(read_lines(GSM8K), prepared, strict=True):
         lines = [line.strip() for line in strip_annotations(raw["answer"]).split("\n")]
         assert record["steps"] == [line for line in lines if line]
+        assert record["messages"][-1]["content"] == strip_annotations(raw["answer"])
         assert record["answer_step"] == record["total_steps"] - 1
         assert record["answer"] == raw["answer"].split("####")[1].strip().replace(",", "")
 

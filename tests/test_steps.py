@@ -2,13 +2,15 @@
 
 import json
 import re
+import time
 
 import pytest
 from conftest import SHARED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_jepa.data.steps import answer_step, final_answer, part_thinking, split, strip_annotations, wrap_thinking
+from step_jepa.data.steps import answer_step, final_answer, split, stated_answer, strip_annotations
+from step_jepa.data.thinking import part_thinking, wrap_thinking
 
 GSM8K = SHARED / "gsm8k" / "train.jsonl"
 MARKERS = {
@@ -82,6 +84,140 @@ def test_short_steps_join_the_next_but_never_the_answer():
     assert split("a\nb\n#### 5", "lines", min_words=9) == ["a\nb", "#### 5"]
 
 
+WHOLE = {
+    "display": "We have\n\n\\[\nx = 1\n\ny = 2\n\\]\n\nSo 3.",
+    "dollars": "Let\n\n$$\nx\n\n= 1\n$$\n\nSo 3.",
+    "environment": "Now\n\n\\begin{align*}\nx &= 1 \\\\[4pt]\n\ny &= 2\n\\end{align*}\n\nSo 3.",
+    "environment in itself": "A\n\n\\begin{array}{c}\n\\begin{array}{c}\n\n1\n\\end{array}\n\n2\n\\end{array}\n\nB",
+    "figure": "See\n\n[asy]\nsize(100);\n\ndraw((0,0)--(1,1));\n[/asy]\n\nSo 3.",
+    "fence": "Code:\n\n```python\n# Step 1: a\n\n# Step 2: \\[\n```\n\nSo 3.",
+    "fence in a fence": "Text:\n\n````md\n```\n\na\n```\n\nb\n````\n\nSo 3.",
+    "fence that is never closed": "Code:\n\n~~~\na\n\nb",
+    "table": "Rows:\n\n| a | b |\n|---|:-:|\n| 1 | 2 |\n\nSo 3.",
+    "item": "List:\n\n- a\n\n  still a\n\n    x = 1\n\n- b",
+    "brackets in a line": "Let \\(a =\n\n1\\) be.\n\nSo 3.",
+}
+
+
+@pytest.mark.parametrize("text", WHOLE.values(), ids=WHOLE)
+def test_what_is_never_cut(text):
+    first, *_ = text.split("\n\n")
+    last = text.rpartition("\n\n")[2] if not text.startswith("Code:\n\n~") else None
+    middle = text.removeprefix(first).removesuffix(last or "").strip()
+    expected = (
+        [text[: -len(last)].strip(), last]
+        if "still a" not in text and first.startswith("Let \\(")
+        else [first, middle, last]
+    )
+    assert split(text) == split(text, "paragraphs") == [step for step in expected if step]
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "steps"),
+    [
+        ("a\n| x | y |\n|---|---|\n| 1 | 2 |\nb", "lines", ["a", "| x | y |\n|---|---|\n| 1 | 2 |", "b"]),
+        ("|x| = 1\n|y| = 2", "lines", ["|x| = 1", "|y| = 2"]),
+        ("- a\n  more\n- b\n\tmore\nc", "lines", ["- a\n  more", "- b\n\tmore", "c"]),
+        ("It costs $5.\n$6 is more.", "lines", ["It costs $5.", "$6 is more."]),
+        ("a \\[ b\n\nc", "paragraphs", ["a \\[ b", "c"]),
+        ("\\begin{x} b\n\nc \\]", "paragraphs", ["\\begin{x} b", "c \\]"]),
+        ("a\n\n---\n\nb\n\n**\n\n#### 3", "auto", ["a\n\n---", "b\n\n**", "#### 3"]),
+        ("---\n\na\n\n\\[\n\nb", "auto", ["---\n\na", "\\[\n\nb"]),
+        ("---\n\n**\n\n#### 3", "auto", ["---\n\n**\n\n#### 3"]),
+        ("a\n\n```", "auto", ["a\n\n```"]),
+        ("---", "auto", ["---"]),
+        ("Step 1: a\n```\nStep 2: b\n```\nStep 2: c", "markers", ["Step 1: a\n```\nStep 2: b\n```", "Step 2: c"]),
+    ],
+)
+def test_blocks_and_markup(text, how, steps):
+    assert split(text, how) == steps
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("a\n#### 6\nThe answer is: 6", ["a", "#### 6\nThe answer is: 6"]),
+        ("a\n#### 6\n\nSo the final answer is 6.\n", ["a", "#### 6\n\nSo the final answer is 6."]),
+        ("a\nb is $\\boxed{6}$.\nThe answer is: 6", ["a", "b is $\\boxed{6}$.\nThe answer is: 6"]),
+        ("a\n#### 6\nb", ["a", "#### 6", "b"]),
+        ("a\n\n\\begin{align*}\nx &= 1 \\\\\n&= \\boxed{6}.\n\\end{align*}", None),
+        ("a\n\nThus\n$$\nx =\n\\boxed{6}\n$$\n\n---", None),
+        ("a\n\n# Answer\n\n6", ["a", "# Answer\n\n6"]),
+        ("a\n\n# Answer\n\n6\n\nb", ["a", "# Answer", "6", "b"]),
+    ],
+)
+def test_the_answer_with_what_belongs_to_it(text, steps):
+    steps = steps or ["a", text.removeprefix("a\n\n")]
+    if text.startswith("a\n\nThus"):
+        steps = ["a", "Thus", steps[1].removeprefix("Thus\n")]
+    assert split(text) == steps
+
+
+def test_sentences():
+    text = (
+        "He pays $3.50 for 1.5 kg, i.e. too much. Dr. Wu has 2.  Let $x = 2. Then$ it is 4! See \\(a. B\\). 1. First\n"
+        "goes on. 2. Second.\n\n- An item. Its end.\n\nNo stop\n\nSo \\boxed{4}. Yes."
+    )
+    assert split(text, "sentences") == [
+        "He pays $3.50 for 1.5 kg, i.e. too much.",
+        "Dr. Wu has 2.",
+        "Let $x = 2. Then$ it is 4!",
+        "See \\(a. B\\).",
+        "1. First\ngoes on.",
+        "2. Second.",
+        "- An item. Its end.",
+        "No stop",
+        "So \\boxed{4}. Yes.",
+    ]
+    assert split("One. Two.") == ["One. Two."]
+
+
+MATHS = st.sampled_from(
+    [
+        *("\\[\n{}\n\n{}\n\\]", "$$\n{}\n\n= {}\n$$", "\\begin{{align*}}\n{} &= 1 \\\\\n\n&= {}\n\\end{{align*}}"),
+        *("\\begin{{cases}}\n{} \\\\[2pt]\n\n1. {}\n\\end{{cases}}", "[asy]\npair A = {};\n\ndraw({});\n[/asy]"),
+        *("```python\nx = {}\n\n# Step 2: {}\n```", "\\begin{{tabular}}{{cc}}\n{} & 1\n\n{} & 2\n\\end{{tabular}}"),
+    ]
+)
+SENTENCES = st.sampled_from(
+    ["We add {} and {}.", "Let $x = {}.$ Then {} follows", "1. Take {}\n2. So {}", "**Step 1:** {}, {}"]
+)
+PARTS = st.tuples(st.one_of(MATHS, SENTENCES), st.integers(0, 99), st.integers(0, 99))
+GAPS = st.sampled_from(["\n", "\n\n", "\n \n\n"])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(PARTS, GAPS), min_size=1, max_size=6), st.booleans())
+def test_no_cut_inside_an_environment(parts, boxed):
+    written = [(pattern.format(first, second), gap) for (pattern, first, second), gap in parts]
+    text = "".join(part + gap for part, gap in written) + ("So $\\boxed{3}$." if boxed else "")
+    environments = [part for part, _ in written if part[0] in "\\$[`"]
+    for how in ("auto", "markers", "paragraphs", "lines", "sentences"):
+        steps, end = split(text, how), 0
+        assert all(any(part in step for step in steps) for part in environments)
+        for step in steps:
+            start = text.index(step, end)
+            assert not text[end:start].strip()
+            end = start + len(step)
+        assert not text[end:].strip()
+
+
+def test_hostile_texts_take_no_time():
+    started = time.process_time()
+    for text in (
+        "\\[ " * 20000,
+        "\\begin{a}" * 9000,
+        "$$ " * 20001,
+        "- a\n" * 20000,
+        "|-|\n" * 20000,
+        "---\n" * 20000,
+        "$" * 50000,
+    ):
+        split(text)
+        split(text, "sentences")
+    assert time.process_time() - started < 20
+
+
 PIECES = st.sampled_from(
     [
         "a",
@@ -99,12 +235,12 @@ PIECES = st.sampled_from(
         "}",
         "{",
     ]
-    + ["\\[", "\\]", "$$", "\r\n", "\u2003", "\x85", "  "]
+    + ["\\[", "\\]", "$$", "\r\n", "\u2003", "\x85", "  ", "```\n", "- ", "|-|\n", "[asy]", "The answer is: 7", ". B"]
 )
 TEXTS = st.lists(PIECES, max_size=25).map("".join) | st.text()
 
 
-@given(TEXTS, st.sampled_from(["auto", "markers", "paragraphs", "lines"]), st.integers(0, 4))
+@given(TEXTS, st.sampled_from(["auto", "markers", "paragraphs", "lines", "sentences"]), st.integers(0, 4))
 def test_nothing_is_lost(text, how, min_words):
     end = 0
     steps = split(text, how, min_words)
@@ -122,6 +258,7 @@ def test_answer_step():
     assert answer_step(["a", "#### 7"]) == 1
     assert answer_step(["a", "b", "So \\boxed{7}."]) == 2
     assert answer_step(["\\boxed{7}", "b"]) is None
+    assert answer_step(["a", "# Answer\n\n7"]) == 1
     assert answer_step([]) is None
 
 
@@ -145,8 +282,30 @@ def test_final_answer(text, answer):
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("x\n#### 7\nThe answer is: 8", "7"),
+        ("x. The answer is: $1,200.", "1200"),
+        ("x\nSo the final answer is $\\frac{1}{2}$.\n", "\\frac{1}{2}"),
+        ("x\n\n# Answer\n\n7", "7"),
+        ("The answer is: 8\nor so", None),
+        ("The answer is:", None),
+    ],
+)
+def test_stated_answer(text, answer):
+    assert stated_answer(text) == answer
+
+
+@pytest.mark.parametrize(
     ("text", "reasoning", "parts"),
     [
+        ("<|begin_of_thought|>\na\n<|end_of_thought|>\n<|begin_of_solution|>c<|end_of_solution|>\n", "", ("a", "c")),
+        ("<think>a</think>\n<answer>\nc\n</answer>", "", ("a", "c")),
+        ("<thinking>a</thinking>c <answer>4</answer>", "", ("a", "c <answer>4</answer>")),
+        ("<answer>4</answer> or 5", "a", ("a", "<answer>4</answer> or 5")),
+        ("c", "<think>\na\n</think>", ("a", "c")),
+        ("<think>a</think>c", "a ", ("a", "c")),
+        ("    if x:\n      y", "", ("", "    if x:\n      y")),
         ("<think>\na\n\nb\n</think>\n\nc", "", ("a\n\nb", "c")),
         ("a\n</think>c", "", ("a", "c")),
         ("<think>\n\n</think>\n\nc", "", ("", "c")),
@@ -167,6 +326,8 @@ def test_part_thinking(text, reasoning, parts):
         ("b<think>a</think>c", "", "not one"),
         ("<think>a</think>c<think>d</think>", "", "not one"),
         ("<think>a</think>c", "d", "twice"),
+        ("<think>a</think><answer>c", "", "<answer> is never closed"),
+        ("<|begin_of_thought|>a", "", "never closed"),
     ],
 )
 def test_part_thinking_refuses(text, reasoning, complaint):

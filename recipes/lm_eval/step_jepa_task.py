@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from step_jepa.data.dataset import to_example
+from step_jepa.data.records import answerable
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
@@ -20,7 +21,7 @@ def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:
     pretrained, test_file   as lm-eval's --model_args and --metadata give them
     Raises UserError."""
     tokenizer = load_tokenizer(pretrained, plain=view_options(pretrained).get("plain", False))
-    records = [record for record in read_records(test_file, TEST) if record["answer"]]
+    records = [record for record in read_records(test_file, TEST, for_evaluation=True) if record["answer"]]
     rows = [
         {
             "prompt": _prompt(record, tokenizer, f"example {index}"),
@@ -33,7 +34,7 @@ def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:
 
 
 def _prompt(record: dict[str, Any], tokenizer: Any, where: str) -> str:
-    example = to_example(record, tokenizer, where)
+    example = to_example(answerable(record), tokenizer, where)
     text = example.text[: example.chars[0][0]]
     if tokenizer(text, add_special_tokens=False)["input_ids"] != example.input_ids[: example.steps[0][0]]:
         raise UserError(f"{where}: its prompt alone has other tokens than in training: use step-jepa evaluate")

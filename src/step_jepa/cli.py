@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from step_jepa.errors import Interrupted, UserError
+from step_jepa.errors import UserError
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 
@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C."""
+    """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's, about itself
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         _trace(debug)
         _say(str(error))
-        code = 130 if isinstance(error, Interrupted) else 2
+        code = error.exit_code
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
         code = 0

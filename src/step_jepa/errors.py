@@ -9,11 +9,21 @@ logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
-    """What is wrong, where, and what to do, in one line. The command line prints it and exits with 2."""
+    """What is wrong, where, and what to do, in one line. The command line prints it and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class Interrupted(UserError):
-    """Ctrl-C, and how to go on. The command line prints it and exits with 130."""
+    """Ctrl-C, and how to go on."""
+
+    exit_code = 130
+
+
+class Terminated(Interrupted):
+    """SIGTERM, and how to go on."""
+
+    exit_code = 143
 
 
 @contextmanager

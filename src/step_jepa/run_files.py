@@ -4,12 +4,16 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import SoftFileLock, Timeout
 
 from step_jepa.errors import UserError
 
@@ -30,6 +34,8 @@ PAIRING_FILE = "pairing.json"
 RESULTS_FILE = "results.json"
 EXPERIMENT_FILE = "experiment.yaml"
 CELL_FILE = "cell.json"
+# In any folder that a process writes into
+LOCK_FILE = ".step-jepa.lock"
 
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:
@@ -38,7 +44,7 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in unfinished_files(path):
         abandoned.unlink(missing_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = _unfinished(path)
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines([text] if isinstance(text, str) else text)
@@ -47,10 +53,41 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder for files that are to appear in `folder` together, at the end. One that is there in a file's place is
+    replaced, a link too; nothing is touched where writing fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = _unfinished(folder / "export")
+    try:
+        stage.mkdir()
+        yield stage
+        for file in filter(Path.is_file, stage.rglob("*")):
+            target = folder / file.relative_to(stage)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """What this process writes before it is called `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def unfinished_files(path: Path) -> list[Path]:
     """What processes left that were killed while they wrote the file; a process that still runs may be writing it."""
     files = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
     return [file for file in files if not _is_being_written(file)]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Take away what killed processes left in the folder."""
+    for abandoned in folder.glob(".*.tmp"):
+        if abandoned.is_dir() and not _is_being_written(abandoned):
+            shutil.rmtree(abandoned)
+        elif not _is_being_written(abandoned):
+            abandoned.unlink()
 
 
 def _is_being_written(unfinished: Path) -> bool:
@@ -73,6 +110,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not the JSON that a run writes: move it away")
     return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes into the folder, which is made; a process that died holds nothing.
+
+    Raises UserError where another one does."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = SoftFileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is in use by {_holder(folder / LOCK_FILE)}: give another --output_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # nothing was written
+            for path in new:
+                path.rmdir()
+
+
+def _holder(lock: Path) -> str:
+    """Who holds it, as filelock writes it there."""
+    process, host, *_ = [*lock.read_text(encoding="utf-8").split(), "?", "?"]
+    return f"process {process} on {host} (if that is gone, remove {lock})"
 
 
 def json_lines(rows: Iterable[Any]) -> str:
@@ -109,6 +173,14 @@ def last_modified(folder: str | os.PathLike[str], *, besides: str | None = None)
 def records_digest(records: Sequence[Mapping[str, Any]]) -> str:
     """Equal for equal records in the same order."""
     return hashlib.sha256(json.dumps(records, ensure_ascii=False).encode()).hexdigest()
+
+
+def examples_digest(examples: Iterable[Any]) -> str:
+    """Equal for the same tokens and labels in the same order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:

@@ -104,8 +104,8 @@ def encode(
 
 
 def is_answer(last_step: str) -> bool:
-    r"""Whether the last step states the final answer, as "#### 42" (GSM8K) or with a `\boxed{42}` (MATH)."""
-    return re.match(r"\s*####(?!#)", last_step) is not None or r"\boxed{" in last_step
+    r"""Whether the last step is the final answer: "#### 42" (GSM8K), a `\boxed{42}` (MATH), "# Answer" (PRM800K)."""
+    return re.match(r"\s*####(?!#)|# Answer[^\S\n]*\n", last_step) is not None or r"\boxed{" in last_step
 
 
 def render(tokenizer: Any, messages: list[dict]) -> tuple[str, int]:

@@ -1,9 +1,10 @@
 """`step-jepa train`: fine-tune a model on a file of conversations, by either implementation."""
 
 import logging
-import shutil
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,25 +14,44 @@ import torch
 from peft import LoraConfig
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
 from step_jepa.data.template import today
-from step_jepa.errors import Interrupted, UserError, library_refusals
+from step_jepa.errors import Interrupted, Terminated, UserError, library_refusals
+from step_jepa.models.builtin import resolve
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.options import Needs, check_bounds, check_needs, option
-from step_jepa.run_files import ROWS_FILE, run_options
+from step_jepa.options import Needs, changed, check_bounds, check_needs, option
+from step_jepa.run_files import (
+    ROWS_FILE,
+    examples_digest,
+    locked,
+    remove_unfinished,
+    run_options,
+)
+from step_jepa.training.checkpoints import (
+    check_complete,
+    check_resumed,
+    checkpoints_in,
+    is_readable,
+    last_checkpoint,
+    state_of,
+)
 from step_jepa.training.config import save_options, unknown_to_standalone
-from step_jepa.training.run_metadata import save_settings
+from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
+from step_jepa.training.run_metadata import save_settings, settings_of
+from step_jepa.training.safeguards import FiniteNumbers, StopOnSigterm
+from step_jepa.training.validation import check_row_count, validate
 
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
 ADAPTER = Needs("--lora", lambda args: args.lora)
+
+SETUP_ERRORS = (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError, SafetensorError)
 
 console = Console(highlight=False)
 logger = logging.getLogger(__name__)
@@ -74,15 +94,20 @@ def peft_config(args: TrainArguments) -> LoraConfig | None:
     """The adapter that the arguments ask for. Raises UserError."""
     if not args.lora:
         return None
-    modules = ",".join(args.lora_target_modules).split(",")
     with library_refusals(ValueError):
         return LoraConfig(
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
-            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            target_modules=modules_to_adapt(args.lora_target_modules),
             task_type="CAUSAL_LM",
         )
+
+
+def modules_to_adapt(names: list[str]) -> str | list[str]:
+    """What --lora_target_modules means to PEFT."""
+    modules = ",".join(names).split(",")
+    return "all-linear" if modules == ["all-linear"] else modules
 
 
 def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
@@ -104,66 +129,79 @@ def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
 def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
     """The folder that --resume_from_checkpoint means: its own, or with True the last complete one of the output folder.
 
-    Raises UserError where there is none, or where nothing is left to train."""
+    Raises UserError where there is none."""
     wanted = str(config.resume_from_checkpoint or "false")
     if wanted.lower() in ("false", "no"):
         return None
-    given = wanted.lower() not in ("true", "yes")
-    last = last_checkpoint([Path(wanted)] if given else Path(str(config.output_dir)).glob("checkpoint-*"))
+    if wanted.lower() not in ("true", "yes"):
+        if not Path(wanted).is_dir():
+            raise UserError(f"{wanted} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint")
+        check_complete(wanted)
+        return wanted
+    last = last_checkpoint(checkpoints_in(config.output_dir))
     if last is None:
-        where = wanted if given else config.output_dir
-        raise UserError(f"{where} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint")
-    if 0 < config.max_steps <= steps_of(last):
-        raise UserError(f"{last} has all of the {config.max_steps} steps: raise --max_steps to train on")
-    return last
-
-
-def last_checkpoint(folders: Iterable[Path]) -> str | None:
-    """The complete one that has most steps."""
-    complete = [str(folder) for folder in folders if (folder / TRAINER_STATE_NAME).exists()]  # what is written last
-    return max(complete, key=steps_of, default=None)
-
-
-def steps_of(checkpoint: str) -> int:
-    """Optimisation steps of a complete checkpoint."""
-    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
-
-
-def check_output_dir(folder: str, *, overwrite: bool, resume: bool) -> None:
-    """Raises UserError rather than mix a run with what the folder holds."""
-    path = Path(folder)
-    if path.is_file():
-        raise UserError(f"{folder} is a file: give another --output_dir")
-    if path.is_dir() and any(path.iterdir()) and not (overwrite or resume):
         raise UserError(
-            f"{folder} is not empty: give another --output_dir, --overwrite, or --resume_from_checkpoint True"
+            f"{config.output_dir} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"
         )
+    return last
 
 
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     """Train, evaluate on the held-out file, export. Raises UserError."""
-    if not config.output_dir:
-        raise UserError("--output_dir is empty: say where the results go")
+    _check_together(args, config)
+    folder = Path(str(config.output_dir))
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give another --output_dir")
+    with locked(folder) if config.process_index == 0 else nullcontext(), enough_room(folder):
+        _run_in(folder, args, config)
+
+
+def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig) -> None:
     resume = checkpoint_to_resume(config)
-    check_output_dir(config.output_dir, overwrite=args.overwrite, resume=bool(resume))
+    first = config.process_index == 0
+    if first:
+        remove_unfinished(folder)
+        check_output_dir(folder, resolve(args.model_name), overwrite=args.overwrite, resume=bool(resume))
     begun = run_options(resume) if resume else {}
     config.chat_template_date = config.chat_template_date or begun.get("chat_template_date") or today()
-    if args.step_jepa and "step_jepa" not in config.objective:
-        named = " ".join(config.objective)
-        raise UserError(f"--step_jepa and --objective {named} contradict each other: leave one out")
+    trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
+    if first and not resume:
+        remove_run(folder)
+    if train(trainer, resume):
+        save(trainer, args, config)
+
+
+def _check_together(args: TrainArguments, config: StepJEPAConfig) -> None:
+    """Raises UserError for options that contradict each other, and for those that nothing reads."""
+    for reason in _contradictions(args, config):
+        raise UserError(reason)
     if args.eval_file and config.eval_strategy == "no":
         config.eval_strategy = "epoch"
-    trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
-    if not resume and trainer.is_world_process_zero():
-        remove_checkpoints(config.output_dir)
-    train(trainer, resume)
-    save(trainer, args, config)
+    if args.eval_file and _is_same_file(args.eval_file, args.train_file):
+        logger.warning("--eval_file is --train_file: held-out figures are of rows that were trained on")
 
 
-def remove_checkpoints(folder: str) -> None:
-    """Those of a run that is overwritten, which a later resume must not find."""
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+def _is_same_file(one: str, other: str) -> bool:
+    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+
+
+def _contradictions(args: TrainArguments, config: StepJEPAConfig) -> Iterator[str]:
+    if not config.output_dir:
+        yield "--output_dir is empty: say where the results go"
+    if args.step_jepa and "step_jepa" not in config.objective:
+        named = " ".join(config.objective)
+        yield f"--step_jepa and --objective {named} contradict each other: leave one out"
+    if config.keep_adapter and not args.lora:
+        yield "--keep_adapter is read by --lora alone: add that, or leave it out"
+    for each in changed(config) if not args.eval_file else []:
+        if each.name in ("diagnostics_rows", "diagnostics_steps") and getattr(config, each.name):
+            yield f"--{each.name} is read with --eval_file alone: add that, or leave it out"
+    if config.eval_on_start and not args.eval_file:
+        yield "--eval_on_start needs --eval_file: add that, or leave it out"
+
+
+class _NothingLeft(Exception):
+    """The checkpoint has all steps."""
 
 
 class _Start(TrainerCallback):
@@ -171,45 +209,73 @@ class _Start(TrainerCallback):
 
     passed = False
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.passed = True
+        if state.global_step >= state.max_steps:
+            raise _NothingLeft
 
 
-def train(trainer: Trainer, resume: str | None) -> None:
-    """Train from the start, or from a checkpoint. Raises UserError for one that cannot be read, and Interrupted."""
+def train(trainer: Trainer, resume: str | None) -> bool:
+    """Train from the start, or from a checkpoint. Whether there is something to export: not where that was done before.
+
+    Raises:
+        UserError: for what cannot be set up or read, and for numbers that are not finite.
+        Interrupted: after Ctrl-C.
+        Terminated: after SIGTERM.
+    """
     start = _Start()
     trainer.callback_handler.callbacks.insert(0, start)  # before those of ours, whose errors are no refusals
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        with StopOnSigterm() as sigterm:
+            trainer.add_callback(sigterm)
+            trainer.train(resume_from_checkpoint=resume)
+    except _NothingLeft:
+        return _ends_before(trainer)
     except KeyboardInterrupt:
-        again = "--resume_from_checkpoint True goes on from the last checkpoint"
-        advice = again if get_last_checkpoint(trainer.args.output_dir) else "there is no checkpoint to go on from"
-        raise Interrupted(f"interrupted at step {trainer.state.global_step}: {advice}") from None
-    except (ValueError, RuntimeError, KeyError, OSError, SafetensorError) as error:
-        if not resume or start.passed:
+        raise Interrupted(f"interrupted at step {trainer.state.global_step}: {_way_on(trainer.args)}") from None
+    except SETUP_ERRORS as error:
+        if start.passed or isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot resume from {resume}: are these the options of that run? ({reason})") from error
+        if resume:
+            reason = f"cannot resume from {resume}: are these the options of that run? ({reason})"
+        raise UserError(reason) from error
+    if sigterm.received and trainer.state.global_step < trainer.state.max_steps:
+        raise Terminated(f"terminated at step {trainer.state.global_step}: {_way_on(trainer.args)}")
+    return True
+
+
+def _ends_before(trainer: Any) -> bool:
+    """What is left of a run that has all its steps; whether its export is still to be made."""
+    steps, folder = trainer.state.global_step, Path(trainer.args.output_dir)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
+    state = folder / TRAINER_STATE_NAME  # what is saved last
+    exported = is_readable(state) and state_of(str(folder)).global_step == steps
+    if exported:
+        console.print(f"{folder} holds the model after all of the {steps} steps: raise --max_steps to train on")
+    return not exported
+
+
+def _way_on(args: Any) -> str:
+    last = last_checkpoint(checkpoints_in(args.output_dir))
+    return f"--resume_from_checkpoint True goes on from {last}" if last else "there is no checkpoint to go on from"
 
 
 def save(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
-    """The model, its tokenizer, the options and the trainer's state."""
+    """The model, its tokenizer, the options, and at last the trainer's state, which says that the export is whole."""
+    folder = Path(str(config.output_dir))
     if args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        _save_standalone(trainer, args, config)
+        (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        export(model, trainer.processing_class, folder, keep_adapter=config.keep_adapter)
+        trainer.save_run(folder)
+        (folder / ROWS_FILE).unlink(missing_ok=True)  # of an adapted run that is overwritten
     trainer.save_state()
     if trainer.is_world_process_zero():
-        console.print(f"model, tokenizer and trainer_state.json lie in {config.output_dir}")
-
-
-def _save_standalone(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
-    folder, model = str(config.output_dir), trainer.accelerator.unwrap_model(trainer.model)
-    export(model, trainer.processing_class, folder, keep_adapter=config.keep_adapter)
-    save_options(config, folder)
-    sources = {name: getattr(args, name) for name in ("approach", "model_name", "train_file", "eval_file")}
-    save_settings(folder, config, model, sources, {"examples": len(trainer.train_dataset)})
-    Path(folder, ROWS_FILE).unlink(missing_ok=True)  # of an adapted run that is overwritten
+        console.print(f"model, tokenizer and trainer_state.json lie in {folder}")
 
 
 def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARepresentationTrainer:
@@ -224,15 +290,51 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
     )
 
 
-def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalone.StepJEPATrainer:
+class StandaloneTrainer(standalone.StepJEPATrainer):
+    """The teaching implementation, with what a run leaves beside its checkpoints, and is compared with on resume.
+
+    settings  see `run_metadata`
+    """
+
+    args: StepJEPAConfig
+    train_dataset: Any
+
+    def __init__(self, *args: Any, sources: dict[str, str | None], **kwargs: Any) -> None:
+        super().__init__(*args, callbacks=[FiniteNumbers()], **kwargs)
+        counts, digest = {"examples": len(self.train_dataset)}, examples_digest(self.train_dataset)
+        self.settings = settings_of(self.args, self.model, sources, counts, digest)
+
+    def save_run(self, folder: str | os.PathLike[str]) -> None:
+        """Options and settings."""
+        save_options(self.args, folder)
+        save_settings(folder, self.settings)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or str(self.args.output_dir)
+        if self.args.should_save:
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
+            super()._save(folder, state_dict)
+            self.save_run(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        check_complete(resume_from_checkpoint)
+        check_resumed(self.args, self.settings, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> StandaloneTrainer:
     """The teaching implementation, on files. Raises UserError for what it does not do."""
     _refuse_foreign(config)
+    validate(config, adapter=args.lora, quantised=args.load_in_4bit)
     lbd = float(config.lbd) if config.objectives else 0.0
     model, tokenizer = _standalone_model(args, config, predicting=lbd > 0)
     train_examples = _standalone_examples(args.train_file, TRAIN, tokenizer, config)
     eval_examples = _standalone_examples(args.eval_file, VALIDATION, tokenizer, config) if args.eval_file else None
+    check_row_count(config, len(train_examples))
+    if lbd and not any(example.second_step[1] for example in train_examples):
+        logger.warning("no row has a pair of steps: there is only a language-model loss")
     with library_refusals(ValueError, RuntimeError, ImportError):
-        return standalone.StepJEPATrainer(
+        return StandaloneTrainer(
             model=model,
             args=config,
             train_dataset=train_examples,
@@ -242,6 +344,7 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> standalo
             lbd=lbd,
             gamma=config.gamma,
             loss=config.loss,
+            sources={name: getattr(args, name) for name in ("approach", "model_name", "train_file", "eval_file")},
         )
 
 

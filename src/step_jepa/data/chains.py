@@ -1,8 +1,10 @@
 """Generated problems whose steps are known: named quantities, each from the one before it and another number.
 
     question    a = 3            answer    b = 3 + 2 = 5
-                b = a + 2                  c = 5 * 3 = 15
-                c = b * a                  #### 15
+                b = a + 2
+                c = b * a                  c = 5 * 3 = 15
+
+                                           #### 15
 
 No number exceeds LARGEST, and none is 0, which would make what came before it idle.
 """
@@ -41,7 +43,7 @@ class Operation(NamedTuple):
 def problems(seed: int) -> Iterator[dict[str, Any]]:
     """Endless raw records; number i follows from the seed and i alone.
 
-    messages   the question, and its solution with "#### " and the last quantity as its last line
+    messages   the question, and its solution, a paragraph for each step, "#### " and the last quantity at its end
     template   int, common to problems that differ in given numbers alone: a checksum (CRC-32) of the question with #
                for each of them"""
     for index in count():
@@ -66,7 +68,7 @@ def _problem(rng: Random) -> dict[str, Any]:
     return {
         "messages": [
             {"role": "user", "content": "\n".join(question)},
-            {"role": "assistant", "content": "\n".join(solution)},
+            {"role": "assistant", "content": "\n\n".join(solution)},
         ],
         "template": crc32("\n".join(shape).encode()),
     }

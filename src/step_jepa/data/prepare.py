@@ -1,9 +1,9 @@
 """`step-jepa prepare`: raw records to conversations with steps, as JSON lines. No model is known here."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -14,11 +14,24 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
+from step_jepa.data.records import (
+    NOT_USED,
+    ReadArguments,
+    Reading,
+    Rejected,
+    format_of,
+    has_solution,
+    parsed_record,
+    to_reading,
+)
 from step_jepa.data.sources import raw_records, record_limit
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.run_files import write_whole
+
+NO_SOLUTION = "for evaluation only: a truth, but no solution"
+NO_TRUTH = "without a known answer (evaluate counts them apart)"
+REJECT_KEYS = ["line", "reason", "record"]
 
 
 @dataclass(kw_only=True)
@@ -33,10 +46,11 @@ class PrepareArguments(ReadArguments):
     )
     output_file: str = option(help="Where the JSON lines go; rejects go to its .rejected.jsonl.")
     overwrite: bool = option(False, help="Replace an existing output_file.")
+    explain: bool = option(False, help="Print what became of each column of the first record.")
 
 
 def run(args: PrepareArguments) -> None:
-    """Prepare `input_file` into `output_file`, and print what was kept.
+    """Prepare `input_file` into `output_file`, and print what was kept, what was changed and what was not used.
 
     Records that cannot be used go to `output_file` with the suffix `.rejected.jsonl` in place of its own (out.jsonl:
     out.rejected.jsonl), as {"line", "reason", "record"}; there is no such file if there are none. Files appear whole or
@@ -56,7 +70,11 @@ def run(args: PrepareArguments) -> None:
     else:
         rejects.unlink(missing_ok=True)
     if first is None:
-        raise UserError(f"{args.input_file}: none of {len(sorting.rejected)} records can be used; {rejects} says why")
+        reject = sorting.rejected[0]
+        raise UserError(
+            f"{args.input_file}: none of {len(sorting.rejected)} records can be used; line {reject['line']}: "
+            f"{reject['reason']}; {rejects} says why of each"
+        )
     Console().print(sorting.summary())
 
 
@@ -66,26 +84,42 @@ class _Sorting:
 
     rejected     line, reason and record of those that cannot be used
     step_counts  of those that can, the number of steps
+    counts       how many of them are of a kind, or were changed in a way
     """
 
     rejected: list[dict[str, Any]] = field(default_factory=list)
     step_counts: list[int] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
-    def usable_records(self, args: PrepareArguments) -> Iterator[Record]:
+    def usable_records(self, args: PrepareArguments) -> Iterator[Reading]:
         """As many as are wanted; what becomes of each record is noted on the way."""
         limit = record_limit(args.input_file, args)
         for line, raw in tqdm(raw_records(args.input_file, args), desc="preparing", unit=" records", delay=0.5):
-            try:
-                record = to_record(raw, args)
-            except Rejected as error:
-                self.rejected.append({"line": line, "reason": str(error), "record": _mendable(raw)})
+            reading = self._sorted(line, raw, args)
+            if reading is None:
                 continue
-            self.step_counts.append(record["total_steps"])
-            yield record
+            yield reading
             if len(self.step_counts) == limit:
                 return
 
+    def _sorted(self, line: int, raw: Any, args: PrepareArguments) -> Reading | None:
+        """The record, counted; None for one that is set aside."""
+        is_first = not self.rejected and not self.step_counts
+        try:
+            if args.explain and is_first:
+                _explain(raw, args)
+            reading = to_reading(raw, args)
+        except Rejected as error:
+            self.rejected.append(dict(zip(REJECT_KEYS, (line, str(error), _mendable(raw)), strict=True)))
+            return None
+        self.step_counts.append(reading["total_steps"])
+        self.counts.update(reading.notes)
+        self.counts[NO_SOLUTION] += not has_solution(reading)
+        self.counts[NO_TRUTH] += reading["answer"] is None
+        return reading
+
     def summary(self) -> Table:
+        """Records as they were read, written, rejected, changed; columns that nothing was taken from; steps."""
         counts = self.step_counts
         table = Table(show_header=False)
         table.add_row("read", str(len(counts) + len(self.rejected)))
@@ -93,9 +127,35 @@ class _Sorting:
         reasons = Counter(reject["reason"].partition(":")[0] for reject in self.rejected)
         for reason, count in reasons.most_common():
             table.add_row(Text(f"rejected: {reason}"), str(count))
+        for note, count in self._noted().items():
+            table.add_row(Text(note), str(count))
         table.add_row("steps per example (min / median / max)", f"{min(counts)} / {median(counts):g} / {max(counts)}")
         table.add_row("answers of one step (no pair to learn from)", str(counts.count(1)))
         return table
+
+    def _noted(self) -> dict[str, int]:
+        """What is said of how many records; columns that are unused equally often stand together."""
+        noted = {note: count for note, count in self.counts.most_common() if count and not note.startswith(NOT_USED)}
+        unused: dict[int, list[str]] = defaultdict(list)
+        for note, count in self.counts.most_common():
+            if note.startswith(NOT_USED):
+                unused[count].append(note.removeprefix(NOT_USED))
+        return noted | {NOT_USED + ", ".join(keys): count for count, keys in unused.items()}
+
+
+def _explain(raw: Any, args: PrepareArguments) -> None:
+    """Print the first record's columns, and what is taken from each. Raises Rejected."""
+    parsed = parsed_record(raw, args)
+    name = args.format or format_of(parsed)
+    reading = to_reading(raw, replace(args, for_evaluation=True))
+    table = Table("column", "is read as", title=Text(f"the first record: format {name}"), min_width=40)
+    theirs = dict(args.renamed_columns)
+    unnamed = "not used" if reading.roles else "what its format takes from it"
+    for key in parsed:
+        table.add_row(Text(theirs.get(key, key)), Text(reading.roles.get(key, unnamed)))
+    for key in ("question", "steps", "answer"):
+        table.add_row(Text(f"-> {key}"), Text(_line(reading[key]).strip()))
+    Console().print(table)
 
 
 def _paths(args: PrepareArguments) -> tuple[Path, Path]:
@@ -107,9 +167,18 @@ def _paths(args: PrepareArguments) -> tuple[Path, Path]:
     if source.resolve() in (output.resolve(), rejects.resolve()):
         raise UserError(f"{source} would be overwritten by its own result: give another --output_file")
     for path in (output, rejects):
-        if path.exists() and not args.overwrite:
+        if path.exists() and not args.overwrite and not _is_left_by_a_failure(path, output, rejects):
             raise UserError(f"{path} exists: give --overwrite to replace it, or another --output_file")
     return output, rejects
+
+
+def _is_left_by_a_failure(path: Path, output: Path, rejects: Path) -> bool:
+    """Whether the file holds the rejects of a call that could use no record, and so made nothing else."""
+    if path != rejects or output.exists() or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        reject = _mendable(lines.readline())
+    return isinstance(reject, dict) and list(reject) == REJECT_KEYS
 
 
 def _mendable(raw: Any) -> Any:

@@ -5,30 +5,27 @@ and reads its records with what stands under "For readers" below.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Number
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
-from step_jepa.data.steps import (
-    SplitBy,
-    answer_step,
-    final_answer,
-    part_thinking,
-    split,
-    strip_annotations,
-    wrap_thinking,
-)
+from step_jepa.data.steps import SplitBy, answer_step, final_answer, split, strip_annotations
+from step_jepa.data.thinking import part_thinking, trimmed, wrap_thinking
 from step_jepa.errors import UserError
 from step_jepa.options import check_bounds, option
 
 SYSTEM_PROMPT = "Reason step by step, then give the final answer."
+NOT_USED = "not used: "  # before the name of a column, in a note
 Message = dict[str, Any]  # `role` and `content`, and whatever else a chat template reads
 RawRecord = dict[str, Any]
 
 
 class Record(TypedDict):
-    """A conversation whose last turn is the assistant's, cut into steps; `answer` is the short ground truth."""
+    """A conversation whose last turn is the assistant's, cut into steps; `answer` is the short ground truth.
+
+    A problem without a solution has no such turn and no steps: it serves for evaluation only."""
 
     question: str
     answer: str | None
@@ -36,7 +33,29 @@ class Record(TypedDict):
     total_steps: int
     answer_step: int | None
     messages: list[Message]
+    tools: NotRequired[list[Any]]  # what the assistant may call, as chat templates take it
     template: NotRequired[int]  # problems that were generated from one template have it in common
+
+
+class Reading(dict[str, Any]):
+    """A record that also knows what became of the raw one.
+
+    roles    column -> what it is in the record
+    notes    what was changed or left out; equal words are counted over records
+    """
+
+    def __init__(self, record: Mapping[str, Any], roles: dict[str, str], notes: list[str]) -> None:
+        super().__init__(record)
+        self.roles, self.notes = roles, notes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the assistant says, and its steps: stripped texts that follow one another in it, with only whitespace
+    between."""
+
+    content: str
+    steps: list[str]
 
 
 class Rejected(ValueError):
@@ -49,13 +68,22 @@ class RecordFormat:
 
     name   what `--format` calls it
     keys   a record that has all of them, none of them null, is taken for one; "metadata.answer_cot" is a key of the
-           object under "metadata"
-    read   makes a conversation of it, or raises Rejected
+           object under "metadata", and of "problem|question" one is enough
+    read   makes a conversation of it, or raises Rejected; a Reading also says what became of its columns
     """
 
     name: str
     keys: frozenset[str]
-    read: Callable[[RawRecord, "ReadArguments"], Record]
+    read: Callable[[RawRecord, "ReadArguments"], "Record | Reading"]
+
+    def fits(self, keys: set[str]) -> bool:
+        """Whether a record that has these keys is one."""
+        return all(not keys.isdisjoint(_alternatives(key)) for key in self.keys)
+
+
+@cache
+def _alternatives(key: str) -> list[str]:
+    return key.split("|")
 
 
 _FORMATS: dict[str, RecordFormat] = {}
@@ -86,12 +114,23 @@ class ReadArguments:
 
     format: str | None = option(
         None,
-        help="Input format: prepared, messages, stepwise, deepseek_response, gsm_symbolic, solution, gsm8k, or one "
-        "that you registered; recognised by its keys if not given.",
+        help="Input format: prepared, prm800k, messages, stepwise, processbench, math_shepherd, gsm_symbolic, "
+        "deepseek_response, solution, gsm8k, problem, or one that you registered; recognised by its keys if not given.",
     )
-    split_by: SplitBy = option("auto", help="What ends a step; auto: markers, else paragraphs, else lines.")
+    columns: list[str] = option(
+        default_factory=list,
+        help="Names for columns that are not known: question=KEY,solution=KEY; also truth, thinking, messages and any "
+        "other name that a format looks for.",
+    )
+    for_evaluation: bool = option(
+        False, help="Keep problems that have a truth but no solution: evaluate takes them, train does not."
+    )
+    split_by: SplitBy = option(
+        "auto", help="What ends a step; auto: markers, else paragraphs, else lines. sentences only where asked for."
+    )
     keep_thinking: bool = option(False, help="Keep the <think> tags around thinking, not just its steps.")
     keep_annotations: bool = option(False, help="Keep GSM8K's calculator annotations, <<48/2=24>>.")
+    strip_annotations: bool = option(False, help="Take such annotations out of other formats, too.")
     min_step_tokens: int = option(
         0, least=0, help="Steps of fewer tokens (here: whitespace-separated words) join a neighbour."
     )
@@ -113,6 +152,15 @@ class ReadArguments:
         check_bounds(self)
         if self.format is not None and self.format not in _FORMATS:
             raise UserError(f"format = {self.format}: give one of {', '.join(format_names())}")
+        for each in self.renamed_columns:
+            if not all(each):
+                raise UserError(f"columns = {' '.join(self.columns)}: give NAME=KEY, such as question=problem")
+
+    @property
+    def renamed_columns(self) -> list[tuple[str, str]]:
+        """(our name, the record's) of each column that the user names."""
+        pairs = [each.partition("=") for each in ",".join(self.columns).split(",") if each]
+        return [(ours.strip(), theirs.strip()) for ours, _, theirs in pairs]
 
 
 def to_record(raw: Any, args: ReadArguments) -> Record:
@@ -125,71 +173,176 @@ def to_record(raw: Any, args: ReadArguments) -> Record:
     Raises:
         Rejected: it cannot be used.
     """
-    parsed = _parsed(raw)
-    record = _FORMATS[args.format or _recognised(parsed)].read(parsed, args)
+    return cast(Record, dict(to_reading(raw, args)))
+
+
+def to_reading(raw: Any, args: ReadArguments) -> Reading:
+    """The same, with what became of its columns. Raises Rejected."""
+    parsed = parsed_record(raw, args)
+    record = _FORMATS[args.format or format_of(parsed)].read(parsed, args)
+    reading = record if isinstance(record, Reading) else Reading(record, {}, [])
     if isinstance(parsed.get("template"), int):
-        record["template"] = parsed["template"]
+        reading["template"] = parsed["template"]
+    _refuse_half_characters(reading)
+    if not has_solution(reading) and not args.for_evaluation:
+        raise Rejected(
+            "no solution to learn: there is only a result, for evaluation (--for_evaluation keeps it; where it is all "
+            "that is to be learned, name its column: --columns solution=KEY)"
+        )
+    return reading
+
+
+def has_solution(record: Mapping[str, Any]) -> bool:
+    """Whether the assistant answers, so that there is something to learn and not just to evaluate."""
+    return bool(record["messages"][-1]["role"] == "assistant")
+
+
+def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record; one without a solution with its truth in that place. What precedes an answer in training is the same
+    whatever it says, and so is what ends it."""
+    if has_solution(record):
+        return dict(record)
+    answer = {"role": "assistant", "content": record["answer"]}
+    return {**record, "steps": [record["answer"]], "messages": [*record["messages"], answer]}
+
+
+def _refuse_half_characters(record: Reading) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise Rejected(f"text holds half a character (a lone surrogate): {error.reason}") from error
-    return record
 
 
-def _parsed(raw: Any) -> RawRecord:
+def parsed_record(raw: Any, args: ReadArguments) -> RawRecord:
+    """The record with plain values, under the names that the user gives its columns. Raises Rejected."""
     if isinstance(raw, str):
         try:
             raw = json.loads(raw)
         except ValueError as error:
             raise Rejected(f"not JSON: {error}") from error
-    if not isinstance(raw, dict):
+    if not isinstance(raw, Mapping):
         raise Rejected("not a JSON object")
-    return raw
+    return _renamed(plain(raw), args)
 
 
-def _recognised(raw: RawRecord) -> str:
-    """The name of the format that a record has."""
+def plain(value: Any) -> Any:
+    """Values as JSON has them: arrays of numpy and pandas become lists, and what is missing there (NaN) None."""
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if value != value or type(value).__name__ == "NAType" else value
+
+
+def _renamed(raw: RawRecord, args: ReadArguments) -> RawRecord:
+    renamed = dict(raw)
+    for ours, theirs in args.renamed_columns:
+        if column(raw, theirs) is None:
+            raise Rejected(f"column {theirs} (--columns) is missing or empty: keys {', '.join(raw)}")
+        _remove(renamed, theirs)
+        _remove(renamed, ours)
+    return renamed | {ours: column(raw, theirs) for ours, theirs in args.renamed_columns}
+
+
+def _remove(raw: RawRecord, name: str) -> None:
+    outer, _, inner = name.partition(".")
+    if name not in raw and isinstance(raw.get(outer), Mapping):
+        raw[outer] = {key: value for key, value in raw[outer].items() if key != inner}
+    raw.pop(name, None)
+
+
+def format_of(raw: RawRecord) -> str:
+    """The name of the format that a record has. Raises Rejected."""
     keys = _keys(raw)
     for name in format_names():
-        if _FORMATS[name].keys <= keys:
+        if _FORMATS[name].fits(keys):
             return name
-    raise Rejected(f"format not recognised: keys {', '.join(raw)}")
+    looked_for = "; ".join(" and ".join(sorted(each.keys)) for each in reversed(_FORMATS.values()))
+    raise Rejected(
+        f"format not recognised: keys {', '.join(raw)}; looked for are {looked_for}. "
+        "Name yours: --columns question=KEY,solution=KEY"
+    )
 
 
 def _keys(raw: RawRecord) -> set[str]:
-    """Those that hold something, also of objects inside."""
+    """Those that hold something, also of objects inside, as they are written and in small letters."""
     keys = {key for key, value in raw.items() if value is not None}
     for key, value in raw.items():
         if isinstance(value, dict):
-            keys.update(f"{key}.{inner}" for inner in value)
-    return keys
+            keys.update(f"{key}.{inner}" for inner, entry in value.items() if entry is not None)
+    return keys | {key.lower() for key in keys}
 
 
 # For readers of formats
 
 
-def make_record(context: list[Message], steps: list[str], answer: str | None) -> Record:
-    """The conversation of the turns before the answer, and the answer: its steps, joined by blank lines.
+def make_record(
+    context: list[Message], answer: Answer | list[str], truth: str | None, turn: Message | None = None
+) -> Record:
+    """The conversation of the turns before the answer, and the answer.
 
     Args:
         context: turns, one of them the user's.
-        steps: of the answer.
-        answer: the short ground truth, where it is known.
+        answer: what `cut_into_steps` makes of a text; or steps that are given as such, and are joined by blank lines.
+        truth: the short ground truth, where it is known.
+        turn: the assistant's, where it holds more than its content.
 
     Raises:
         Rejected: there is no user turn, or no step.
     """
-    questions = [message for message in context if message.get("role") == "user"]
-    if not questions or not steps:
-        raise Rejected("no user turn" if not questions else "no steps")
+    if isinstance(answer, list):
+        answer = steps_as_given(answer)
+    last = {**(turn or {}), "role": "assistant", "content": answer.content}
+    if not answer.steps and not last.get("tool_calls"):
+        raise Rejected("no steps")
     return {
-        "question": required_text(questions[-1], "content"),
-        "answer": answer,
-        "steps": steps,
-        "total_steps": len(steps),
-        "answer_step": answer_step(steps),
-        "messages": [*context, {"role": "assistant", "content": "\n\n".join(steps)}],
+        "question": last_question(context),
+        "answer": truth,
+        "steps": answer.steps,
+        "total_steps": len(answer.steps),
+        "answer_step": answer_step(answer.steps),
+        "messages": [*context, last],
     }
+
+
+def make_problem(context: list[Message], truth: str) -> Record:
+    """What has a truth and no solution. Raises Rejected where there is no user turn."""
+    return {
+        "question": last_question(context),
+        "answer": truth,
+        "steps": [],
+        "total_steps": 0,
+        "answer_step": None,
+        "messages": context,
+    }
+
+
+def last_question(context: list[Message]) -> str:
+    """What the user says last. Raises Rejected."""
+    questions = [message for message in context if message.get("role") == "user"]
+    if not questions:
+        raise Rejected("no user turn")
+    return required_text(questions[-1], "content")
+
+
+def steps_as_given(texts: list[str]) -> Answer:
+    """Steps that stand in a list, without the empty ones, joined by blank lines; their indentation stays."""
+    texts = [text.strip("\r\n").rstrip() for text in texts if text.strip()]
+    joined = "\n\n".join(text.removeprefix(" ") if text[:2].strip() else text for text in texts)
+    return Answer(trimmed(joined), [text.strip() for text in texts])
+
+
+def column(raw: Mapping[str, Any], name: str) -> Any:
+    """What stands under a name, which "a.b" may take from an object inside; None where there is nothing."""
+    if name in raw or "." not in name:
+        return raw.get(name)
+    outer, _, inner = name.partition(".")
+    inside = raw.get(outer)
+    return column(inside, inner) if isinstance(inside, Mapping) else None
 
 
 def question_turns(raw: RawRecord, args: ReadArguments, key: str = "question") -> list[Message]:
@@ -199,24 +352,31 @@ def question_turns(raw: RawRecord, args: ReadArguments, key: str = "question") -
     return [{"role": "system", "content": args.system_prompt}, user] if args.system_prompt else [user]
 
 
-def cut_into_steps(text: str, args: ReadArguments, reasoning: str = "") -> list[str]:
-    """The steps of an answer, those of its thinking first. Raises Rejected.
+def cut_into_steps(text: str, args: ReadArguments, reasoning: str = "") -> Answer:
+    """An answer without the whitespace around it, and its steps, those of its thinking first. Raises Rejected.
 
     Args:
-        text: the answer, perhaps with its thinking in `<think>` tags.
+        text: the answer, perhaps with its thinking in tags, which are left out.
         args: how it is cut.
         reasoning: the thinking, where it is given apart.
     """
+    if args.strip_annotations and not args.keep_annotations:
+        text, reasoning = strip_annotations(text), strip_annotations(reasoning)
     try:
-        parts = part_thinking(without_annotations(text, args), without_annotations(reasoning, args))
+        thinking, answer = part_thinking(text, reasoning)
     except ValueError as error:
         raise Rejected(str(error)) from error
-    thinking, answer = (split(part, args.split_by, args.min_step_tokens) for part in parts)
-    return [*(wrap_thinking(thinking) if args.keep_thinking else thinking), *answer]
+    steps = split(answer, args.split_by, args.min_step_tokens)
+    if not thinking:
+        return Answer(answer, steps)
+    thoughts = split(thinking, args.split_by, args.min_step_tokens)
+    if args.keep_thinking:
+        return Answer(f"<think>\n{thinking.lstrip()}\n</think>\n\n{answer}", [*wrap_thinking(thoughts), *steps])
+    return Answer(f"{thinking}\n\n{answer}", [*thoughts, *steps])
 
 
 def without_annotations(text: str, args: ReadArguments) -> str:
-    """The text without GSM8K's calculator annotations, unless these are kept."""
+    """The text without GSM8K's calculator annotations, unless these are kept: for formats that have them."""
     return text if args.keep_annotations else strip_annotations(text)
 
 
@@ -234,19 +394,6 @@ def required_texts(raw: RawRecord, key: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Rejected(f"{key} is not a list of texts")
     return texts
-
-
-def required_messages(raw: RawRecord, key: str) -> list[Message]:
-    """The turns under a key. Raises Rejected where there are none."""
-    messages = raw.get(key)
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise Rejected(f"{key} is not a list of turns, each with role and content, both text")
-    return messages
-
-
-def _is_message(message: Any) -> bool:
-    fields = ("role", "content")
-    return isinstance(message, dict) and all(isinstance(message.get(field), str) for field in fields)
 
 
 def short_answer(raw: RawRecord, key: str) -> str | None:

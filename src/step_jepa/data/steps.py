@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-SplitBy = Literal["auto", "markers", "paragraphs", "lines"]
+from sentencex import get_sentence_boundaries
+
+from step_jepa.data.markup import Whole, blocks, displays, inline_formulas, says_something
+
+SplitBy = Literal["auto", "markers", "paragraphs", "lines", "sentences"]
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _MARKER = re.compile(
@@ -21,7 +25,13 @@ _MARKER = re.compile(
 _TITLE = re.compile(r"\s*(?:\#.*|.*:(?:\*\*|__)?|(?:[0-9]+[.)]\s*)?\*\*[^*\n]+\*\*)\s*")
 _INDENTED_OR_NUMBERED = re.compile(r"\s|[0-9]+[.)]")
 _BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
-_AFTER_BOXED = re.compile(r"[^\n]*+(?:\s|\\\]|\$\$|\*\*|\.)*+")
+_ANSWER_IS = r"(?:(?:so|thus|hence|therefore),?[ ])?(?:the[ ])?(?:final[ ])?answer[ ]is:?[ ]*(?P<answer>[^\s:][^\n]*)"
+_LAST_WORDS = re.compile(rf"(?:^|(?<=[\s.])){_ANSWER_IS}\s*\Z", re.IGNORECASE | re.MULTILINE)
+_REST = re.compile(rf"[^\n]*+(?:\s*\n[^\S\n]*{_ANSWER_IS})?[\W_]*+", re.IGNORECASE)  # of an answer, from its first line
+_HEADED = re.compile(r"^\# Answer[^\S\n]*\n\s*(?P<answer>\S[^\n]*)\s*\Z", re.MULTILINE)
+_HEADING = re.compile(r"\# Answer[^\S\n]*\n")
+_LONE_MARKER = re.compile(r"\s*\(?[0-9]{1,3}[.)]\s*")
+_OPENING = re.compile(r"\s*(?:\\\[|\\\(|#+|[-+*])\s*")  # markup that belongs to what follows
 _HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
 _AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
 _NUMBER = re.compile(r"[-+]?(?:\\?\$)?[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?")
@@ -34,22 +44,29 @@ def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
     r"""Cut a text into its stripped steps, in order; joined, they hold every non-whitespace character of it.
 
     `markers` cuts at "Step 1:" or "1." at the start of a line, numbered 1, 2, 3, ..., and before a closing paragraph;
-    `paragraphs` at blank lines; `lines` at newlines; `auto` takes the first of these that finds two steps.
-    The final answer ("#### N", or a last line with a `\boxed{}`) is always a step of its own. Other steps of fewer than
-    `min_words` whitespace-separated words join the step after them, or the one before if they are the last.
+    `paragraphs` at blank lines; `lines` at newlines; `sentences` behind sentences and at blank lines; `auto` takes the
+    first of markers, paragraphs and lines that finds two steps. Formulas, environments, code, tables and items of lists
+    stay whole, and markup alone, such as a rule, joins its neighbour.
+    The final answer ("#### N", "# Answer" over it, or a last line with a `\boxed{}`) is always a step of its own, with
+    the "The answer is: N" under it. Other steps of fewer than `min_words` whitespace-separated words join the step
+    after them, or the one before if they are the last.
     """
-    answer = _answer_start(text)
-    body = text[:answer].rstrip()
+    undivided = Whole(displays(text))
+    answer = _answer_start(text, undivided)
+    body = _Body(text[:answer].rstrip(), undivided, Whole([*undivided.spans, *blocks(text)]))
+    if answer < len(text) and not says_something(body.text):
+        return [text.strip()]
     find_cuts = _CUTTERS[_usual_cut(text, body, answer) if how == "auto" else how]
-    cuts = _keep_long(body, find_cuts(body), min_words)
-    pieces = [body[start:stop] for start, stop in pairwise([0, *cuts, len(body)])]
+    cuts = _keep_long(body.text, _join_markup(body.text, find_cuts(body)), min_words)
+    pieces = [body.text[start:stop] for start, stop in pairwise([0, *cuts, len(body.text)])]
     steps = [piece.strip() for piece in [*pieces, text[answer:]]]
     return [step for step in steps if step]
 
 
 def answer_step(steps: list[str]) -> int | None:
-    r"""The index of the answer step: the last one, if it is a "#### ..." line or has a `\boxed{}`; else None."""
-    if steps and (_HASHES.match(steps[-1]) or r"\boxed{" in steps[-1]):
+    r"""The index of the answer step: the last one, if it is a "#### ..." line, stands under "# Answer" or has a
+    `\boxed{}`; else None."""
+    if steps and (_HASHES.match(steps[-1]) or _HEADING.match(steps[-1]) or r"\boxed{" in steps[-1]):
         return len(steps) - 1
     return None
 
@@ -66,40 +83,23 @@ def final_answer(text: str) -> str | None:
     else:
         start, stop = boxed
         answer = text[text.index("{", start) + 1 : stop - 1]
-    answer = answer.strip()
-    if _NUMBER.fullmatch(answer):
-        answer = re.sub(r"[\\$,]", "", answer)
-    return answer or None
+    return _bare_number(answer.strip()) or None
 
 
-def part_thinking(text: str, reasoning: str = "") -> tuple[str, str]:
-    """Part a response into (thinking, answer), without the `<think>` wrapper; no or empty thinking is "".
-
-    Thinking is what comes before `</think>` (the opening tag may be missing: some chat templates write it into the
-    prompt), or it is given apart from the text, as `reasoning`. Raises ValueError where the two cannot be told apart.
-    """
-    closed = "</think>" in text
-    before, _, after = text.partition("</think>") if closed else ("", "", text)
-    preamble, _, inside = before.rpartition("<think>")
-    if "<think>" in after and not closed:
-        raise ValueError("<think> is never closed (cut off?)")
-    if preamble.strip() or "<think>" in after or "</think>" in after:
-        raise ValueError("the response is not one <think> block followed by an answer")
-    if inside.strip() and reasoning.strip():
-        raise ValueError("thinking is given twice, inside the response and apart from it")
-    if not after.strip():
-        raise ValueError("the response holds no answer (cut off?)")
-    return inside.strip() or reasoning.strip(), after.strip()
+def stated_answer(text: str) -> str | None:
+    """The short answer that a solution ends with: its `final_answer`, what stands under "# Answer", or else what its
+    last words, "The answer is: 66.", say."""
+    found = final_answer(text)
+    stated = None if found else _HEADED.search(text) or _LAST_WORDS.search(text)
+    if stated is None:
+        return found
+    answer = stated["answer"].strip().removesuffix(".").strip()
+    return _bare_number(answer[1:-1] if answer[0] == answer[-1] == "$" and len(answer) > 2 else answer)
 
 
-def wrap_thinking(steps: list[str]) -> list[str]:
-    r"""Put the wrapper around thinking steps: joined by blank lines they are "<think>\n...\n</think>"."""
-    if not steps:
-        return []
-    wrapped = list(steps)
-    wrapped[0] = "<think>\n" + wrapped[0]
-    wrapped[-1] += "\n</think>"
-    return wrapped
+def _bare_number(answer: str) -> str:
+    """A number without its thousands separators and its dollar sign."""
+    return re.sub(r"[\\$,]", "", answer) if _NUMBER.fullmatch(answer) else answer
 
 
 def strip_annotations(text: str) -> str:
@@ -107,33 +107,65 @@ def strip_annotations(text: str) -> str:
     return _ANNOTATION.sub("", text)
 
 
-def _paragraph_cuts(text: str) -> list[int]:
-    return [match.end() for match in _BLANK_LINES.finditer(text)]
+class _Body(NamedTuple):
+    """A text without its final answer. No cut divides what is whole; markers are looked for outside of `displays`."""
+
+    text: str
+    displays: Whole
+    whole: Whole
 
 
-def _line_cuts(text: str) -> list[int]:
-    return [match.end() for match in re.finditer("\n", text)]
+def _paragraph_cuts(body: _Body) -> list[int]:
+    return body.whole.outside(match.end() for match in _BLANK_LINES.finditer(body.text))
 
 
-def _marker_cuts(text: str) -> list[int]:
+def _line_cuts(body: _Body) -> list[int]:
+    return body.whole.outside(match.end() for match in re.finditer("\n", body.text))
+
+
+def _sentence_cuts(body: _Body) -> list[int]:
+    ends = {sentence["end_index"] for sentence in get_sentence_boundaries("en", body.text)}
+    formulas = Whole(inline_formulas(body.text))
+    cuts = sorted({*_paragraph_cuts(body), *formulas.outside(body.whole.outside(ends))} - {len(body.text)})
+    return [cut for start, cut in pairwise([0, *cuts]) if not _LONE_MARKER.fullmatch(body.text, start, cut)]
+
+
+def _marker_cuts(body: _Body) -> list[int]:
     """Where steps begin, after the first (a preamble joins it), and where a closing paragraph does."""
-    markers = _markers(text)
-    return [*markers[1:], *_closing_cut(text, markers[-1])] if markers else []
+    markers = _markers(body)
+    return [*markers[1:], *_closing_cut(body, markers[-1])] if markers else []
 
 
-def _usual_cut(text: str, body: str, answer: int) -> SplitBy:
+def _usual_cut(text: str, body: _Body, answer: int) -> SplitBy:
     """How a text is cut that does not say. GSM8K's "#### N", right under a line, says that lines are the steps."""
     if len(_markers(body)) > 1:
         return "markers"
-    right_under_a_line = _HASHES.match(text, answer) and text.count("\n", len(body), answer) == 1
-    return "paragraphs" if _paragraph_cuts(body.lstrip()) and not right_under_a_line else "lines"
+    right_under_a_line = _HASHES.match(text, answer) and text.count("\n", len(body.text), answer) == 1
+    indent = len(body.text) - len(body.text.lstrip())
+    has_paragraphs = any(cut > indent for cut in _paragraph_cuts(body))
+    return "paragraphs" if has_paragraphs and not right_under_a_line else "lines"
 
 
-_CUTTERS: dict[SplitBy, Callable[[str], list[int]]] = {
+_CUTTERS: dict[SplitBy, Callable[[_Body], list[int]]] = {
     "markers": _marker_cuts,
     "paragraphs": _paragraph_cuts,
     "lines": _line_cuts,
+    "sentences": _sentence_cuts,
 }
+
+
+def _join_markup(text: str, cuts: list[int]) -> list[int]:
+    """The cuts that leave no piece which is markup alone: it joins what stands before it, or after if it opens that."""
+    kept: list[int] = []
+    start, says = 0, False
+    for cut, stop in pairwise([*cuts, len(text)]):
+        says = says or says_something(text[start:cut])
+        after = text[cut:stop]
+        if says and (says_something(after) or _OPENING.fullmatch(after)):
+            kept.append(cut)
+            says = False
+        start = cut
+    return kept if says or says_something(text[start:]) else kept[:-1]
 
 
 def _keep_long(text: str, cuts: Iterable[int], min_words: int) -> list[int]:
@@ -160,10 +192,12 @@ class _Marker(NamedTuple):
     number: int
 
 
-def _markers(text: str) -> list[int]:
+def _markers(body: _Body) -> list[int]:
     """Where the markers of one style begin: the word "Step" before bare numbers, two before one, early before late."""
     by_style: dict[_Style, list[_Marker]] = defaultdict(list)
-    for match in _MARKER.finditer(text):
+    for match in _MARKER.finditer(body.text):
+        if body.displays.around(match.start()):
+            continue
         by_style[_style(match)].append(_Marker(match.start(), int(match["step"] or match["number"])))
     chains = {style: _ascending(markers) for style, markers in by_style.items()}
     numbered = [style for style, chain in chains.items() if chain]
@@ -192,28 +226,27 @@ def _ascending(markers: list[_Marker]) -> list[int]:
     return chain
 
 
-def _closing_cut(text: str, marker: int) -> list[int]:
+def _closing_cut(body: _Body, marker: int) -> list[int]:
     """Where the last paragraph begins, if it is not part of the last marker's own; a title owns what it stands over."""
-    cuts = [cut for cut in _paragraph_cuts(text) if cut > marker]
-    if cuts and _TITLE.fullmatch(text[marker : cuts[0]]):
+    cuts = [cut for cut in _paragraph_cuts(body) if cut > marker]
+    if cuts and _TITLE.fullmatch(body.text[marker : cuts[0]]):
         cuts = cuts[1:]
-    return [cut for cut in cuts[-1:] if not _INDENTED_OR_NUMBERED.match(text, cut)]
+    return [cut for cut in cuts[-1:] if not _INDENTED_OR_NUMBERED.match(body.text, cut)]
 
 
-def _answer_start(text: str) -> int:
+def _answer_start(text: str, undivided: Whole) -> int:
     """Where the final answer's first line begins; the text's length if it has none."""
-    last_line = text.rfind("\n", 0, len(text.rstrip())) + 1
-    if _HASHES.match(text, last_line):
-        return last_line
+    hashes = list(_HASHES.finditer(text))
+    for start in [match.start() for match in hashes[-1:]]:
+        if _REST.fullmatch(text, start) and not undivided.around(start):
+            return start
+    if headed := _HEADED.search(text):
+        return headed.start()
     boxed = _last_boxed(text)
-    if boxed is None or not _AFTER_BOXED.fullmatch(text, boxed[1]):
+    if boxed is None:
         return len(text)
-    start, stop = boxed
-    for opening, closing in ((r"\[", r"\]"), ("$$", "$$")):
-        # A displayed formula stays whole: its opening may be lines above the box.
-        if closing in text[stop:] and opening in text[:start]:
-            start = text.rindex(opening, 0, start)
-    return text.rfind("\n", 0, start) + 1
+    start, stop = undivided.around(boxed[0] + 1) or boxed  # a displayed formula stays whole
+    return text.rfind("\n", 0, start) + 1 if _REST.fullmatch(text, stop) else len(text)
 
 
 def _last_boxed(text: str) -> tuple[int, int] | None:

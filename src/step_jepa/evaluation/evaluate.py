@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa.batches.views import Views
-from step_jepa.data.records import Record
+from step_jepa.data.records import Record, has_solution
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.template import TemplateOptions, template_identity, today
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
-from step_jepa.evaluation.figures import HELDOUT, check_weights, model_figures, save_views
+from step_jepa.evaluation.figures import HELDOUT, ModelFigures, check_weights, model_figures, no_figures, save_views
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, begun, finished, resume, start
@@ -115,9 +115,7 @@ def run(args: EvaluateArguments) -> None:
     answers = resume(folder, identity, overwrite=args.overwrite)
     model, tokenizer = _load_model(args, options)
     ready = time.perf_counter()
-    held_out = model_figures(
-        model, records, options, processing_class=tokenizer, batch_size=args.batch_size, seed=args.seed
-    )
+    held_out = _held_out_figures(args, model, tokenizer, records, options)
     start(folder, identity, answers)
     _answer(args, model, tokenizer, records, answers)
     rows = _judge_all(args, records, answers)
@@ -142,7 +140,7 @@ def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if args.engine == "vllm":
         require_vllm(args.model_name)
-    records = list(read_records(args.test_file, TEST, max_examples=args.limit))
+    records = list(read_records(args.test_file, TEST, max_examples=args.limit, for_evaluation=True))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
     return records
@@ -210,6 +208,16 @@ def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any,
     model, tokenizer = setup_model_and_tokenizer(args.model_name, seed=args.seed, **loading)
     check_weights(model, args.model_name)
     return model, tokenizer
+
+
+def _held_out_figures(
+    args: EvaluateArguments, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], options: StepJEPAOptions
+) -> ModelFigures:
+    """Those of the records that have a solution."""
+    solved = [record for record in records if has_solution(record)]
+    if not solved:
+        return no_figures()
+    return model_figures(model, solved, options, processing_class=tokenizer, batch_size=args.batch_size, seed=args.seed)
 
 
 def _answer(

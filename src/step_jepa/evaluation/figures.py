@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
@@ -63,6 +64,13 @@ def model_figures(
     result = held_out(representation, representation.evaluation_rows(data), batch_size=batch_size)
     figures = {"lm_loss": result.lm_loss, **result.figures}
     return ModelFigures({name: figures.get(name) for name in HELDOUT}, result.views.of(0), data)
+
+
+def no_figures() -> ModelFigures:
+    """Those where no record has a solution."""
+    nothing, no_index = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+    views = Views(nothing, nothing, no_index, no_index, no_index)
+    return ModelFigures(dict.fromkeys(HELDOUT), views, PreparedData([], cut=0, left_out=0))
 
 
 def check_weights(model: nn.Module, name: str) -> None:

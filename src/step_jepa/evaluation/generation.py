@@ -8,6 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from step_jepa.data.dataset import to_example
+from step_jepa.data.records import answerable
 from step_jepa.data.tokens import IGNORED, Example
 
 
@@ -73,7 +74,7 @@ def prompts_and_stops(
 
     A prompt is what precedes the content in training. An answer stops at the token that training labels as the end of
     the turn, or at one of the model's own. Raises UserError, naming the record, where one has no such tokens."""
-    examples = [to_example(record, tokenizer, f"example {index}") for index, record in enumerate(records)]
+    examples = [to_example(answerable(record), tokenizer, f"example {index}") for index, record in enumerate(records)]
     prompts: list[Prompt] = []
     for index, example in enumerate(examples):
         input_ids = example.input_ids[: example.steps[0][0]]

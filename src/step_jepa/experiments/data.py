@@ -52,7 +52,8 @@ def _prepare_arguments(part: str, options: Any, folder: Path) -> PrepareArgument
     if not isinstance(options, Mapping) or OUTPUT_OPTIONS & options.keys():
         raise UserError(f"data: {part} needs options of `prepare` such as input_file, without output_file")
     # A part that another shard is making at this moment is made again, and is the same.
-    values = {**options, "output_file": folder / DATA_FILES[part], "overwrite": True}
+    values = {"for_evaluation": part == "test", **options}
+    values |= {"output_file": folder / DATA_FILES[part], "overwrite": True}
     (arguments,) = arguments_of("prepare", values)
     return arguments
 

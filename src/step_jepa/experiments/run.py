@@ -28,6 +28,7 @@ from step_jepa.run_files import (
     read_lines,
     write_json,
 )
+from step_jepa.training.checkpoints import checkpoints_in, has_all_steps, last_checkpoint
 
 IDENTITY_FILE, LOCK_FILE, TRAINED_FILE, LOG_FILE = "identity.json", "lock", "trained", "log.txt"
 SUFFIXES = {"views": "", "views_to_base": "_to_base"}  # of a measure's name, by what it is of
@@ -140,8 +141,8 @@ def _execute(run: Run) -> None:
 
 def _train(run: Run) -> None:
     arguments, config = run.training()
-    checkpoint = train.last_checkpoint(run.model_folder.glob("checkpoint-*"))
-    if checkpoint and not 0 < config.max_steps <= train.steps_of(checkpoint):  # there is something left to train
+    checkpoint = last_checkpoint(checkpoints_in(run.model_folder))
+    if checkpoint and not has_all_steps(checkpoint):
         _, config = run.training(resume_from_checkpoint=checkpoint)
     train.run(replace(arguments, overwrite=True), config)
 

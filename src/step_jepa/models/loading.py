@@ -1,5 +1,6 @@
 """Loading: a model by name, folder or as a module, ready for training, perhaps with LoRA; its tokenizer."""
 
+import hashlib
 import json
 import os
 from copy import deepcopy
@@ -10,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +27,9 @@ from step_jepa.data.template import TemplateOptions, settle_template
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
+
+SAMPLE = 64  # numbers of each weight that tell a model from another
+NO_CODE = {"trust_remote_code": False}  # else the library asks on standard input
 
 
 def setup_model_and_tokenizer(
@@ -72,6 +77,7 @@ def setup_model_and_tokenizer(
         else:
             network = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
         network.loaded_from = folder  # an adapter that was merged goes by the name of its base
+        network.loaded_weights = _check_weights(network, folder)
     else:
         _check_module(processing_class, quantization_config, config_overrides)
         assert processing_class is not None
@@ -88,6 +94,18 @@ def setup_model_and_tokenizer(
     if predictor_head == "linear" and not hasattr(network, "predictor_head"):
         _add_predictor_head(network)
     return network, tokenizer
+
+
+def _check_weights(model: Any, name: str) -> str:
+    """A digest of some numbers of each weight. Raises UserError where a weight holds what is no finite number."""
+    digest = hashlib.sha256()
+    for parameter, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point():
+            continue
+        if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.detach().isfinite().all():
+            raise UserError(f"the weights of {name!r} are not finite ({parameter}): give another model")
+        digest.update(parameter.encode() + weight.detach().flatten()[:SAMPLE].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_module(processing_class: Any, quantization_config: Any, config_overrides: Any) -> None:
@@ -123,7 +141,7 @@ def load_tokenizer(
     `template` the one of these options. Raises UserError."""
     home = resolve(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(home)
+        tokenizer = AutoTokenizer.from_pretrained(home, **NO_CODE)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unavailable("tokenizer", folder, error) from None
     settle_template(tokenizer, template, plain=plain)
@@ -147,7 +165,7 @@ def _refuse_bare_tokenizer(folder: str) -> None:
 def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any:
     if quantization_config is not None and not torch.cuda.is_available():
         raise UserError("4-bit training needs a CUDA device: leave out --load_in_4bit (quantization_config) here")
-    options = {"dtype": torch.float32, **options}
+    options = {"dtype": torch.float32, **NO_CODE, **options}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     try:
@@ -156,7 +174,7 @@ def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any
         return AutoModelForCausalLM.from_pretrained(folder, **options)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise _unavailable("model", folder, error) from None
 
 
@@ -179,7 +197,7 @@ def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dic
             special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
             config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **special, **overrides})
         else:
-            config = _changed(AutoConfig.from_pretrained(folder), overrides)
+            config = _changed(AutoConfig.from_pretrained(folder, **NO_CODE), overrides)
         unknown = [name for name in overrides if name != "model_type" and name not in type(config)().to_dict()]
         if unknown:
             raise ValueError(f"its configuration has no field {unknown[0]}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -164,12 +164,20 @@ def _drawn_like(known: Tensor, count: int, seed: int) -> Tensor:
 # Files
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """What a file of ours holds, by name. Raises UserError for one that is cut off."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}): write it anew, or move it away") from error
+
+
 def _saved_rows(folder: str | None, count: int) -> Tensor | None:
     """(K, E), beside the model's export. Raises UserError for another K."""
     path = Path(folder, PREDICTORS_FILE) if folder else None
     if path is None or not path.exists():
         return None
-    trained = load_file(path)["predictors"]
+    trained = load_tensors(path)["predictors"]
     if len(trained) != count:
         raise UserError(f"{path} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away")
     return trained
@@ -194,7 +202,7 @@ def load_predictors(model: Any, checkpoint: Any) -> None:
     """The rows of a checkpoint that a run goes on from."""
     if predictor_ids(model):
         weight = model.predictor_tokens.weight
-        weight.copy_(load_file(Path(checkpoint, PREDICTORS_FILE))["predictors"])
+        weight.copy_(load_tensors(Path(checkpoint, PREDICTORS_FILE))["predictors"])
 
 
 # Earlier versions appended the rows to the vocabulary, and said in the configuration how many they are.

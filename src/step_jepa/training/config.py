@@ -1,12 +1,12 @@
 """The options of a run: `...Options` are those of the JEPA term, for whoever reads views; `...Config` are the same with
 TrainingArguments, for whoever trains."""
 
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import Field, dataclass, make_dataclass
+from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -38,7 +38,7 @@ from step_jepa.options import (
     option_fields,
 )
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
-from step_jepa.run_files import OPTIONS_FILE, read_json, run_options, write_json
+from step_jepa.run_files import OPTIONS_FILE, run_options, write_json
 
 # Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
 COMPAT = {
@@ -61,6 +61,7 @@ _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
 LEAST |= {"learning_rate": 0, "max_grad_norm": 0}
 Options = TypeVar("Options")
+SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret|api_?key|credential", re.IGNORECASE)
 
 
 @dataclass
@@ -376,7 +377,19 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         self.remove_unused_columns = False  # rows are made by the collator, from fields that no model knows
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, as into training_args.bin."""
+        return _without_secrets(vars(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What loggers are told."""
+        return _without_secrets(super().to_dict())  # type: ignore[no-untyped-call]
+
     def _check_training_arguments(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{each.name} = {value}: give a finite number")
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: give {least} or more")
@@ -465,7 +478,7 @@ def with_registered_options(config: type[Options]) -> type[Options]:
     if not added:
         return config
     # Trainer pickles its arguments, and a class that is made here cannot be found by its name.
-    namespace = {"__reduce__": lambda self: (_unpickled, (config, vars(self)))}
+    namespace = {"__reduce__": lambda self: (_unpickled, (config, self.__getstate__()))}
     return make_dataclass(config.__name__, added, bases=(config,), namespace=namespace)
 
 
@@ -479,8 +492,19 @@ def _unpickled(config: type[Options], values: dict[str, Any]) -> Options:
 
 
 def own_options(config: Any) -> dict[str, Any]:
-    """The values of our own options."""
-    return {each.name: getattr(config, each.name) for each in option_fields(config)}
+    """The values of our own options, fit to be written."""
+    return _without_secrets({each.name: getattr(config, each.name) for each in option_fields(config)})
+
+
+def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What no file of a run may hold is told by its name, in tables too."""
+    return {
+        name: "(not written)" if value and SECRET.search(name) else _masked(value) for name, value in values.items()
+    }
+
+
+def _masked(value: Any) -> Any:
+    return _without_secrets(value) if type(value) is dict else value
 
 
 def unknown_to_standalone(config: Any) -> dict[str, Any]:
@@ -491,17 +515,6 @@ def unknown_to_standalone(config: Any) -> dict[str, Any]:
 def save_options(config: RepresentationConfig, folder: str | os.PathLike[str]) -> None:
     """What a run was trained with, beside the model."""
     write_json(Path(folder, OPTIONS_FILE), own_options(config))
-
-
-def check_resumed(config: RepresentationConfig, checkpoint: str | os.PathLike[str]) -> None:
-    """Raises UserError where a run goes on with other options than it was begun with."""
-    path = Path(checkpoint, OPTIONS_FILE)
-    before = read_json(path) if path.exists() else {}
-    now = json.loads(json.dumps(own_options(config), default=str))
-    for each in option_fields(config):
-        name = each.name
-        if name in before and before[name] != now[name] and not facts(each).free_on_resume:
-            raise UserError(f"{checkpoint} was begun with {name} = {before[name]}, not {now[name]}: give the same")
 
 
 def heldout_options(

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from step_jepa.batches.collate import PlannedRows, row_count, to_device
 from step_jepa.batches.views import Trajectories, Views
+from step_jepa.errors import UserError
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.training import diagnostics
 from step_jepa.training.jepa_loss import JepaLoss
@@ -74,6 +75,8 @@ def figures_of(pairs: HeldOutPart, jepa: JepaLoss) -> dict[str, float]:
     counts = jepa.count(pairs.views).tolist()
     if not sum(counts):
         return {}
+    if not (pairs.views.predicted.isfinite().all() and pairs.views.target.isfinite().all()):
+        raise UserError("the held-out views are not finite: the model has diverged; lower --learning_rate")
     sums = [float(pairs.distances[pairs.views.objective == number].double().sum()) for number in range(len(counts))]
     figures: dict[str, float] = {"pairs": sum(counts)}
     figures |= jepa_losses(jepa.names, jepa.weights, sums, counts)

@@ -6,12 +6,13 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from step_jepa.batches.views import Views
 from step_jepa.errors import UserError
 from step_jepa.losses.running_mean import RunningMean
+from step_jepa.models.predictors import load_tensors
 from step_jepa.models.target_encoder import TargetEncoder
 from step_jepa.run_files import STATE_FILE
 
@@ -72,7 +73,7 @@ class JepaState(nn.Module):
         path = Path(folder, STATE_FILE)
         if not path.exists():
             return
-        saved = load_file(path)
+        saved = load_tensors(path)
         if predicting and "head.weight" in saved and self.head is None:
             raise UserError(f"{path} holds a predictor head: use --predictor_head linear, or move it away")
         known = self.state_dict()
@@ -82,7 +83,7 @@ class JepaState(nn.Module):
     def resume(self, checkpoint: str | os.PathLike[str]) -> None:
         """All of it. Raises UserError where the checkpoint is of another kind of run."""
         path, known = Path(checkpoint, STATE_FILE), self.state_dict()
-        saved = load_file(path) if path.exists() else {"lbd": torch.zeros(())}
+        saved = load_tensors(path) if path.exists() else {"lbd": torch.zeros(())}
         saved = {_own_name(name): value for name, value in saved.items()}
         if saved.keys() != known.keys():
             differing = sorted(saved.keys() ^ known.keys())[0]

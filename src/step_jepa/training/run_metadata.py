@@ -9,15 +9,19 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from step_jepa.run_files import RUN_FILE
+from step_jepa.run_files import RUN_FILE, write_whole
 
 ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules")
 LIBRARIES = ("step-jepa", "torch", "transformers", "peft")
-TRAINING = (
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps"),
-    *("bf16", "fp16", "seed"),
+# Of TrainingArguments, what leads to other weights: a resumed run must have the same.
+TRAJECTORY = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "dataloader_drop_last"),
+    *("train_sampling_strategy", "seed", "data_seed", "label_smoothing_factor", "neftune_noise_alpha"),
 )
+LENGTH = ("num_train_epochs", "max_steps")  # a run may be resumed for longer
+SETTINGS_OF_THE_RUN = (*TRAJECTORY, "approach", "lora", "dtype", "base_weights", "training_data")
 
 
 def named(thing: Any) -> str | None:
@@ -29,28 +33,40 @@ def named(thing: Any) -> str | None:
     return f"{type(thing).__name__} in memory"
 
 
-def save_settings(
-    folder: str | os.PathLike[str],
+def settings_of(
     args: TrainingArguments,
     model: Any,
     sources: Mapping[str, str | None],
     counts: Mapping[str, int],
-) -> None:
-    """Write run.json.
+    training_data: str | None,
+) -> dict[str, Any]:
+    """What run.json holds, as JSON has it.
 
-    sources   approach (adapted or standalone); names of the model and the data: model_name, train_file, eval_file
-    counts    of the training data: examples, steps, pairs, cut, left_out, as far as they are known"""
+    Args:
+        args: of the run.
+        model: that it trains.
+        sources: approach (adapted or standalone); names of the model and the data: model_name, train_file, eval_file.
+        counts: of the training data: examples, steps, pairs, cut, left_out, as far as they are known.
+        training_data: digest of the training examples in their order.
+    """
     adapter = model.peft_config[model.active_adapter] if hasattr(model, "peft_config") else None
     settings = {
         **sources,
         "lora": {name: getattr(adapter, name) for name in ADAPTER} if adapter else None,
-        **{name: getattr(args, name) for name in TRAINING},
+        **{name: getattr(args, name) for name in (*TRAJECTORY, *LENGTH)},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(args.device),
         "versions": {library: version(library) for library in LIBRARIES},
         "data": dict(counts),
+        "base_weights": getattr(model, "loaded_weights", None),  # of a model that was given by name
+        "training_data": training_data,
     }
-    Path(folder, RUN_FILE).write_text(json.dumps(settings, indent=2, default=_plain) + "\n")
+    return dict(json.loads(json.dumps(settings, default=_plain)))
+
+
+def save_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    write_whole(Path(folder, RUN_FILE), json.dumps(settings, indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -19,7 +20,8 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
@@ -39,16 +41,18 @@ from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
+from step_jepa.training.checkpoints import check_complete, check_resumed
 from step_jepa.training.compute import floating_point_ops, shorten
-from step_jepa.training.config import COMPAT, RepresentationConfig, check_resumed, save_options
+from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.monitor import Monitor
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
-from step_jepa.training.run_metadata import named, save_settings
-from step_jepa.training.validation import check_negatives, check_stream, validate
+from step_jepa.training.run_metadata import named, save_settings, settings_of
+from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.validation import check_negatives, check_row_count, check_stream, validate
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,7 @@ class RepresentationTrainer(Trainer):
         sources = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
         self._data_counts: dict[str, int] = {}
+        self._data_digest: str | None = None
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
         args.chat_template_date = args.chat_template_date or today()
         set_seed(args.seed)
@@ -110,7 +115,7 @@ class RepresentationTrainer(Trainer):
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
-        every_step = [_EveryStep(self, train_rows)] if train_rows is not None else []
+        every_step = [FiniteNumbers(), _EveryStep(self, train_rows)] if train_rows is not None else []
         with library_refusals(ValueError, RuntimeError, ImportError):
             super().__init__(
                 model=model,
@@ -173,6 +178,8 @@ class RepresentationTrainer(Trainer):
         prepared = self._prepared(data, TRAIN)
         rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
         self.representation.check_attention(rows)
+        check_row_count(self.args, len(rows))
+        self._data_digest = Examples.of(rows.examples).digest()
         pairs = self._check_training_rows(rows) if self.branching else 0
         self._data_counts = {
             "examples": len(rows),
@@ -280,6 +287,14 @@ class RepresentationTrainer(Trainer):
     ) -> dict[str, float]:
         """Held-out figures, of the trainer's eval_dataset or of other records; of each of several."""
         return super().evaluate(self._evaluation_rows(eval_dataset), ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: DataSource, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """The same figures of other records; `predictions` float32 (N, 2): of each, the sum of its tokens' nll, and
+        their number."""
+        rows: Any = self._evaluation_rows(test_dataset)
+        return super().predict(rows, ignore_keys, metric_key_prefix)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -431,6 +446,8 @@ class RepresentationTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: no predictor tokens
         folder = output_dir or self.args.output_dir
         assert folder is not None
+        if self.args.should_save:
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
         if _internal_call or sharded:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
@@ -440,12 +457,16 @@ class RepresentationTrainer(Trainer):
             save_predictors(self.accelerator.unwrap_model(self.model), folder)
             self.jepa.state.save(folder)
             save_options(self.args, folder)
-            save_settings(folder, self.args, self.model, self._sources, self._data_counts)
+            save_settings(folder, self._settings())
             if self.train_dataset is not None:
                 save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
 
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_resumed(self.args, resume_from_checkpoint)
+        check_complete(resume_from_checkpoint)
+        check_resumed(self.args, self._settings(), resume_from_checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
             logger.info(
                 "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"

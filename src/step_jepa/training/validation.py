@@ -67,6 +67,12 @@ def _streamed(args: Any) -> Iterator[str]:
 
 
 def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
+    checkpointing = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs or {}
+    if checkpointing.get("use_reentrant") and (args.lbd == "auto" or args.diagnostics_steps):
+        yield (
+            "use_reentrant hides the gradients of single losses, which --lbd auto and diagnostics measure: leave it "
+            "out, or give --lbd a number and --diagnostics_steps 0"
+        )
     if args.label_smoothing_factor:
         yield "label_smoothing_factor has no meaning beside a JEPA loss: leave it out"
     if args.neftune_noise_alpha:
@@ -79,6 +85,13 @@ def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
         yield "--target_encoder ema of an adapter is lost when the adapter is merged on save: add --keep_adapter"
     if args.predictor_head == "linear" and not any(OBJECTIVES[name].predicts for name, _ in args.objectives):
         yield ("--predictor_head linear is for objectives with predictor tokens, step_jepa and llm_jepa: leave it out")
+
+
+def check_row_count(args: Any, count: int) -> None:
+    """Raises UserError where dataloader_drop_last would drop all of so many training rows."""
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and count < batch:
+        raise UserError(f"--dataloader_drop_last drops all {count} rows, as a batch has {batch}: leave it out")
 
 
 def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> None:
@@ -94,7 +107,7 @@ def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> No
     if not LOSSES[args.loss].contrastive or not pairs_of_examples:
         return
     single = all(max(counts, default=0) <= 1 for counts in pairs_of_examples)
-    if args.per_device_train_batch_size * args.world_size == 1:
+    if min(args.per_device_train_batch_size * args.world_size, len(pairs_of_examples[0])) == 1:
         if single:
             raise UserError(
                 f"--loss {args.loss} has no negatives with one pair in a batch: use a larger one, or --pairs all"

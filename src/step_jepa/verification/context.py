@@ -46,6 +46,7 @@ class VerificationContext:
     rows_read            how many of them the model reads: the shortest that have two pairs of steps, or else one
     predictors           K
     lora                 LoRA training instead of full fine-tuning
+    target_modules       that it adapts
     plain                no chat framing
     template             options of the chat template
     max_length           longest trunk in tokens; the records stay whole, and it is counted how many are longer
@@ -59,6 +60,7 @@ class VerificationContext:
     rows_read: int = 3
     predictors: int = 1
     lora: bool = False
+    target_modules: str | list[str] = "all-linear"
     plain: bool = False
     template: TemplateOptions | None = None
     max_length: int | None = 1024
@@ -108,7 +110,7 @@ class VerificationContext:
     def representation(self) -> Representation:
         """The model with its forward pass, all pairs. Raises UserError."""
         set_seed(self.seed)  # of the adapter
-        adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapter = LoraConfig(r=16, lora_alpha=32, target_modules=self.target_modules, task_type="CAUSAL_LM")
         representation = Representation.load(
             self.model_name,
             StepJEPAOptions(plain=self.plain, **self._options),

@@ -18,7 +18,8 @@ from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
-from step_jepa.options import check_bounds, option
+from step_jepa.options import Needs, check_bounds, check_needs, option
+from step_jepa.train import modules_to_adapt
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results
 from step_jepa.verification.context import VerificationContext
 
@@ -36,6 +37,11 @@ class VerifyArguments(TemplateOptions):
     rows: int = option(3, help="Rows that the model reads: the shortest with two pairs, or one.", least=1)
     predictors: int = option(1, help="K, the predictor tokens.", least=0)
     lora: bool = option(False, help="Check LoRA training instead of full fine-tuning.")
+    lora_target_modules: list[str] = option(
+        default_factory=lambda: ["all-linear"],
+        help="With it: modules to adapt, as for train.",
+        needs=Needs("--lora", lambda args: args.lora),
+    )
     plain: bool = option(False, help="No chat framing, as --plain of train.")
     max_length: int | None = option(1024, help="Longest trunk in tokens: how many are longer?", least=1)
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", help="Attention backend.")
@@ -44,6 +50,7 @@ class VerifyArguments(TemplateOptions):
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_needs(self)
 
 
 def run(args: VerifyArguments) -> int:
@@ -80,6 +87,7 @@ def _context(args: VerifyArguments, records: list[Any]) -> VerificationContext:
         rows_read=args.rows,
         predictors=args.predictors,
         lora=args.lora,
+        target_modules=modules_to_adapt(args.lora_target_modules),
         plain=args.plain,
         template=args,
         max_length=args.max_length,

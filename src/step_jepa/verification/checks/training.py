@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from step_jepa.models.export import end_of_turn
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows
 from step_jepa.models.target_encoder import evaluating
@@ -98,7 +99,8 @@ def _copies(model: nn.Module) -> Sequence[Tensor]:
 
 @register_check("plain transformers", remedy="use --keep_adapter, or please report this with the model's name")
 def check_export(context: VerificationContext) -> CheckResult:
-    """What is saved loads with plain transformers, has the base model's rows, gives the same logits, and writes."""
+    """What is saved loads with plain transformers, has the base model's rows, gives the same logits, writes, and ends
+    where training taught it to."""
     trainer = context.two_steps.trainer
     folder = str(Path(str(trainer.args.output_dir), "export"))
     trainer.save_model(folder)
@@ -109,9 +111,15 @@ def check_export(context: VerificationContext) -> CheckResult:
     difference = _logit_difference(trainer.model, exported, ids, rows)
     written = _continuation(exported, ids[:, : example.steps[0][0]])
     text = str(load_tokenizer(folder).decode(written)).replace("\n", " ")
-    figure = f"{rows} embedding rows, logits {difference:.1e} apart, relative; writes {text!r}"
+    stops = end_of_turn(context.tokenizer) in _as_list(exported.generation_config.eos_token_id)
+    ends = "ends with its turn" if stops else "does not end with its turn"
+    figure = f"{rows} embedding rows, logits {difference:.1e} apart, relative; writes {text!r}, {ends}"
     fine = rows == base_rows(trainer.model) and difference < TOLERANCE and len(written) > 0
-    return CheckResult(fine, figure)
+    return CheckResult(fine and stops, figure)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @torch.no_grad()

@@ -1,0 +1,186 @@
+"""Which column of a raw record is the question, the solution, the thinking and the truth: by its name, and where a name
+is used for a solution and for a truth (`answer`, `solution`), by what it holds.
+
+Names are looked up in small letters; "a.b" is a key of the object under "a"; the first that holds something counts.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from step_jepa.data.records import RawRecord, ReadArguments, Rejected, column, required_text, short_answer
+from step_jepa.data.steps import final_answer, stated_answer
+from step_jepa.data.turns import REASONING
+
+QUESTION = ("question", "problem", "query", "prompt", "instruction", "input")
+CONTEXT = ("body", "passage", "context")  # stands before the question
+OPTIONS = ("options", "choices")
+SYSTEM = ("system", "system_prompt")
+
+# Thinking and the answer that belongs to it: those of one model, never of two.
+RESPONSES = (
+    ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    ("thinking_trajectories", "attempt"),
+    ("gemini_thinking_trajectory", "gemini_attempt"),
+    ("deepseek_reasoning", "deepseek_solution"),
+)
+THINKING = (*REASONING, "thoughts", "chain_of_thought", "complex_cot", "cot")
+SOLUTION = (
+    *("deepseek_response", "generated_solution", "r1_solution_1", "generations", "response", "completion", "output"),
+    *("generation", "rationale", "explanation", "canonical_solution"),
+)
+EITHER = ("solution", "answer", "ground_truth_solution")  # a solution or a truth, by what it holds
+TRUTH = (
+    *(
+        "truth",
+        "ground_truth",
+        "ground_truth_answer",
+        "expected_answer",
+        "final_answer",
+        "reference_answer",
+        "gt_answer",
+    ),
+    *("gold_answer", "gt_ans", "answer_number", "target", "reward_model.ground_truth", "correct", "answer", "solution"),
+    "ground_truth_solution",
+)
+# What says whether a solution is right; only what is known to mean yes is learned from.
+VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid")
+SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there
+_YES = ("yes", "true", "1", "1.0")
+
+_LATEX = re.compile(r"\\(?:text|mathrm|textbf|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+@dataclass
+class Columns:
+    """The columns of one record, by their roles; `used` says which have been read as what."""
+
+    raw: RawRecord
+    used: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._held = {key.lower(): key for key in reversed(list(_filled(self.raw)))}
+
+    def find(self, names: Sequence[str]) -> str | None:
+        """The key of the first name that holds something."""
+        if self._held.keys().isdisjoint(names):
+            return None
+        return next(self._held[name] for name in names if name in self._held)
+
+    def value(self, key: str) -> Any:
+        """What stands under the key."""
+        return column(self.raw, key)
+
+    def take(self, key: str, role: str) -> Any:
+        """The same, and note what it is."""
+        self.used[key.partition(".")[0]] = role
+        return self.value(key)
+
+    def take_text(self, key: str, role: str) -> str:
+        """A text, or the only one of a list. Raises Rejected."""
+        value = self.take(key, role)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        return required_text({key: str(value) if isinstance(value, int | float) else value}, key)
+
+    def ignored(self) -> list[str]:
+        """Those that hold something and are not used."""
+        return [key for key, value in self.raw.items() if key not in self.used and value not in (None, "", [], {})]
+
+
+def _filled(raw: RawRecord) -> Iterator[str]:
+    """The keys that hold something, and those of objects inside."""
+    for key, value in raw.items():
+        if value not in (None, [], {}) and not (isinstance(value, str) and not value.strip()):
+            yield key
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in value if value[inner] is not None)
+
+
+def refuse_wrong(columns: Columns) -> None:
+    """Raises Rejected for a record that says of its problem or its solution that it is wrong."""
+    if columns.find((*VERDICTS, *SWITCHES)) is None:
+        return
+    for name in (*VERDICTS, *SWITCHES):
+        key = columns.find([name])
+        if key is None or (name in SWITCHES and not isinstance(columns.value(key), bool)):
+            continue
+        verdict = columns.take(key, "verdict")
+        if str(verdict).lower() not in _YES:
+            raise Rejected(f"marked as wrong: {key} is {verdict}")
+
+
+def solution_of(columns: Columns, args: ReadArguments) -> tuple[str | None, str | None]:
+    """The keys of the thinking and of the solution; None where there is none."""
+    for thinking, attempt in RESPONSES:
+        keys = columns.find([thinking]), columns.find([attempt])
+        if all(keys):
+            return keys
+    thinking_key = columns.find(THINKING)
+    if thinking_key and not _is_thinking(columns.value(thinking_key)):
+        thinking_key = None
+    if any(ours == "solution" for ours, _ in args.renamed_columns):
+        return thinking_key, "solution"
+    solution = columns.find(SOLUTION) or _either(columns)
+    if thinking_key and not solution:
+        return None, thinking_key
+    is_one = solution and (thinking_key or solution.lower() not in EITHER or not is_result(columns.value(solution)))
+    return thinking_key, solution if is_one else None
+
+
+def _is_thinking(value: Any) -> bool:
+    """One word, such as "on", is a switch."""
+    return not isinstance(value, str) or len(value.split()) > 1
+
+
+def _either(columns: Columns) -> str | None:
+    """Of `solution` and `answer` the longer one."""
+    solution, answer, reference = (columns.find([name]) for name in EITHER)
+    if solution and answer and _is_shorter(columns.value(answer), columns.value(solution)):
+        return solution
+    return answer or solution or reference
+
+
+def _is_shorter(answer: Any, solution: Any) -> bool:
+    text = str(answer).strip()
+    return isinstance(solution, str) and "\n" not in text and len(text.split()) < len(solution.split())
+
+
+def is_result(value: Any) -> bool:
+    """Whether this is no more than a result: a number, a formula, a few words that are no sentence. What is marked as
+    the final answer of a solution, by "####" or a box, is a solution."""
+    if isinstance(value, list) and len(value) == 1:
+        return is_result(value[0])
+    if not isinstance(value, str):
+        return isinstance(value, int | float)
+    text = value.strip()
+    words = _WORD.findall(_LATEX.sub(" ", text))
+    is_phrase = len(text.split()) < 5 and not text.endswith((".", "!", "?"))
+    return "\n" not in text and not final_answer(text) and (len(words) < 2 or is_phrase)
+
+
+def truth_of(columns: Columns) -> str | None:
+    """What the columns that are not used yet know of the short answer. Raises Rejected for one that is no answer."""
+    for name in TRUTH:
+        key = columns.find([name])
+        if key is None or key.partition(".")[0] in columns.used:
+            continue
+        truth = _truth(columns, key)
+        if truth is not None:
+            columns.take(key, "truth")
+            return truth
+    return None
+
+
+def _truth(columns: Columns, key: str) -> str | None:
+    value = columns.value(key)
+    if key.lower() in EITHER and key.lower() != "answer" and not isinstance(value, str | int | float):
+        return None  # several solutions are no truth, but no fault either
+    if key.lower() == "final_answer" and isinstance(value, list) and len(value) == 1:  # OlympiadBench's
+        value = value[0]
+    is_text = isinstance(value, str) and not is_result(value)
+    if is_text and (key.lower() in EITHER or "\n" in value.strip()):
+        return stated_answer(value)
+    return short_answer({key: value}, key)

@@ -1,0 +1,87 @@
+"""Callbacks that end training rather than go on for nothing: where a number is no longer finite, and on SIGTERM."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from transformers import TrainerCallback
+
+from step_jepa.errors import UserError
+from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
+
+REMEDY = "lower --learning_rate, raise --warmup_steps, or clip gradients with --max_grad_norm"
+
+
+class FiniteNumbers(TrainerCallback):
+    """Raises UserError at the first gradient, held-out loss or weight that is not finite, before anything is saved."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not args.fp16:  # whose loss scaler leaves out such steps itself
+            gradients = (parameter.grad for parameter in model.parameters())
+            self._check(gradients, args, state.global_step + 1, "the gradient")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if control.should_save or control.should_training_stop:
+            trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+            self._check(trained, args, state.global_step, "a trained weight")
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        for name, value in (metrics or {}).items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise _diverged(args, state.global_step, name)
+
+    @staticmethod
+    def _check(tensors: Iterable[Tensor | None], args: Any, step: int, what: str) -> None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        norm: Any = get_total_norm(present)
+        if not torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm):
+            raise _diverged(args, step, what)
+
+
+def _diverged(args: Any, step: int, what: str) -> UserError:
+    checkpoint = last_checkpoint(checkpoints_in(args.output_dir))
+    there = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+    return UserError(f"{what} of step {step} is not finite, and nothing is exported ({there}): {REMEDY}")
+
+
+class StopOnSigterm(TrainerCallback):
+    """As a context manager, lets SIGTERM, which clusters send before they kill, wait for the end of the optimisation
+    step, and training end there with a checkpoint.
+
+    received  whether it came
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+
+    def __enter__(self) -> Self:
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, *_: object) -> None:
+        self.received = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_other_ranks(args.device)
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def _tell_other_ranks(self, device: torch.device) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            received = torch.tensor(int(self.received), device=device)
+            dist.all_reduce(received, dist.ReduceOp.MAX)
+            self.received = bool(received)
