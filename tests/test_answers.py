@@ -1,11 +1,14 @@
 """Answers: what is extracted by which rule, what counts as right, and how sure one may be. All by hand."""
 
 import threading
+import time
 
 import pytest
+from math_verify.errors import TimeoutException
 
 from step_jepa.evaluation.answers import extract, is_correct, over_generated
-from step_jepa.evaluation.judging import wilson_interval
+from step_jepa.evaluation.judging import majority_vote, wilson_interval
+from step_jepa.evaluation.mathematics import time_limit
 
 RIGHT, WRONG = True, False
 
@@ -71,6 +74,14 @@ JUDGED = [
     ("She pays $1,234.50 in total.", "1234.5", "number", RIGHT),
     ("The loss is -5.", "-5", "number", RIGHT),
     ("So 3/4 of it", "0.75", "number", RIGHT),
+    ("It is 3 1/2.", "3.5", "number", RIGHT),
+    ("It is 3 1/2.", "0.5", "number", WRONG),
+    (r"So $2 \frac{3}{4}$ cups", "2.75", "number", RIGHT),
+    ("It is 12\u202f345 in 2020.", "2020", "number", RIGHT),
+    ("In 2020 12 345 came.", "12345", "number", RIGHT),
+    (r"So $12\,345$.", "12345", "number", RIGHT),
+    ("It is 1.5e3.", "1500", "number", RIGHT),
+    ("It is 3 4.", "7", "number", WRONG),
     (r"The answer is $\frac{3}{4}$.", "0.75", "number", RIGHT),
     ("The answer is **72**.", "72", "number", RIGHT),
     ("It is .5", "1/2", "number", RIGHT),
@@ -170,6 +181,30 @@ def test_extract(text, expected):
         (r"\sqrt{4}", "2"),
         ("(dog).*", " (dog).* "),
         ("Evelyn", "Evelyn"),
+        ("12 345", "12345"),
+        ("12\u2009345", "12345"),
+        ("12\u00a0345", "12345"),
+        (r"12\,345", "12345"),
+        ("12~345", "12345"),
+        ("1 234 567.5 km", "1234567.5"),
+        ("3 1/2", "3.5"),
+        ("-3 1/2 hours", "-3.5"),
+        (r"x = 3 \frac{1}{2}", "3.5"),
+        ("1e3", "1000"),
+        ("1.5E-3", "0.0015"),
+        ("3 4", "3 4"),
+        (r"\log_2 8", "3"),
+        (r"4\sqrt(2)", r"\sqrt{32}"),
+        ("(x,y) = (3.0, 4)", "(x, y) = (3, 4)"),
+        ("(3, 4)", "(x, y) = (3, 4)"),
+        ("(x, y) = (3, 4)", "(3,4)"),
+        (r"x\in(-\infty, 1.0)", r"x \in (-\infty,1)"),
+        (r"(-\infty, 1)", r"x \in (-\infty,1)"),
+        ("x = 2 + 3 = 5", "x = 5"),
+        ("2 + 3 = 5", "1 + 4 = 5"),
+        ("x = 2, y = 3", "x=2,y=3"),
+        ("1 + x^2 = 0", "x^2 + 1 = 0"),
+        ("4 @ 5", "4 @ 5"),
     ],
 )
 def test_right(answer, truth):
@@ -193,26 +228,69 @@ def test_right(answer, truth):
         (None, "5"),
         (r"\frac{", "1"),
         ("9" * 5000, "1"),
+        ("3 4", "7"),
+        (r"3\ 4", "7"),
+        ("3\n4", "4"),
+        ("3 1/2", "2"),
+        ("12 345", "357"),
+        ("0 123", "123"),
+        ("(x, y) = (9, -2)", "(x, y) = (3, 4)"),
+        ("(y, x) = (3, 4)", "(x, y) = (3, 4)"),
+        (r"x \in (-\infty,2)", r"x \in (-\infty,1)"),
+        (r"x \in (-\infty,1]", r"x \in (-\infty,1)"),
+        ("A = (1,2)", "A = (1,3)"),
+        (r"x \in \{1, 2\}", r"x \in \{1, 3\}"),
+        ("x = 2, y = 4", "x = 2, y = 3"),
+        (r"4\sqrt(2)", "4"),
+        ("4@5", "4"),
+        ("4 )", "4"),
+        (r"4 \le", "4"),
+        ("2 + 3 = 5", "1 + 4 = 6"),
+        ("x^2 + 1 = 0", "x^2 + 4 = 0"),
     ],
 )
 def test_wrong(answer, truth):
     assert not is_correct(answer, truth)
 
 
+def test_unlike_answers_do_not_vote_together():
+    answers = ["(x, y) = (9, -2)", "(x, y) = (3, 4)", "(x, y) = (0, 1)", "(3, 4)"]
+    assert majority_vote(answers, is_correct) == [1, 3]
+
+
 def test_what_math_verify_raises_is_wrong(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("sympy")
 
-    monkeypatch.setattr("step_jepa.evaluation.answers.math_verify.verify", fail)
+    monkeypatch.setattr("step_jepa.evaluation.mathematics.math_verify.verify", fail)
     assert not is_correct("72.0", "72")
 
 
 def test_off_the_main_thread():
     found = []
-    thread = threading.Thread(target=lambda: found.append(is_correct("1/2", "0.5")))
+
+    def judge():
+        found.append(is_correct("1/2", "0.5"))
+        start = time.monotonic()
+        try:
+            with time_limit(0.05):
+                while time.monotonic() < start + 10:
+                    pass
+        except TimeoutException:
+            found.append("in time")
+
+    thread = threading.Thread(target=judge)
     thread.start()
     thread.join()
-    assert found == [True]
+    assert found == [True, "in time"]
+
+
+def test_what_takes_too_long_is_wrong(monkeypatch):
+    monkeypatch.setattr("step_jepa.evaluation.mathematics.SECONDS", 0.2)
+    start = time.monotonic()
+    assert not is_correct("10000000!", "5")
+    assert time.monotonic() < start + 5
+    assert is_correct("72.0", "72")
 
 
 def test_interval():

@@ -114,8 +114,10 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=264, n_positions=256, n_embd=32, n_layer=2, n_head=4)).eval()
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_readings_equal_separate_passes(name, tokenizer):
+@pytest.mark.parametrize(
+    ("name", "flat"), [("llama", True), ("llama", False), ("gemma3", True), ("gemma3", False), ("gpt2", False)]
+)
+def test_readings_equal_separate_passes(name, flat, tokenizer):
     rows = [
         conversation("So it is two.", "Then three", "#### 3", question="What comes after two?"),
         conversation("One.", "And one more is two.", "No: three.", question="Count!"),
@@ -125,7 +127,8 @@ def test_readings_equal_separate_passes(name, tokenizer):
         replace(encode(tokenizer, row["messages"], row["steps"]), index=place) for place, row in enumerate(rows)
     ]
     model = gpt2() if name == "gpt2" else tiny_model(name)
-    found, pairs = measure_information(model, examples, pad_id=258, batch_size=3), draw_mismatches(examples)
+    found = measure_information(model, examples, pad_id=258, flat=flat, batch_size=3)
+    pairs = draw_mismatches(examples)
     assert min(len(each.input_ids) for each in examples) > ARCHITECTURES["gemma3"][2]["sliding_window"]
 
     @torch.no_grad()
@@ -367,7 +370,7 @@ def copying(monkeypatch, rows, tmp_path) -> dict:
     """The audit of rows by the copier."""
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(command, "setup_model_and_tokenizer", lambda *names, **options: (Copier(sure=8), tokenizer))
-    monkeypatch.setattr(command.attention, "check", lambda model: None)
+    monkeypatch.setattr(command.attention, "check", lambda model, flat: None)
     return audit(AuditArguments("copier", written_to(tmp_path / "rows.jsonl", rows), batch_size=8))
 
 
@@ -397,7 +400,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
     refused("single.jsonl: 0 of 2 rows have two steps beside their answer", file=single)
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
-    refused("seed = -1: give 0 or more", "--seed", "-1")
+    refused("seed = -1: give 0 to 4294967295", "--seed", "-1")
     refused("written as .png or .svg", "--output", "audit.pdf")
     (tmp_path / "mine.png").write_text("mine")
     refused("mine.png is there already", "--output", tmp_path / "mine.png")

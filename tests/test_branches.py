@@ -23,6 +23,7 @@ from step_jepa.batches.views import read_trajectories, read_views
 from step_jepa.data.tokens import IGNORED, Example, Turn, Turns
 from step_jepa.objectives import LLMJEPA, StepJEPA
 from step_jepa.objectives.planner import Planner
+from step_jepa.objectives.step_jepa import JUST_THE_ANSWER, SINK
 from step_jepa.rows.branches import Pair, Row, difference, last, mean, trunk
 from step_jepa.rows.controls import SamplingContext
 
@@ -135,10 +136,11 @@ def test_mean_pooling():
 
 def test_reading_where_the_content_ends():
     example = replace(EXAMPLE, contents=[3, 5])  # 13 and 15 are separators
-    row = planned(StepJEPA(predictor_ids=(90,), read="content"), example)
+    assert planned(StepJEPA(predictor_ids=(90,), read="content"), example).pairs == []  # 14 read alone is a sink
+    row = planned(StepJEPA(predictor_ids=(90,), read="content", target_sees="bos"), example)
     assert row.input_ids[7:] == [90, 14]
     assert row.position_ids[7:] == [4, 4]
-    assert row.visible_length[7:] == [4, 0]  # the separator before is seen: it closed a step that was read
+    assert row.visible_length[7:] == [4, 1]  # the separator before is seen: it closed a step that was read
     assert row.pairs == [Pair([(7, 1.0)], [(8, 1.0)], step=1)]
     row = planned(StepJEPA(read="content", target="context"), example)
     assert row.pairs == [Pair([(2, 1.0)], [(4, 1.0)], step=1)]
@@ -163,16 +165,22 @@ def test_a_target_that_sees_the_first_token():
     assert seen(row).tolist() == expected
 
 
-def test_pairs_to_the_final_answer_are_skipped():
+def test_pairs_to_the_final_answer_or_to_one_token_are_skipped():
     two, three = replace(EXAMPLE, answer=1), replace(THREE, answer=2)
-    skip, keep = (
-        StepJEPA(predictor_ids=(90,), pairs="all"),
-        StepJEPA(predictor_ids=(90,), pairs="all", skip_answer_step=False),
-    )
-    assert [[pair.step for pair in planned(skip, x).pairs] for x in (two, three, THREE)] == [[], [1], [1, 2]]
-    assert [[pair.step for pair in planned(keep, x).pairs] for x in (two, three, THREE)] == [[1], [1, 2], [1, 2]]
-    assert [skip.skipped(x) for x in (two, three, THREE)] == [1, 1, 0]
-    assert [keep.skipped(x) for x in (two, three, THREE)] == [0, 0, 0]
+    skip = StepJEPA(predictor_ids=(90,), pairs="all", target_sees="bos")
+    keep = replace(skip, skip_answer_step=False)
+    alone = replace(skip, target_sees="nothing")  # where step 1 of THREE is one token
+    context = replace(skip, predictor_ids=(), target_sees="nothing", target="context")
+
+    def steps(objective):
+        return [[pair.step for pair in planned(objective, x).pairs] for x in (two, three, THREE)]
+
+    assert (steps(skip), steps(keep)) == ([[], [1], [1, 2]], [[1], [1, 2], [1, 2]])
+    assert (steps(alone), steps(context)) == ([[], [], [2]], [[], [1], [1, 2]])
+    assert [skip.left_out([x]).total() for x in (two, three, THREE)] == [1, 1, 0]
+    assert [keep.left_out([x]).total() for x in (two, three, THREE)] == [0, 0, 0]
+    assert alone.left_out([two, three, THREE]) == {JUST_THE_ANSWER: 2, SINK: 2}
+    assert steps(replace(alone, pairs="first")) == [[], [], []]
     assert planned(skip, two).input_ids == EXAMPLE.input_ids  # and no branch is appended for them
     assert planned(replace(skip, horizon=2), three).pairs == []
     assert planned(replace(skip, pairs="first"), three).input_ids[7:] == [90, 13]
@@ -214,16 +222,16 @@ def test_llm_jepa_options(options, branches, read_at):
 
 
 def test_pairs():
-    steps = [(place, place + 1) for place in range(1, 9)]
-    example = Example("", list(range(10)), [IGNORED] * 10, steps, [], None)
+    steps = [(place, place + 2) for place in range(1, 17, 2)]
+    example = Example("", list(range(18)), [IGNORED] * 18, steps, [], None)
     assert [row.pairs for row in (trunk(example), planned(LLMJEPA(), example))] == [[], []]
     assert len(planned(StepJEPA(predictor_ids=(90,), pairs="first"), example).pairs) == 1
     assert len(planned(StepJEPA(predictor_ids=(90,), pairs="all"), example).pairs) == 7
     drawn = [
-        tuple(planned(StepJEPA(predictor_ids=(90,), pairs="random", pairs_per_example=3), example, seed).input_ids[10:])
+        tuple(planned(StepJEPA(predictor_ids=(90,), pairs="random", pairs_per_example=3), example, seed).input_ids[18:])
         for seed in range(20)
     ]
-    assert {len(tokens) for tokens in drawn} == {6}
+    assert {len(tokens) for tokens in drawn} == {9}
     assert len(set(drawn)) > 5
 
 
@@ -322,8 +330,8 @@ def test_a_batch_of_trunks_takes_the_models_own_causal_path():
 
 
 def test_random_choices_follow_seed_epoch_and_index():
-    steps = [(place, place + 1) for place in range(1, 30)]
-    example = Example("", list(range(31)), [IGNORED] * 31, steps, [], None)
+    steps = [(place, place + 2) for place in range(1, 59, 2)]
+    example = Example("", list(range(60)), [IGNORED] * 60, steps, [], None)
     examples = [replace(example, index=index) for index in range(3)]
     objectives = [StepJEPA(predictor_ids=(90,), pairs="random", pairs_per_example=4)]
     rows = PlannedRows(examples, Planner(objectives, seed=1))
@@ -339,7 +347,7 @@ def test_random_choices_follow_seed_epoch_and_index():
 
 
 @given(
-    st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3), st.sampled_from(["first", "all", "random"])
+    st.lists(st.integers(2, 4), min_size=1, max_size=6), st.integers(0, 3), st.sampled_from(["first", "all", "random"])
 )
 def test_every_view_sees_what_it_should(lengths, count, pairs):
     edges = [2]

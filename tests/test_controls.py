@@ -28,7 +28,8 @@ from step_jepa.train import TrainArguments, standalone_trainer
 from step_jepa.training.config import save_options
 
 PREDICTOR = 99
-ALL = StepJEPA(predictor_ids=[PREDICTOR], pairs="all", skip_answer_step=False)
+# With target_sees, steps of one token are targets too.
+ALL = StepJEPA(predictor_ids=[PREDICTOR], pairs="all", skip_answer_step=False, target_sees="bos")
 
 
 def example(index, *lengths, answer=False, start=2):
@@ -335,10 +336,17 @@ def test_a_horizon_beyond_all_examples_is_refused():
 
 
 def test_pairs_to_the_answer_are_counted_as_left_out():
-    examples = [example(0, 3, 2, 1, answer=True), example(1, 1, 1, answer=True), example(2, 1, 1)]
-    assert replace(ALL, skip_answer_step=True).left_out(examples) == 2
-    assert StepJEPA(pairs="first").left_out(examples) == 1
-    assert ALL.left_out(examples) == STP().left_out(examples) == 0
+    examples = [example(0, 3, 2, 1, answer=True), example(1, 1, 1, answer=True), example(2, 1, 2)]
+    assert replace(ALL, skip_answer_step=True).left_out(examples).total() == 2
+    assert StepJEPA(pairs="first").left_out(examples).total() == 1
+    assert ALL.left_out(examples) == STP().left_out(examples) == Counter()
+
+
+def test_a_stand_in_of_one_token_is_no_target():
+    examples = [example(0, 2, 2), example(1, 2, 1)]
+    alone = replace(ALL, target_sees="nothing")
+    assert targets(planner("shuffled_pairs", examples, alone)(examples[0])) == []
+    assert len(targets(planner("shuffled_pairs", examples)(examples[0]))) == 1
 
 
 # Through the trainer

@@ -22,6 +22,7 @@ from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab, results
+from step_jepa.experiments.budget import Budget
 from step_jepa.experiments.cost import Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import (
@@ -229,6 +230,17 @@ def test_a_result_of_another_version_is_refused_in_one_line(tmp_path):
         finished_result(run)
 
 
+@pytest.mark.parametrize("seconds", [{}, {"train": "a"}, 5])
+def test_a_damaged_result_is_named(tmp_path, seconds):
+    run = run_in(tmp_path)
+    run.folder.mkdir()
+    RunResult("sft", 0, {}, {}, {}, 4, 1e9, 70, Seconds(1, 2, 4), 1).write(run.folder / CELL_FILE)
+    content = json.loads((run.folder / CELL_FILE).read_text())
+    (run.folder / CELL_FILE).write_text(json.dumps({**content, "seconds": seconds}))
+    with pytest.raises(UserError, match=rf"^{run.folder}/cell.json is damaged, its train is missing"):
+        finished_result(run)
+
+
 def test_a_recipe_is_what_it_says_and_not_where_it_lies(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model_name: chains\npretrain: true\nlearning_rate: 0.1\nseed: 7\n")
@@ -350,6 +362,9 @@ def test_a_second_call_runs_nothing_and_other_options_are_refused(undisturbed, t
     other = config(tmp_path, recipe={**TINY, "learning_rate": 0.02})
     assert code("experiment", "--config", other, "--output_dir", undisturbed) == 2
     assert "was begun with another train" in capsys.readouterr().err
+    fewer = config(tmp_path, seeds=[3])
+    assert code("experiment", "--config", fewer, "--output_dir", undisturbed) == 2
+    assert "has results of seed 5, which this would replace" in capsys.readouterr().err
 
 
 def test_shards_make_the_whole_between_them(undisturbed, tmp_path, capsys):
@@ -454,6 +469,30 @@ def with_accuracies(*accuracies: float) -> dict[str, ConditionResult]:
     return conditions
 
 
+def test_answers_that_are_cut_off_are_named_where_nothing_is_solved():
+    cut = {"truncated": 190.0, "longest_solution": 143.0}
+    conditions = {name: replace(arm, figures=cut) for name, arm in with_accuracies(0.0, 0.0).items()}
+    (said,) = results.extremes(conditions)
+    assert "up to 95% of an arm's answers are cut off: raise max_new_tokens (the longest solution of the" in said
+    assert said.endswith("test file has 143 tokens).")
+
+
+def test_a_budget_drops_seeds_at_the_measured_pace(tmp_path, monkeypatch):
+    now = iter([0, 10, 20, 30, 40, 50, 60])
+    monkeypatch.setattr("step_jepa.experiments.budget.time.monotonic", lambda: next(now))
+    runs = [run_in(tmp_path, seed=seed, condition=name) for seed in (0, 1, 2) for name in "abc"]
+    budget = Budget(deadline=62, conditions=3)
+    # At 60 a third seed would end at 90.
+    assert [budget.allows(run) for run in runs[:7]] == [True] * 6 + [False]
+
+
+def test_a_run_of_a_seed_that_is_begun_ends_the_budget_by_less_than_itself(tmp_path, monkeypatch):
+    now = iter([0, 50, 101])
+    monkeypatch.setattr("step_jepa.experiments.budget.time.monotonic", lambda: next(now))
+    budget = Budget(deadline=100, conditions=3)
+    assert [budget.allows(run_in(tmp_path, condition=name)) for name in "abc"] == [True, True, False]
+
+
 def results_of(comparisons: list[ComparisonResult], *accuracies: float) -> ExperimentResults:
     about = results.About("tiny", "2025-01-01", "step-jepa experiment", "a machine", [0, 1, 2], "Stated.", [])
     return ExperimentResults(about, ["accuracy"], with_accuracies(*accuracies), {}, comparisons)
@@ -482,6 +521,7 @@ def test_results_are_read_as_they_were_written(undisturbed):
         "seeds",
         "power",
         "missing",
+        "closing",
         "measures",
         "arms",
         "free",
@@ -536,6 +576,9 @@ def test_a_budget_is_spent_on_seeds_and_where_it_is_short_on_fewer_answers_and_s
     assert ab.fitted_extent(costs, 930) == (66, 100, 3)
     with pytest.raises(UserError, match=r"20 steps and 50 answers of 2 arms take 7m: raise --budget"):
         ab.fitted_extent(costs, 300)
+    few = [replace(cost, steps=4, answers=10) for cost in costs]  # all that there is
+    with pytest.raises(UserError, match=r"4 steps and 10 answers of 2 arms take 2m"):
+        ab.fitted_extent(few, 60)
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("90m", 5400), ("2h", 7200), ("1.5 h", 5400), ("30s", 30), ("1d", 86400)])
@@ -612,9 +655,15 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
         of = ["--templates", name, "--max_examples", count]
         assert code("prepare", "--input_file", "chains", "--output_file", output, *of) == 0
         options += [f"--{name}_file", output]
+    assert code("ab", *options, "--budget", "1s") == 2
+    assert "--budget 1s: 0 of 3 arms were timed in a third of it" in capsys.readouterr().err
     assert code("ab", *options, "--budget", "100s") == 0
     said = capsys.readouterr().out
     assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]
+    closing = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["closing"]
+    assert closing[0].startswith("Chosen for 100s: 3 seeds, ")
+    assert said.splitlines()[-1] == " ".join(closing)
+    assert f"- {closing[1]}" in (tmp_path / "out" / "results.md").read_text()
     chosen = yaml.safe_load((tmp_path / "out" / EXPERIMENT_FILE).read_text())
     assert chosen["seeds"] == [0, 1, 2]
     assert chosen["evaluate"]["limit"] == 6

@@ -199,21 +199,21 @@ def test_seen_ranges_by_hand():
 
 def test_tokens_by_hand(model_folder, tmp_path, inspect):
     file = tmp_path / "one.jsonl"
-    file.write_text(json.dumps(conversation("a\t", "b", question="?")) + "\n")
+    file.write_text(json.dumps(conversation("a\t", "bc", question="?")) + "\n")
     found = as_json(inspect("tokens", "--model_name", model_folder, "--train_file", file, "--json"))
     tokens = {token["index"]: token for token in found["tokens"]}
     # Ids begin with "!", and "a" is the 65th letter from there.
-    text = "<|start|>user\n?<|end|>\n<|start|>assistant\na\n\nb<|end|>\n"
-    trunk_length = len(tokens) - 2  # a predictor, and step 1
+    text = "<|start|>user\n?<|end|>\n<|start|>assistant\na\n\nbc<|end|>\n"
+    trunk_length = len(tokens) - 3  # a predictor, and step 1
     assert found["index"] == 0
     assert "".join(tokens[place]["text"] for place in range(trunk_length)) == text.replace("a\n", "a\t\n")
     first = next(place for place, token in tokens.items() if token["region"] == "step 0")
     step = {"labelled": True, "region": "step 0", "views": []}
     assert tokens[first] == {"index": first, "text": "a", "id": 64, "position": first, **step}
-    last = {"index": trunk_length + 1, "text": "b", "id": 65, "labelled": False}
+    last = {"index": trunk_length + 2, "text": "c", "id": 66, "labelled": False}
     before = {"index": trunk_length, "text": "<|predictor_1|>", "id": 264, "labelled": False, "region": "predictor 1"}
     assert tokens[trunk_length] == {**before, "position": first + 3, "views": ["predicted 1"]}
-    assert tokens[trunk_length + 1] == {**last, "position": first + 3, "region": "target 1", "views": ["target 1"]}
+    assert tokens[trunk_length + 2] == {**last, "position": first + 4, "region": "target 1", "views": ["target 1"]}
     result = inspect("tokens", "--model_name", model_folder, "--train_file", file).out
     row = next(line for line in result.splitlines() if line.split()[:1] == [str(first + 1)])
     assert row.split() == [str(first + 1), '"\\t"', *row.split()[2:3], str(first + 1), "yes", "step", "0"]
@@ -553,3 +553,26 @@ def test_plain_serves_a_tokenizer_without_chat_template(tmp_path, records, capsy
     assert stop.value.code == 0
     pieces = [token["text"] for token in json.loads(capsys.readouterr().out)["tokens"]]
     assert "".join(pieces).startswith("Is it 1?\nSo 1 + 0 = 1.")
+
+
+# Long rows
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_long_row_is_shown_by_a_sample_of_its_tokens(name, folders, train_file, monkeypatch):
+    whole = inspected(folders[name], train_file, 1)
+    assert whole.visibility.note == ""
+    monkeypatch.setattr("step_jepa.inspection.sample.MOST_TOKENS", 40)
+    monkeypatch.setattr("step_jepa.inspection.sample.MOST_STEPS", 4)
+    shown = inspected(folders[name], train_file, 1)
+    sampled, tokens = shown.visibility, shown.visibility.tokens
+    names = [region.name for region in shown.regions if region.number != 2]  # of 0 to 4
+    assert [region.name for region in sampled.regions] == names
+    assert len(tokens) <= 40
+    length = len(shown.row.input_ids)
+    assert sampled.note == f"{len(tokens)} of {length} tokens, {len(names)} of {len(shown.regions)} regions"
+    for kind, seen in whole.visibility.layers.items():
+        assert sampled.layers[kind].equal(seen[tokens][:, tokens])
+    read = {state for pair in shown.row.pairs if pair.step != 2 for state, _ in [*pair.predicted, *pair.target]}
+    assert read <= set(tokens)
+    assert next(shown.masks()).title.endswith(f"({sampled.note})")

@@ -179,6 +179,7 @@ def test_options_reach_the_steps():
     ("raw", "reason"),
     [
         ('{"question": ', "not JSON: "),
+        ("[" * 1100, "not JSON: "),
         ("3", "not a JSON object"),
         ({"text": "a"}, "format not recognised: keys text"),
         ({**RAW, "answer": " "}, "answer is missing"),
@@ -387,6 +388,7 @@ def test_read_records(tmp_path):
         ("in.jsonl", json.dumps(RAW) + "\n\xff", r"in\.jsonl:2: not UTF-8"),
         ("in.jsonl", "\n \n", r"in\.jsonl holds no records"),
         ("in.json", "[\n{,]", r"in\.json:2: not JSON"),
+        ("in.json", "[" * 1100 + "]" * 1100, r"in\.json: arrays or objects within one another"),
         ("in.jsonl", None, r"in\.jsonl: no such file"),
     ],
 )

@@ -433,6 +433,11 @@ def test_what_is_refused(home, tmp_path, capsys):
     refused("views.safetensors is damaged", out)
     (out / "after_a" / "summary.json").write_text("[1]")
     refused("summary.json is not the JSON", out)
+    (out / "after_a" / "summary.json").write_text("{}")
+    refused("summary.json is damaged, its settings is missing or wrong", out)
+    out = copy(home, tmp_path / "other", "a")
+    (out / "a" / "run.json").write_text('{"approach": "adapted"}')
+    refused("run.json is damaged, its lr_scheduler_type is missing", out)
     (tmp_path / "r.html").write_text("mine")
     refused("r.html is there already", home / "out")
     assert (tmp_path / "r.html").read_text() == "mine"

@@ -132,7 +132,8 @@ def test_long_rows_keep_whole_steps(max_length, spans):
 @pytest.mark.parametrize(
     ("steps", "span", "target"),
     [
-        (["a", "b"], (22, 23), True),
+        (["a", "bb"], (22, 24), True),
+        (["a", "b"], (22, 23), False),  # one token, whose state read alone is that of any other
         (["a", "#### 3"], (22, 28), False),
         (["a", "so \\boxed{3}"], (22, 34), False),
         (["a", "##### 3"], (22, 29), True),
@@ -141,13 +142,14 @@ def test_long_rows_keep_whole_steps(max_length, spans):
         (["a", "#### 3", "c" * 99], (22, 29), True),  # even where the row is cut before it
     ],
 )
-def test_a_second_step_that_is_the_answer_is_no_target(steps, span, target):
+def test_a_second_step_that_is_the_answer_or_one_token_is_no_target(steps, span, target):
     messages = conversation("\n".join(steps))
     example = encode(tiny_tokenizer(), messages, steps, 60)
     assert example.spans[1] == span  # the step itself stays: only the pair goes
     assert example.second_step == (span if target else (0, 0))
     assert collate([example], 0)["second_step"].tolist() == [list(example.second_step)]
-    assert encode(tiny_tokenizer(), messages, steps, 60, skip_answer_step=False).second_step == span
+    kept = encode(tiny_tokenizer(), messages, steps, 60, skip_answer_step=False).second_step
+    assert kept == (span if len(steps[1]) > 1 else (0, 0))
 
 
 def test_thinking_that_the_template_writes_anew():

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import psutil
@@ -101,14 +102,15 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     write_whole(path, json.dumps(value, indent=indent, default=str) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a run wrote. Raises UserError for a file that holds none."""
+def read_json(path: Path, **kinds: Any) -> dict[str, Any]:
+    """The object that a run wrote. Raises UserError for a file that holds none, and as `check_fields` does."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not the JSON that a run writes: move it away")
+    check_fields(value, path, **kinds)
     return value
 
 
@@ -137,6 +139,22 @@ def _holder(lock: Path) -> str:
     """Who holds it, as filelock writes it there."""
     process, host, *_ = [*lock.read_text(encoding="utf-8").split(), "?", "?"]
     return f"process {process} on {host} (if that is gone, remove {lock})"
+
+
+def check_fields(value: Any, path: Path, **kinds: Any) -> None:
+    """Raises UserError, naming the file, for anything but an object with these fields, each of its kind (a type, or
+    several as isinstance takes them)."""
+    fields = value if isinstance(value, dict) else {}
+    for name, kind in kinds.items():
+        if name not in fields or not isinstance(fields[name], kind):
+            raise UserError(f"{path} is damaged, its {name} is missing or wrong: move it away")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What `evaluate` left. Raises UserError for a file that is damaged."""
+    summary = read_json(path, settings=dict, n=int, accuracy=(int, float, NoneType), ci95=list)
+    check_fields(summary["settings"], path, model_name=str, test_file=str)
+    return summary
 
 
 def json_lines(rows: Iterable[Any]) -> str:

@@ -100,7 +100,10 @@ def encode(
         stop = spans[-1][1]
         ids = ids[:stop]
     labels = [token if first <= i < stop else IGNORED for i, token in enumerate(ids)]
-    return Example(ids, labels, spans, skip_pair=skip_answer_step and len(steps) == 2 and is_answer(steps[1]))
+    skip_pair = skip_answer_step and len(steps) == 2 and is_answer(steps[1])
+    # Read alone, a single token is an attention sink: its state is that of any other.
+    skip_pair |= len(spans) > 1 and spans[1][1] - spans[1][0] == 1
+    return Example(ids, labels, spans, skip_pair)
 
 
 def is_answer(last_step: str) -> bool:

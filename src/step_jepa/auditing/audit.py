@@ -33,7 +33,7 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.options import check_bounds, option
+from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.statistics import bootstrap
 
 Array = NDArray[Any]
@@ -52,7 +52,7 @@ class AuditArguments(TemplateOptions):
     output: str | None = option(None, help="Where the picture goes: a name in .png or .svg.")
     overwrite: bool = option(False, help="Replace the picture that is there.")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
-    seed: int = option(42, help="Of other problems' pasts, random places and resamples.", least=0)
+    seed: int = option(42, help="Of other problems' pasts, random places and resamples.", least=0, most=MOST_SEED)
     json: bool = option(False, help="JSON on stdout instead of tables.")
 
     def __post_init__(self) -> None:
@@ -114,18 +114,21 @@ def audit(args: AuditArguments) -> dict[str, Any]:
             "rows or more, or cut others with step-jepa prepare --split_by"
         )
     model = model.to(PartialState().device).eval()
-    attention.check(model)
-    ways = {name: _score(name, cut, model, tokenizer, args) for name, cut in segmentations.items()}
+    flat = attention.obstacle(model) is None
+    attention.check(model, flat=flat)
+    ways = {name: _score(name, cut, model, tokenizer, args, flat=flat) for name, cut in segmentations.items()}
     level = dependence(ways["record"]["all"])
     result = {"settings": asdict(args), "rows": len(records), "ways": ways, "level": level}
     return {**result, "statement": statement(result)}
 
 
-def _score(name: str, cut: Segmentation, model: Any, tokenizer: Any, args: AuditArguments) -> dict[str, Any]:
+def _score(
+    name: str, cut: Segmentation, model: Any, tokenizer: Any, args: AuditArguments, *, flat: bool
+) -> dict[str, Any]:
     """The entry of one way of cutting (see `audit`)."""
     if cut.unscored:
         return {"rows": len(cut.examples), "unscored": cut.unscored}
-    reading = {"pad_id": tokenizer.pad_token_id, "batch_size": args.batch_size, "seed": args.seed}
+    reading = {"pad_id": tokenizer.pad_token_id, "flat": flat, "batch_size": args.batch_size, "seed": args.seed}
     information = measure_information(model, cut.examples, name=f"steps cut {SEGMENTATIONS[name]}", **reading)
     return {"rows": len(cut.examples), **figures(information, cut.examples, tokenizer, args.seed)}
 

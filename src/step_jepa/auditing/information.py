@@ -11,6 +11,7 @@ Axes: T scored tokens.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from random import Random
@@ -21,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from step_jepa.batches.collate import Batch, BranchCollator
+from step_jepa.batches import attention
+from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, to_device
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.models.forward import model_inputs, token_nll
@@ -94,7 +96,14 @@ def _nearest_elsewhere(wanted: StepPlace, places: Sequence[StepPlace]) -> StepPl
 
 @torch.no_grad()
 def measure_information(
-    model: Any, examples: Sequence[Example], *, pad_id: int, batch_size: int = 4, seed: int = 0, name: str = "reading"
+    model: Any,
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    flat: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    name: str = "reading",
 ) -> Information:
     """The scored tokens of all examples, in order. Needs scored steps in two examples.
 
@@ -102,6 +111,7 @@ def measure_information(
         model: takes the masks of branches (`attention.check`) and is in evaluation mode.
         examples: each the example of its own problem.
         pad_id: the token that fills rows up.
+        flat: read flat batches, which the model takes (`attention.obstacle`), without padding.
         batch_size: rows read at once.
         seed: of other problems' pasts.
         name: shown by the progress bar.
@@ -110,21 +120,23 @@ def measure_information(
         UserError: for log-probabilities that are not finite.
     """
     mismatches = draw_mismatches(examples, seed)
-    plan = _plan_reading(examples, mismatches)
-    scores = np.empty(sum(map(len, plan.slots)))
-    read = [row for row in range(len(plan.rows)) if plan.slots[row]]
-    by_length = sorted(read, key=lambda row: len(plan.rows[row].input_ids))  # little padding
-    collate = BranchCollator(pad_id)
+    scored = _scored_tokens(examples, sorted(mismatches))
+    scores = np.empty(READINGS * len(scored))
+    read = [
+        planned for planned in _plan_reading(examples, mismatches) if any(slot != IGNORED for slot in planned.slots)
+    ]
+    by_length = sorted(read, key=lambda planned: len(planned.row.input_ids))  # little padding
+    collate = FlatCollator(views=False) if flat else BranchCollator(pad_id)
     with tqdm(total=len(read), desc=name, unit="row", leave=False) as bar:
         for start in range(0, len(by_length), batch_size):
             chosen = by_length[start : start + batch_size]
-            log_probabilities = _log_probabilities(model, collate([plan.rows[row] for row in chosen]))
-            slots = list(chain.from_iterable(plan.slots[row] for row in chosen))
-            scores[slots] = log_probabilities.cpu().numpy()
+            slots = collate([planned.row_of_slots() for planned in chosen])["labels"]  # in the order of the batch
+            log_probabilities = _log_probabilities(model, collate([planned.row for planned in chosen]))
+            scores[slots[slots != IGNORED].numpy()] = log_probabilities.cpu().numpy()
             bar.update(len(chosen))
     if not np.isfinite(scores).all():
         raise UserError("log-probabilities of steps are not finite: the model has diverged, or needs --dtype float32")
-    problem, step, token = np.array(_scored_tokens(examples, sorted(mismatches))).T
+    problem, step, token = np.array(scored).T
     return Information(problem, step, token, *scores.reshape(READINGS, -1))
 
 
@@ -142,47 +154,53 @@ def _span(examples: Sequence[Example], place: StepPlace) -> range:
     return range(*examples[place.problem].steps[place.step])
 
 
-class _ReadingPlan(NamedTuple):
-    """How all tokens are read.
+@dataclass
+class _PlannedReading:
+    """A row, labelled where tokens are scored.
 
-    rows    one for each example, labelled where tokens are scored
-    slots   for each row, in the order of its labels, where their scores go in (3 * T,): the readings of all tokens in
-            context, then mismatched, then isolated
+    slots   for each token of the row, where its score goes in (3 * T,), the readings of all tokens in context, then
+            mismatched, then isolated; IGNORED where it has none
     """
 
-    rows: list[Row]
-    slots: list[list[int]]
+    row: Row
+    slots: list[int]
 
-    def read(self, row: int, tokens: range, slot: int) -> None:
-        """Have all tokens but the first of these places of a row scored, into the slots from this one on."""
-        row_read = self.rows[row]
-        for token in tokens[1:]:
-            row_read.labels[token] = row_read.input_ids[token]
-        self.slots[row].extend(range(slot, slot + len(tokens) - 1))
+    def read(self, tokens: range, slot: int) -> None:
+        """Have all tokens but the first of these places scored, into the slots from this one on."""
+        self.slots += [IGNORED] * (len(self.row.input_ids) - len(self.slots))
+        for place, token in enumerate(tokens[1:]):
+            self.row.labels[token] = self.row.input_ids[token]
+            self.slots[token] = slot + place
+
+    def row_of_slots(self) -> Row:
+        """The row with slots for labels, to see where a collator puts them."""
+        row = copy(self.row)
+        row.labels = self.slots + [IGNORED] * (len(row.input_ids) - len(self.slots))
+        return row
 
 
-def _plan_reading(examples: Sequence[Example], mismatches: Mapping[StepPlace, StepPlace]) -> _ReadingPlan:
-    rows = [Row(list(each.input_ids), [IGNORED] * len(each.input_ids), index) for index, each in enumerate(examples)]
-    plan = _ReadingPlan(rows, [[] for _ in rows])
+def _plan_reading(examples: Sequence[Example], mismatches: Mapping[StepPlace, StepPlace]) -> list[_PlannedReading]:
+    """One for each example."""
+    plan = []
+    for index, example in enumerate(examples):
+        row = Row(list(example.input_ids), [IGNORED] * len(example.input_ids), index)
+        plan.append(_PlannedReading(row, []))
     places = sorted(mismatches)
     *slots, scored = accumulate((len(_span(examples, place)) - 1 for place in places), initial=0)
-    # The trunks first, all of them: a row's labels stand in the order of its tokens, and branches come after the trunk.
-    for place, slot in zip(places, slots, strict=True):
-        plan.read(place.problem, _span(examples, place), slot)
     for place, slot in zip(places, slots, strict=True):
         span, lender = _span(examples, place), mismatches[place]
+        own, others = plan[place.problem], plan[lender.problem]
+        own.read(span, slot)
         step = examples[place.problem].input_ids[span.start : span.stop]
         past = _span(examples, lender).start  # as many tokens of the lender's trunk are seen
-        branch = rows[lender.problem].append_branch(step, position_offset=past, visible_length=past)
-        plan.read(lender.problem, branch, slot + scored)
-        branch = rows[place.problem].append_branch(step, position_offset=span.start, visible_length=0)
-        plan.read(place.problem, branch, slot + 2 * scored)
+        others.read(others.row.append_branch(step, position_offset=past, visible_length=past), slot + scored)
+        own.read(own.row.append_branch(step, position_offset=span.start, visible_length=0), slot + 2 * scored)
     return plan
 
 
 def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """(labels,) in the batch's order, over the base model's vocabulary."""
-    names = ("input_ids", "labels", "branch", "visible_length", "position_ids")
-    batch = {name: batch[name].to(model.device) for name in names}
-    nll, _, _ = token_nll(model, batch, model_inputs(model, batch))
+    batch = to_device(batch, model.device)
+    with attention.reading(model, batch):
+        nll, _, _ = token_nll(model, batch, model_inputs(model, batch))
     return -nll

@@ -104,6 +104,8 @@ def obstacle(model: Any) -> str | None:
 
 
 def _goes_through_the_interface(model: Any) -> bool:
+    if not hasattr(model, "set_attn_implementation"):  # no model of transformers
+        return False
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     after = model.config._attn_implementation

@@ -185,7 +185,7 @@ def _mendable(raw: Any) -> Any:
     """A line as the JSON that it is, so that it can be mended; as text where it is none."""
     try:
         return json.loads(raw) if isinstance(raw, str) else raw
-    except ValueError:
+    except (ValueError, RecursionError):
         return raw
 
 

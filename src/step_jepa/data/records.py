@@ -218,7 +218,7 @@ def parsed_record(raw: Any, args: ReadArguments) -> RawRecord:
     if isinstance(raw, str):
         try:
             raw = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Rejected(f"not JSON: {error}") from error
     if not isinstance(raw, Mapping):
         raise Rejected("not a JSON object")

@@ -1,18 +1,22 @@
 """The short answer in a text, and whether it is the right one. Pure strings; no model is known here."""
 
 import re
-import threading
 import unicodedata
+from decimal import Decimal
 from typing import Literal
 
-import math_verify
-
 from step_jepa.data.steps import boxes, final_answer
+from step_jepa.evaluation.mathematics import same
 
 Rule = Literal["boxed", "hashes", "number", "text", "none"]
 
-_SIZE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_FRACTION = rf"\\[dt]?frac\{{\d+\}}\{{\d+\}}|(?:{_SIZE})(?:(?:/| / )\d+)?"
+# Spaces that a number may have between its digits: LaTeX's, and those of Unicode
+_SPACE = re.compile(r"(?<!\\)\\[,;:!~ ]|(?<!\\)~|\\(?:thin|med|thick)?space\b|[^\S\n]")
+_GROUPED = r"[1-9]\d{0,2}(?: \d{3})+(?!\d)"  # 12 345
+_SIZE = rf"(?:{_GROUPED}|\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{{1,3}}(?!\w))?|\.\d+"
+_QUOTIENT = r"\\[dt]?frac(?:\{\d+\}\{\d+\}|\d\d)"
+_MIXED = rf"\d+(?: ?{_QUOTIENT}| \d+/\d+)"  # 3 1/2
+_FRACTION = rf"{_MIXED}|{_QUOTIENT}|(?:{_SIZE})(?:(?:/| / )\d+)?"
 _NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:\\?\$)?(?:{_FRACTION})(?:\\?%)?")
 _NUMBER_IN_PROSE = re.compile(  # one number amid prose: "72 dollars", "The answer is: 72"
     rf"(?:[a-z][a-z\s.,:']*[\s:])?(?P<number>[-+]?(?:{_FRACTION})(?:\\?%)?)(?:(?:\s+|(?=[a-z]{{2}}))[a-z][a-z\s.,'/]*)?",
@@ -21,7 +25,15 @@ _NUMBER_IN_PROSE = re.compile(  # one number amid prose: "72 dollars", "The answ
 _COMMAND = re.compile(r"\\[a-zA-Z]+(?:\{[a-zA-Z\s.]*\})?")
 _WRAPPED = re.compile(r"\\(?:text|math)[a-z]*\{([^{}]*)\}")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
-_ASIDE = re.compile(r"(?<=\S)\s+\([^()]*\)$|(?<=[\w)%}])[.;!]\s.*", re.DOTALL)  # " (five)", ". Check: 2 + 3 = 5"
+_ASIDE = re.compile(  # " (five)", ". Check: 2 + 3 = 5"
+    r"(?<=[\w)%}])\s+\([^()\\]*[a-zA-Z]{2}[^()\\]*\)$|(?<=[\w)%}])[.;!]\s.*", re.DOTALL
+)
+_SPACED = re.compile(rf"(?<![\w.,]){_GROUPED}")
+_POWER_OF_TEN = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,3}(?!\w)")  # 1e3
+_BARE_QUOTIENT = re.compile(r"\\(?:[dt]?frac|binom) \d ?\d")
+_WHOLE_AND_QUOTIENT = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])")
+_ROOT = re.compile(r"\\sqrt ?\(([^()]*)\)")
+_TWO_NUMBERS = re.compile(r"(?<![_^])\d +\.?\d")  # a subscript and what follows it are none
 _AFTER_HASHES = re.compile(r"####[^\S\n]*[^\s#]\S*")
 _WORDS = re.compile(r"\S*\w\S*")
 REMARK = 30  # words that may follow an answer
@@ -39,21 +51,23 @@ def extract(text: str) -> tuple[str | None, Rule]:
         return boxed, "boxed"
     if after_hashes := final_answer(text.replace(r"\boxed", "")):
         return after_hashes, "hashes"
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(_SPACE.sub(" ", text))
     return (numbers[-1], "number") if numbers else (None, "none")
 
 
 def is_correct(answer: str | None, truth: str) -> bool:
     """Whether the answer is the same text as the truth, or the same mathematics (math-verify).
 
-    Units are not compared: of an answer in words its only number counts. A truth in other words, such as a name or a
-    regular expression, must be met letter by letter. Never raises: what cannot be judged is wrong."""
+    What is understood in part is no other's equal, nor are two numbers with only a space between: 4@5, 3 4. One number
+    each are 12 345, 3 1/2 and 1e3. Units are not compared: of an answer in words its only number counts. A truth in
+    other words, such as a name or a regular expression, must be met letter by letter. Never raises: what cannot be
+    judged is wrong."""
     if answer is None:
         return False
     if _unwrapped(answer) == _unwrapped(truth):
         return True
     given, wanted = _mathematics(answer), _mathematics(truth)
-    return given is not None and wanted is not None and _same(given, wanted)
+    return given is not None and wanted is not None and same(given, wanted)
 
 
 def over_generated(text: str) -> bool:
@@ -85,22 +99,21 @@ def _unwrapped(text: str) -> str:
 
 
 def _mathematics(text: str) -> str | None:
-    """The formula in a short answer, without currency signs; None where there are words that it cannot be told from."""
-    text = text.replace(r"\$", "$").replace(r"\,", "").replace("\u2212", "-").strip().rstrip(".")
+    """The formula in a short answer, without currency signs; None where there are words that it cannot be told from, or
+    two numbers with nothing between them."""
+    text = " ".join(_SPACE.sub(" ", text.replace(r"\$", "$").replace("\u2212", "-")).split()).rstrip(".")
     text = _ASIDE.sub("", "".join(letter for letter in text if unicodedata.category(letter) != "Sc"))
     if in_prose := _NUMBER_IN_PROSE.fullmatch(_unwrapped(text)):
-        return in_prose["number"]
-    # Read as a formula, a word is the product of its letters, and equal to its anagrams.
-    return None if not text or _WORD.search(_COMMAND.sub(" ", text)) else text
+        return _with_plain_numbers(in_prose["number"])
+    # Read as a formula, a word is the product of its letters, and equal to its anagrams; two numbers would be added.
+    formula = _with_plain_numbers(text)
+    return None if not text or _WORD.search(_COMMAND.sub(" ", text)) or _TWO_NUMBERS.search(formula) else formula
 
 
-def _same(given: str, wanted: str) -> bool:
-    # math-verify keeps its time with SIGALRM, which only the main thread may set.
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    try:
-        # Between dollars the text is one formula; bare, math-verify would pick whatever number it likes.
-        gold = math_verify.parse(f"${wanted}$", parsing_timeout=seconds)
-        target = math_verify.parse(f"${given}$", parsing_timeout=seconds)
-        return math_verify.verify(gold, target, timeout_seconds=seconds)
-    except Exception:  # sympy raises all sorts of things at what a model writes
-        return False
+def _with_plain_numbers(formula: str) -> str:
+    r"""12 345 as 12345, 1e3 as 1000, 3 1/2 as a mixed number, and \sqrt(2) as LaTeX has it."""
+    formula = _SPACED.sub(lambda number: number[0].replace(" ", ""), formula)
+    formula = _POWER_OF_TEN.sub(lambda number: format(Decimal(number[0]), "f"), formula)
+    formula = _ROOT.sub(r"\\sqrt{\1}", formula)
+    formula = _BARE_QUOTIENT.sub(lambda quotient: quotient[0].replace(" ", ""), formula)
+    return _WHOLE_AND_QUOTIENT.sub(r"\1\\frac{\2}{\3}", formula)

@@ -17,7 +17,7 @@ from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.template import TemplateOptions, template_identity, today
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
-from step_jepa.evaluation.figures import HELDOUT, ModelFigures, check_weights, model_figures, no_figures, save_views
+from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, begun, finished, resume, start
@@ -122,6 +122,7 @@ def run(args: EvaluateArguments) -> None:
     summary = {
         **summarise(rows),
         **held_out.figures,
+        "longest_solution": longest_solution(tokenizer, records),
         "cut": held_out.data.cut,
         "left_out": held_out.data.left_out,
         "seconds": time.perf_counter() - ready,
@@ -206,7 +207,6 @@ def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any,
     """The model as its own run trained it, and its tokenizer. Raises UserError."""
     loading = options.setup_arguments() | {"template": args, "model_init_kwargs": {"dtype": args.dtype}}
     model, tokenizer = setup_model_and_tokenizer(args.model_name, seed=args.seed, **loading)
-    check_weights(model, args.model_name)
     return model, tokenizer
 
 
@@ -262,8 +262,19 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], views: Views, summa
     (folder / PARTIAL_FILE).unlink()
 
 
+def longest_solution(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the longest answer that the records have: as many, and one to stop, are enough for it."""
+    return max(len(tokenizer(record["messages"][-1]["content"])["input_ids"]) for record in records)
+
+
 def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:
     console.print(_table(summary))
+    limit, longest = summary["settings"].get("max_new_tokens"), summary.get("longest_solution")
+    if summary.get("truncated") and longest and limit and longest >= limit:
+        console.print(
+            f"{summary['truncated']} answers were cut off at {limit} tokens; the longest solution in the file has "
+            f"{longest}: --max_new_tokens {longest + 1} would be enough for it"
+        )
     console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
 
 

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import PreparedData
-from step_jepa.errors import UserError
 from step_jepa.run_files import VIEWS_FILE
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.held_out import held_out
@@ -71,13 +69,6 @@ def no_figures() -> ModelFigures:
     nothing, no_index = torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
     views = Views(nothing, nothing, no_index, no_index, no_index)
     return ModelFigures(dict.fromkeys(HELDOUT), views, PreparedData([], cut=0, left_out=0))
-
-
-def check_weights(model: nn.Module, name: str) -> None:
-    """Raises UserError, naming the model, for weights that are not finite: whatever is read from them says nothing."""
-    for parameter, weights in model.named_parameters():
-        if not weights.isfinite().all():
-            raise UserError(f"{name}: its weights are not finite ({parameter}): training diverged; lower its step size")
 
 
 def save_views(folder: Path, views: Views) -> None:

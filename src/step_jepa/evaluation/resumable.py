@@ -14,7 +14,7 @@ from step_jepa.run_files import (
     SUMMARY_FILE,
     VIEWS_FILE,
     json_lines,
-    read_json,
+    read_summary,
     unfinished_files,
     write_whole,
 )
@@ -30,7 +30,7 @@ def begun(folder: Path) -> dict[str, Any]:
     try:
         if partial.exists():
             return _read(partial)[0]
-        return dict(read_json(summary).get("settings", {})) if summary.exists() else {}
+        return dict(read_summary(summary)["settings"]) if summary.exists() else {}
     except UserError:  # said by whoever goes on from there
         return {}
 
@@ -41,8 +41,8 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     path = folder / SUMMARY_FILE
     if not path.exists():
         return None
-    summary = read_json(path)
-    if differing := _differing(settings, summary.get("settings", {})):
+    summary = read_summary(path)
+    if differing := _differing(settings, summary["settings"]):
         raise UserError(f"{folder} holds finished results of another {differing}: {REMEDY}")
     return summary
 
@@ -73,7 +73,7 @@ def _read(partial: Path) -> tuple[dict[str, Any], Answers]:
         # What follows the last line break was being written when the process died.
         identity, *rows = map(json.loads, partial.read_text(encoding="utf-8").split("\n")[:-1])
         return dict(identity), {(row["index"], row["sample"]): Generation(**row) for row in rows}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{partial} is not what an interrupted call leaves: {REMEDY}") from error
 
 

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
-from step_jepa.experiments.cost import Cost, timed_costs
+from step_jepa.experiments.budget import Budget
+from step_jepa.experiments.cost import Cost, OutOfTime, cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
@@ -42,6 +43,8 @@ FEWEST_SEEDS, MOST_SEEDS = 3, 20
 FEWEST_STEPS, FEWEST_ANSWERS = 20, 50
 ANSWERING = 1 / 3  # of a run's time, at most
 SPARE = 0.9  # of the budget; a probe is short
+PROBING = 1 / 3  # of the budget, at most
+CONDITIONS = (SFT, STEP_JEPA, SHUFFLED)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 
 console = Console(highlight=False, soft_wrap=True)
@@ -68,8 +71,9 @@ class AbArguments:
 def run(args: AbArguments) -> int:
     """Choose steps, seeds and problems by a timed probe, execute the runs, and say in one sentence what came of it.
 
-    What was chosen lies in experiment.yaml, from which the same call goes on. Raises UserError."""
-    folder = Path(args.output_dir)
+    The probe is part of the budget, which ends no run that has begun; others are dropped. What was chosen lies in
+    experiment.yaml, from which the same call goes on. Raises UserError."""
+    folder, deadline = Path(args.output_dir), time.monotonic() + seconds_of(args.budget)
     config = folder / EXPERIMENT_FILE
     if not config.exists():
         options = fitted_options(args, seconds_of(args.budget))
@@ -79,9 +83,10 @@ def run(args: AbArguments) -> int:
     )
     if arguments.name != _name(args):
         raise UserError(f"{config} was made for {arguments.name}: give another --output_dir")
-    code = experiment.run(arguments)
+    console.print(Text(arguments.note))
+    code = experiment.run(arguments, may_start=Budget(deadline, len(CONDITIONS)).allows, closing=verdict)
     if code == 0:
-        console.print(Text(verdict(read_results(folder)), style="bold"))
+        console.print(Text(" ".join(read_results(folder).about.closing), style="bold"))
     return code
 
 
@@ -113,19 +118,29 @@ class Extent(NamedTuple):
 def fitted_options(args: AbArguments, budget: float) -> dict[str, Any]:
     """The options of the experiment that takes about so many seconds, with the probe. Raises UserError where too little
     fits."""
-    start = time.perf_counter()
+    start = time.monotonic()
     options = _unfitted_options(args)
     arguments = ExperimentArguments(output_dir=args.output_dir, **options)
     folder = Path(args.output_dir)
     plan = planned(arguments, folder)
     prepare_data(arguments.data, folder / "data")
-    console.print("timing a few steps and answers of each arm")
-    costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments))
-    spent = time.perf_counter() - start
-    extent = fitted_extent(list(costs.values()), SPARE * (budget - spent))
+    console.print(f"timing a few steps and answers of each arm, for {ceil(PROBING * budget)} s at most")
+    try:
+        costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments), deadline=start + PROBING * budget)
+    except OutOfTime as error:
+        raise UserError(f"--budget {args.budget}: {error} in a third of it, a few steps of each: raise it") from None
+    console.print(cost_table(costs, plan.runs, workers=1))
+    extent = fitted_extent(list(costs.values()), SPARE * (budget - (time.monotonic() - start)))
     options["recipe"] |= {"max_steps": extent.steps}
     options["evaluate"] |= {"limit": extent.answers}
-    return {**options, "seeds": list(range(extent.seeds))}
+    note = _what_fits(args.budget, extent, costs[SFT])
+    return {**options, "seeds": list(range(extent.seeds)), "note": note}
+
+
+def _what_fits(budget: str, extent: Extent, cost: Cost) -> str:
+    """Chosen for the budget, and out of how much."""
+    steps = f"{extent.steps} of {cost.steps} optimisation steps"
+    return f"Chosen for {budget}: {extent.seeds} seeds, {steps} and {extent.answers} of {cost.answers} answers a cell."
 
 
 def _unfitted_options(args: AbArguments) -> dict[str, Any]:
@@ -161,9 +176,10 @@ def fitted_extent(costs: Sequence[Cost], available: float) -> Extent:
     fitting_steps = min(steps, int((of_a_seed - fitting_answers * answer) / step))
     if fitting_steps < min(FEWEST_STEPS, steps):
         fewest = min(FEWEST_ANSWERS, answers)
-        least = FEWEST_SEEDS * (start + FEWEST_STEPS * step + fewest * answer) / SPARE
+        few_steps = min(FEWEST_STEPS, steps)
+        least = FEWEST_SEEDS * (start + few_steps * step + fewest * answer) / SPARE
         raise UserError(
-            f"{FEWEST_STEPS} steps and {fewest} answers of {len(costs)} arms take {ceil(least / 60)}m: raise --budget"
+            f"{few_steps} steps and {fewest} answers of {len(costs)} arms take {ceil(least / 60)}m: raise --budget"
         )
     return Extent(fitting_steps, fitting_answers, FEWEST_SEEDS)
 
@@ -178,10 +194,13 @@ def verdict(results: ExperimentResults) -> str:
         for comparison in results.comparisons
         if comparison.difference.condition == STEP_JEPA
     }
+    dropped = f" Dropped for want of time: {', '.join(results.about.missing)}." if results.about.missing else ""
+    if not by_baseline.keys() >= {SFT, SHUFFLED}:
+        return f"Nothing can be compared yet: the same command goes on.{dropped}"
     to_sft, to_shuffled = by_baseline[SFT], by_baseline[SHUFFLED]
     figures = f"{_figures(to_sft)} against SFT, {_figures(to_shuffled)} against shuffled pairs"
     sentence = f"{_what_is_shown(to_sft, to_shuffled)}: {figures}{_what_it_would_take(to_sft)}."
-    return " ".join([sentence, *extremes(results.conditions)])
+    return " ".join([sentence, *extremes(results.conditions)]) + dropped
 
 
 def _what_is_shown(to_sft: ComparisonResult, to_shuffled: ComparisonResult) -> str:

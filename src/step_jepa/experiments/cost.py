@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 from rich.table import Table
@@ -14,11 +14,15 @@ from rich.text import Text
 
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import ACCURACY, Run
-from step_jepa.experiments.executor import execute_all
+from step_jepa.experiments.executor import OUT_OF_TIME, execute_all
 from step_jepa.experiments.run import RunResult
 from step_jepa.run_files import CELL_FILE, read_lines
 
 PROBE_STEPS, PROBE_ANSWERS = 4, 8  # steps; the fewest answers
+
+
+class OutOfTime(UserError):
+    """A probe did not end in the time that it was given."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Cost:
         return self.start + self.step * self.steps + self.answer * self.answers
 
 
-def timed_costs(runs: Sequence[Run], folder: Path, threads: int) -> dict[str, Cost]:
+def timed_costs(runs: Sequence[Run], folder: Path, threads: int, *, deadline: float = inf) -> dict[str, Cost]:
     """What a run of each condition costs, by training its first one for 4 steps and letting it answer a batch of
     problems. Pairing is not timed.
 
@@ -45,26 +49,30 @@ def timed_costs(runs: Sequence[Run], folder: Path, threads: int) -> dict[str, Co
         runs: all of them.
         folder: the experiment's; the probe lies in a new folder in it, and goes with it.
         threads: of each process.
+        deadline: when the probe ends, by the clock of `time.monotonic`.
 
     Raises:
+        OutOfTime: where it is not done by then.
         UserError: where a condition fails; then the probe stays, as its log says why.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
     try:
-        costs = _timed_costs(_first_runs(runs), scratch, threads)
-    except KeyboardInterrupt:
+        costs = _timed_costs(_first_runs(runs), scratch, threads, deadline)
+    except (KeyboardInterrupt, OutOfTime):
         shutil.rmtree(scratch)
         raise
     shutil.rmtree(scratch)
     return costs
 
 
-def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int) -> dict[str, Cost]:
+def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int, deadline: float) -> dict[str, Cost]:
     probes = [_shortened(run, scratch / str(number)) for number, run in enumerate(first_runs.values())]
-    costs = {}
-    with closing(execute_all(probes, 1, threads, lambda _: None)) as ended_runs:
+    costs: dict[str, Cost] = {}
+    with closing(execute_all(probes, 1, threads, lambda _: None, deadline=deadline)) as ended_runs:
         for probe, failure in ended_runs:
+            if failure == OUT_OF_TIME:
+                raise OutOfTime(f"{len(costs)} of {len(probes)} arms were timed")
             if failure:
                 raise UserError(f"{probe.condition}: {failure}")
             result = RunResult.read(probe.folder / CELL_FILE)

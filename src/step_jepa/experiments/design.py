@@ -103,6 +103,7 @@ class ExperimentArguments:
     train_file: str | None = option(None, help="What is trained on, instead of data's input_file.", is_path=True)
     test_file: str | None = option(None, help="What is tested on, instead of data's input_file.", is_path=True)
     name: str = option("experiment", help="Title of the results.")
+    note: str = option("", help="A sentence that the results repeat.")
 
     def __post_init__(self) -> None:
         if self.quick:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
+from math import inf
 from multiprocessing import connection, get_context, parent_process
 from statistics import mean
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from step_jepa.experiments.run import LOG_FILE, execute, finished_result
 from step_jepa.plugins import load_plugins, named_plugins
 
 REFUSED = 2  # exit code of a process whose run raised UserError
+OUT_OF_TIME = "it was stopped, as its time was up"
 
 
 class EndedRun(NamedTuple):
@@ -40,7 +42,13 @@ class _Running(NamedTuple):
 
 
 def execute_all(
-    runs: Sequence[Run], workers: int, threads: int, on_start: Callable[[Run], Any]
+    runs: Sequence[Run],
+    workers: int,
+    threads: int,
+    on_start: Callable[[Run], Any],
+    *,
+    may_start: Callable[[Run], bool] = lambda _: True,
+    deadline: float = inf,
 ) -> Generator[EndedRun, None, None]:
     """Each run as it ends. Closed early, it stops those that run.
 
@@ -49,6 +57,8 @@ def execute_all(
         workers: how many run at a time.
         threads: of each process.
         on_start: called with each run that starts.
+        may_start: asked before each; once it says no, no other starts.
+        deadline: when those that run are stopped, by the clock of `time.monotonic`.
     """
     context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
     context.set_forkserver_preload([__name__])  # imports take seconds, and each run would pay them
@@ -58,16 +68,28 @@ def execute_all(
         while waiting or running:
             while waiting and len(running) < workers:
                 run = waiting.pop(0)
+                if not may_start(run):
+                    waiting.clear()
+                    break
                 process = context.Process(target=_execute_in_process, args=(run, threads, named_plugins()))
                 process.start()
                 running[process.sentinel] = _Running(run, process)
                 on_start(run)
-            for sentinel in connection.wait(list(running)):
+            if _wait(list(running), deadline):
+                yield from [EndedRun(run, OUT_OF_TIME) for run, _ in running.values()]
+                return
+            for sentinel in connection.wait(list(running)) if running else []:
                 run, process = running.pop(sentinel)
                 process.join()
                 yield EndedRun(run, _failure(run, process.exitcode))
     finally:
         _stop(list(running.values()))
+
+
+def _wait(sentinels: list[Any], deadline: float) -> bool:
+    """Until a process ends; whether none did by the deadline."""
+    timeout = None if deadline == inf else max(0.0, deadline - time.monotonic())
+    return bool(sentinels) and not connection.wait(sentinels, timeout)
 
 
 def _stop(running: Sequence[_Running]) -> None:

@@ -1,13 +1,13 @@
 """`step-jepa experiment`: arms x seeds on one recipe, and what their differences say."""
 
+import contextlib
 import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -36,18 +36,31 @@ from step_jepa.experiments.design import (
 from step_jepa.experiments.executor import Progress, execute_all
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
-from step_jepa.run_files import RESULTS_FILE, read_lines
+from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
 from step_jepa.statistics import Components
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-def run(args: ExperimentArguments) -> int:
+def run(
+    args: ExperimentArguments,
+    *,
+    may_start: Callable[[Run], bool] = lambda _: True,
+    closing: Callable[[ExperimentResults], str] | None = None,
+) -> int:
     """Execute the runs that are not finished, then write results.json, .csv and .md; 1 if one failed.
 
-    Raises UserError."""
+    Args:
+        args: what is run.
+        may_start: asked before each run; once it says no, no other starts.
+        closing: what is said of the results in the end, and in their files.
+
+    Raises:
+        UserError: for what cannot be run, and for a folder whose results are of more seeds or arms.
+    """
     folder = Path(args.output_dir)
     plan = planned(args, folder)
+    _check_results(plan, folder)
     shard = _shard(args.shard)
     prepare_data(args.data, folder / "data")
     power = stated_power(args, plan)
@@ -58,15 +71,28 @@ def run(args: ExperimentArguments) -> int:
         costs = timed_costs(plan.runs, folder, threads_of_run(args))
         console.print(cost_table(costs, left, args.workers))
         return 0
-    failed = execute_runs(left, len(runs), args)
+    failed = execute_runs(left, len(runs), args, may_start)
     finished = _collected(plan.runs)
     if finished.missing:
         count = f"{len(finished.missing)} of {len(plan.runs)} cells"
         console.print(Text(f"{count} are not finished, and the tables are without them"))
     if not finished.results:
         return 1
-    _conclude(args, plan, finished, power)
+    _conclude(args, plan, finished, power, closing)
     return int(failed)
+
+
+def _check_results(plan: Plan, folder: Path) -> None:
+    """Raises UserError where results lie there that are of more than the plan has, and would be lost."""
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return
+    present = read_json(path, seeds=list, arms=dict)
+    planned_seeds, planned_arms = {run.seed for run in plan.runs}, {run.condition for run in plan.runs}
+    lost = [f"seed {seed}" for seed in present["seeds"] if seed not in planned_seeds]
+    lost += [arm for arm in present["arms"] if arm not in planned_arms]
+    if lost:
+        raise UserError(f"{path} has results of {', '.join(lost)}, which this would replace: give another --output_dir")
 
 
 @dataclass(frozen=True)
@@ -111,12 +137,16 @@ def threads_of_run(args: ExperimentArguments) -> int:
     return max(1, torch.get_num_threads() // args.workers)
 
 
-def execute_runs(runs: Sequence[Run], total: int, args: ExperimentArguments) -> bool:
+def execute_runs(
+    runs: Sequence[Run], total: int, args: ExperimentArguments, may_start: Callable[[Run], bool] = lambda _: True
+) -> bool:
     """Whether a run failed; `total` counts those that were finished before. Raises Interrupted."""
     failed = False
     with Progress(runs, total, args.measures[0], console) as progress:
         try:
-            with closing(execute_all(runs, args.workers, threads_of_run(args), progress.started)) as ended_runs:
+            threads = threads_of_run(args)
+            every = execute_all(runs, args.workers, threads, progress.started, may_start=may_start)
+            with contextlib.closing(every) as ended_runs:
                 for run, failure in ended_runs:
                     failed |= failure is not None
                     progress.ended(run, failure)
@@ -142,7 +172,13 @@ def _collected(runs: Sequence[Run]) -> _Finished:
     return finished
 
 
-def _conclude(args: ExperimentArguments, plan: Plan, finished: _Finished, power: str) -> None:
+def _conclude(
+    args: ExperimentArguments,
+    plan: Plan,
+    finished: _Finished,
+    power: str,
+    closing: Callable[[ExperimentResults], str] | None,
+) -> None:
     """Tables and files of what is finished, as far as any two conditions can be compared."""
     measured = finished.results[0].measures
     for measure in args.measures:
@@ -159,6 +195,8 @@ def _conclude(args: ExperimentArguments, plan: Plan, finished: _Finished, power:
     )
     comparisons = _comparable(plan.comparisons, finished.results)
     summary = results.summarise(finished.results, args.measures, comparisons, plan.primary, about)
+    said = [args.note, closing(summary) if closing else ""]
+    summary = replace(summary, about=replace(about, closing=[sentence for sentence in said if sentence]))
     results.write_results(summary, finished.results, Path(args.output_dir))
     _print(summary)
     names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_FILE}"

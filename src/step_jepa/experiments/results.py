@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from statistics import mean
@@ -17,6 +17,7 @@ from step_jepa.experiments.run import RunResult, Seconds
 from step_jepa.run_files import RESULTS_FILE, read_json, write_json, write_whole
 from step_jepa.statistics import ALPHA, Components, ConditionSummary, Difference, Interval
 
+MANY = 0.5  # of an arm's answers, cut off
 EXTREME = 0.02  # accuracies that are so near to 0 or to 1 can show no difference
 BOOTSTRAP_SEED = 42
 NOTES = {
@@ -36,7 +37,8 @@ FreeFigures = dict[str, dict[str, "FreeFigure"]]  # by measure and free baseline
 
 @dataclass(frozen=True)
 class About:
-    """What was run, when and where; `power` is what could be shown, stated before, `missing` are unfinished runs."""
+    """What was run, when and where; `power` is what could be shown, stated before, `missing` are unfinished runs,
+    `closing` is said last."""
 
     name: str
     date: str
@@ -45,6 +47,7 @@ class About:
     seeds: list[int]
     power: str
     missing: list[str]
+    closing: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class ExperimentResults:
         for measure, scorers in content["free"].items():
             free[measure] = {scorer: FreeFigure(**figure) for scorer, figure in scorers.items()}
         return cls(
-            about=About(**{field.name: content[field.name] for field in fields(About)}),
+            about=About(**{each.name: content[each.name] for each in fields(About) if each.name in content}),
             measures=content["measures"],
             conditions={name: _condition_from_json(condition) for name, condition in content["arms"].items()},
             free=free,
@@ -212,7 +215,7 @@ def _condition_result(name: str, runs: Sequence[RunResult], tables: Mapping[str,
 
 
 def _mean_figure(runs: Sequence[RunResult], name: str) -> float | None:
-    values = [value for run in runs if (value := run.figures[name]) is not None]
+    values = [value for run in runs if (value := run.figures.get(name)) is not None]
     return mean(values) if len(values) == len(runs) else None
 
 
@@ -370,10 +373,24 @@ def extremes(conditions: Mapping[str, ConditionResult]) -> list[str]:
             scores.append(condition.measures[ACCURACY].mean)
     unseen = "where no difference can be seen"
     if scores and max(scores) < EXTREME:
-        return [f"Every arm solves next to nothing, {unseen}: take easier problems, or train longer."]
+        return [f"Every arm solves next to nothing, {unseen}: {_remedy(conditions)}."]
     if scores and min(scores) > 1 - EXTREME:
         return [f"Every arm solves next to everything, {unseen}: take harder problems."]
     return []
+
+
+def _remedy(conditions: Mapping[str, ConditionResult]) -> str:
+    """Where next to nothing is solved."""
+    shares = [_share_cut_off(condition) for condition in conditions.values()]
+    if max(shares) < MANY:
+        return "take easier problems, or train longer"
+    longest = max(condition.figures.get("longest_solution") or 0 for condition in conditions.values())
+    enough = f" (the longest solution of the test file has {longest:.0f} tokens)" if longest else ""
+    return f"up to {max(shares):.0%} of an arm's answers are cut off: raise max_new_tokens{enough}"
+
+
+def _share_cut_off(condition: ConditionResult) -> float:
+    return (condition.figures.get("truncated") or 0) / condition.measures[ACCURACY].problems
 
 
 # Files
@@ -389,7 +406,7 @@ def write_results(results: ExperimentResults, runs: Sequence[RunResult], folder:
 def _csv(runs: Sequence[RunResult], measures: Sequence[str]) -> str:
     text = io.StringIO()
     figures = list(runs[0].figures)
-    seconds = [field.name for field in fields(Seconds)]
+    seconds = [each.name for each in fields(Seconds)]
     heads = ["arm", "seed", *measures, *figures, "steps", "tokens", "flops", *(f"seconds_{name}" for name in seconds)]
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(heads)
@@ -409,7 +426,7 @@ def _markdown(results: ExperimentResults) -> str:
         parts += [f"## {measure}", _markdown_table(conditions_table(results, measure))]
         parts += [_markdown_table(comparisons_table(results, measure))]
     parts += ["## Losses and costs", _markdown_table(costs_table(results))]
-    parts += ["## In words", _markdown_list(conclusions(results))]
+    parts += ["## In words", _markdown_list([*conclusions(results), *about.closing])]
     notes = [f"**{name}**: {meaning}" for name, meaning in NOTES.items()]
     parts += ["## How to read it", _markdown_list(notes)]
     return "\n\n".join(parts) + "\n"

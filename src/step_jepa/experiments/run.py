@@ -24,6 +24,7 @@ from step_jepa.run_files import (
     PARTIAL_FILE,
     PREDICTIONS_FILE,
     SUMMARY_FILE,
+    check_fields,
     read_json,
     read_lines,
     write_json,
@@ -33,7 +34,16 @@ from step_jepa.training.checkpoints import checkpoints_in, has_all_steps, last_c
 IDENTITY_FILE, LOCK_FILE, TRAINED_FILE, LOG_FILE = "identity.json", "lock", "trained", "log.txt"
 SUFFIXES = {"views": "", "views_to_base": "_to_base"}  # of a measure's name, by what it is of
 WEIGHTS = ("*.safetensors", "*.bin")
-FIGURES = ("lm_loss", "jepa_loss", "cosine_paired", "cosine_unpaired", "no_answer", "truncated", "over_generated")
+FIGURES = (
+    "lm_loss",
+    "jepa_loss",
+    "cosine_paired",
+    "cosine_unpaired",
+    "no_answer",
+    "truncated",
+    "over_generated",
+    "longest_solution",
+)
 
 Scores = list[float]  # one for each problem, in the order of the test file
 
@@ -77,11 +87,12 @@ class RunResult:
 
     @classmethod
     def read(cls, path: Path) -> "RunResult":
-        """Raises UserError for a file that is none of these."""
+        """Raises UserError for a file that is none of these, or damaged."""
         content = read_json(path)
         names = {"arm" if field.name == "condition" else field.name for field in fields(cls)}
         if missing := sorted(names - content.keys()):
             raise UserError(f"{path} has no {missing[0]}: remove {path.parent}, and the same command runs it again")
+        check_fields(content["seconds"], path, **{field.name: (int, float) for field in fields(Seconds)})
         kept = {name: content[name] for name in names - {"arm", "seconds"}}
         return cls(condition=content["arm"], seconds=Seconds(**content["seconds"]), **kept)
 

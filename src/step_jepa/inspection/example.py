@@ -3,6 +3,7 @@
 No weights are read, only a tokenizer and a model's configuration.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
+from step_jepa.inspection.sample import MOST_TOKENS, Sample, sample_of
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import check_bounds, option
-from step_jepa.rows.branches import Row
+from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
 from step_jepa.training.config import StepJEPAOptions, with_registered_options
 
@@ -50,15 +52,19 @@ class RowArguments(TemplateOptions):
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom in one row of L tokens.
+    """Who sees whom among L tokens of one row.
 
     Attributes:
-        regions: what tiles the row, in order.
+        regions: what tiles the tokens, in order.
         layers: by kind of layer, bool (L, L), [q, k]: whether token q sees token k.
+        tokens: their indices in the row.
+        note: what they are a sample of; empty where they are the row.
     """
 
     regions: list[Region]
     layers: dict[str, Tensor]
+    tokens: list[int]
+    note: str = ""
 
 
 class Mask(NamedTuple):
@@ -82,23 +88,26 @@ class InspectedExample:
     Attributes:
         token_texts: the text of each token of the row.
         objective: the name of the objective that the row is planned for; none for plain fine-tuning.
-        visibility: of the row, trunk and branches.
-        in_place: of the standalone implementation's second pass; None where it has no pair.
+        regions: what tiles the row.
+        visibility: of the row, trunk and branches; of a sample of its tokens, where they are many.
+        in_place: of the standalone implementation's second pass; None where it has no pair, or a long row.
     """
 
     example: Example
     row: Row
     token_texts: list[str]
     objective: str
+    regions: list[Region]
     visibility: Visibility
     in_place: Visibility | None
 
     def masks(self) -> Iterator[Mask]:
         """Those of every kind of layer, in either implementation."""
         single_kind = list(self.visibility.layers) == ["full_attention"]
+        note = f" ({self.visibility.note})" if self.visibility.note else ""
         for kind, seen in self.visibility.layers.items():
             of_layers = "" if single_kind else f", {kind}"
-            yield Mask(f"trunk and branches{of_layers}", self.visibility.regions, seen)
+            yield Mask(f"trunk and branches{of_layers}{note}", self.visibility.regions, seen)
             if self.in_place:
                 yield Mask(f"in place (standalone){of_layers}", self.in_place.regions, self.in_place.layers[kind])
 
@@ -141,26 +150,37 @@ class Inspector:
     def inspect(self, example: Example) -> InspectedExample:
         """The row of an example, as the first epoch of a run has it."""
         row = self.planner(example)
-        integers = [tensor([values]) for values in (row.branch, row.visible_length, row.position_ids)]
-        masks = attention.seen(self.config, *integers)
-        layers = {kind: mask[0] for kind, mask in masks.items()}
+        regions = row_regions(example, row)
+        visibility = self._visibility(row, sample_of(regions))
         names = {token: f"<|predictor_{number}|>" for number, token in enumerate(self.predictor_ids, 1)}
         return InspectedExample(
             example=example,
             row=row,
             token_texts=pieces(self.tokenizer, row.input_ids, names),
             objective=self.args.objective,
-            visibility=Visibility(row_regions(example, row), layers),
-            in_place=self._in_place(example, list(layers)),
+            regions=regions,
+            visibility=visibility,
+            in_place=self._in_place(example, row, list(visibility.layers)),
         )
 
-    def _in_place(self, example: Example, kinds: Sequence[str]) -> Visibility | None:
+    def _visibility(self, row: Row, sample: Sample) -> Visibility:
+        trunk = [token for token in sample.tokens if row.branch[token] == TRUNK]
+        branch = [row.branch[token] for token in sample.tokens]
+        # So many of the chosen tokens stand within the prefix.
+        visible = [bisect_left(trunk, row.visible_length[token]) for token in sample.tokens]
+        positions = [row.position_ids[token] for token in sample.tokens]
+        masks = attention.seen(self.config, tensor([branch]), tensor([visible]), tensor([positions]))
+        layers = {kind: mask[0] for kind, mask in masks.items()}
+        return Visibility(sample.regions, layers, sample.tokens, sample.note)
+
+    def _in_place(self, example: Example, row: Row, kinds: Sequence[str]) -> Visibility | None:
         """By the standalone implementation's own functions, which know Step-JEPA and no empty step."""
         if self.args.objective != "step_jepa" or any(start == stop for start, stop in example.steps):
             return None
-        isolated = standalone.Example(example.input_ids, example.labels, example.steps, skip_pair=example.answer == 1)
+        without_pair = all(pair.step != 1 for pair in row.pairs)
+        isolated = standalone.Example(example.input_ids, example.labels, example.steps, skip_pair=without_pair)
         batch = standalone.collate([isolated], pad_id=0)
-        if not batch["second_step"].any():
+        if not batch["second_step"].any() or example.steps[1][1] > MOST_TOKENS:
             return None
         predictors = len(self.predictor_ids)
         rows = standalone.second_rows(batch, self.config.vocab_size, predictors)
@@ -168,7 +188,8 @@ class Inspector:
         # One mask alone serves every kind of layer.
         by_kind = masks if isinstance(masks, dict) else dict.fromkeys(kinds, masks)
         layers = {kind: by_kind[kind][0, 0] for kind in kinds}
-        return Visibility(in_place_regions(example, predictors), layers)
+        regions = in_place_regions(example, predictors)
+        return Visibility(regions, layers, list(range(regions[-1].indices.stop)))
 
 
 def inspect_example(args: RowArguments) -> InspectedExample:

@@ -54,8 +54,9 @@ def describe_mask(inspected: InspectedExample) -> dict[str, Any]:
 
     Returns:
         regions: name, start, stop. layers: by kind of layer, for each token the ranges [start, stop) of tokens that it
-        sees. sight: by kind of layer, who sees whom in words. in_place: the same three of the standalone
-        implementation's second pass, null where it has no pair.
+        sees. sight: by kind of layer, who sees whom in words. sample: null; of a long row, the indices of the tokens
+        that all of this is about, which are then counted among themselves. in_place: the same of the standalone
+        implementation's second pass, null where it has no pair, or a long row.
     """
     in_place = _describe_visibility(inspected.in_place) if inspected.in_place else None
     return {**_describe_visibility(inspected.visibility), "in_place": in_place}
@@ -67,6 +68,7 @@ def _describe_visibility(visibility: Visibility) -> dict[str, Any]:
         "regions": [describe_region(region) for region in regions],
         "layers": {kind: list(map(seen_ranges, seen)) for kind, seen in layers.items()},
         "sight": {kind: sentences(regions, seen) for kind, seen in layers.items()},
+        "sample": visibility.tokens if visibility.note else None,
     }
 
 
@@ -132,7 +134,11 @@ def show_mask(inspected: InspectedExample) -> RenderableType:
     for title, regions, seen in inspected.masks():
         words = Text("\n".join(sentences(regions, seen)))
         shown += [Text(f"mask: {title}", "bold"), RegionMatrix(regions, seen), words, ""]
-    note = "" if inspected.in_place else "The standalone implementation has no pair here, so no mask in place.\n"
+    note = (
+        ""
+        if inspected.in_place
+        else "The standalone implementation has no pair here, or a long row: no mask in place.\n"
+    )
     return Group(*shown, note + MARKS_LEGEND)
 
 

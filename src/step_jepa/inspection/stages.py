@@ -144,7 +144,7 @@ def show_tokens(inspected: InspectedExample) -> Table:
 def describe_spans(inspected: InspectedExample) -> list[dict[str, Any]]:
     """name, start, stop of each region of the trunk, and how many of its tokens are labelled."""
     spans = []
-    for region in inspected.visibility.regions:
+    for region in inspected.regions:
         if not region.is_branch:
             labelled = sum(inspected.row.labels[index] != IGNORED for index in region.indices)
             spans.append({**describe_region(region), "labelled": labelled})
@@ -168,7 +168,7 @@ def describe_branches(inspected: InspectedExample) -> list[dict[str, Any]]:
     """name, start, stop of each branch, the position of its first token, and prefix, the trunk tokens that it sees."""
     row = inspected.row
     branches = []
-    for region in inspected.visibility.regions:
+    for region in inspected.regions:
         if region.is_branch:
             first = region.indices.start
             place = {"position": row.position_ids[first], "prefix": row.visible_length[first]}
@@ -283,7 +283,7 @@ def table(*columns: str) -> Table:
 def region_names(inspected: InspectedExample) -> list[str]:
     """Of each token of the row."""
     names = []
-    for region in inspected.visibility.regions:
+    for region in inspected.regions:
         names += [region.name] * len(region.indices)
     return names
 

@@ -103,7 +103,7 @@ def _check_weights(model: Any, name: str) -> str:
         if weight.is_meta or not weight.is_floating_point():
             continue
         if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.detach().isfinite().all():
-            raise UserError(f"the weights of {name!r} are not finite ({parameter}): give another model")
+            raise UserError(f"the weights of {name!r} are not finite ({parameter}): its training diverged")
         digest.update(parameter.encode() + weight.detach().flatten()[:SAMPLE].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -1,5 +1,6 @@
 """What every objective is."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Self
@@ -55,6 +56,6 @@ class Objective:
     def check_data(self, examples: Sequence[Example]) -> None:
         """Raises UserError where the data cannot serve it."""
 
-    def left_out(self, examples: Sequence[Example]) -> int:
-        """How many pairs it leaves out because their target is just the final answer."""
-        return 0
+    def left_out(self, examples: Sequence[Example]) -> Counter[str]:
+        """How many pairs it leaves out, by reason."""
+        return Counter()

@@ -1,6 +1,7 @@
 """Step-JEPA: predict step i + h, read alone, from everything up to step i."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +20,10 @@ Target = Literal["isolated", "context"]
 Pooling = Literal["last", "mean"]
 Read = Literal["separator", "content"]
 Sees = Literal["nothing", "bos"]
+
+# Why a pair is left out
+JUST_THE_ANSWER = "whose target is just the answer (skip_answer_step)"
+SINK = "whose target is one token, which says nothing read alone (--target_sees bos reads it)"
 
 
 @dataclass
@@ -106,41 +111,52 @@ class StepJEPA(StepOptions, Objective):
 
     def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         for read, wanted in self._chosen(example, sampling.rng):
-            predicted = self._predicted(row, example, read)
             source, step = sampling.target_step(example, read, wanted)
-            yield Pair(predicted, self._target(row, source, step), step=wanted)
+            if not self._is_sink(source, step):
+                predicted = self._predicted(row, example, read)
+                yield Pair(predicted, self._target(row, source, step), step=wanted)
 
     def possible(self, example: Example) -> list[tuple[int, int]]:
         """(i, i + h) for all steps with tokens of their own."""
         filled = example.filled_steps
         return list(zip(filled, filled[self.horizon :], strict=False))
 
-    def skipped(self, example: Example) -> int:
-        """How many of them have just the final answer as their target and are left out."""
-        possible = self.possible(example)[: 1 if self.pairs == "first" else None]
-        return sum(self.skip_answer_step and wanted == example.answer for _, wanted in possible)
+    def kept(self, example: Example) -> list[tuple[int, int]]:
+        """Those of them that may be taken."""
+        return [(read, wanted) for read, wanted in self._considered(example) if not self._reason(example, wanted)]
+
+    def skipped(self, example: Example) -> Counter[str]:
+        """How many of them may not, by reason."""
+        return Counter(reason for _, wanted in self._considered(example) if (reason := self._reason(example, wanted)))
+
+    def _considered(self, example: Example) -> list[tuple[int, int]]:
+        return self.possible(example)[: 1 if self.pairs == "first" else None]
+
+    def _reason(self, example: Example, wanted: int) -> str | None:
+        """Why a pair with this target is left out; None where it is not."""
+        if self.skip_answer_step and wanted == example.answer:
+            return JUST_THE_ANSWER
+        return SINK if self._is_sink(example, wanted) else None
+
+    def _is_sink(self, example: Example, step: int) -> bool:
+        """Whether the step's only state would be that of a first token: models take it for an attention sink, and those
+        of different tokens are all alike."""
+        alone = self.target == "isolated" and self.target_sees == "nothing"
+        return alone and len(self._tokens(example, step)) == 1
 
     def check_data(self, examples: Sequence[Example]) -> None:
-        if self.horizon > 1 and not any(map(self._kept, examples)):
+        if self.horizon > 1 and not any(map(self.kept, examples)):
             most = max(len(example.steps) for example in examples)
             raise UserError(
                 f"horizon = {self.horizon}: no step has that many after it: examples have at most {most} "
                 "steps, answer lines included: lower it"
             )
 
-    def left_out(self, examples: Sequence[Example]) -> int:
-        return sum(map(self.skipped, examples))
-
-    def _kept(self, example: Example) -> list[tuple[int, int]]:
-        possible = self.possible(example)
-        if not self.skip_answer_step:
-            return possible
-        return [(read, wanted) for read, wanted in possible if wanted != example.answer]
+    def left_out(self, examples: Sequence[Example]) -> Counter[str]:
+        return sum(map(self.skipped, examples), Counter())
 
     def _chosen(self, example: Example, rng: Random) -> list[tuple[int, int]]:
-        pairs = self._kept(example)
-        if self.pairs == "first":
-            pairs = pairs[:1]
+        pairs = self.kept(example)
         if self.pairs == "random" and len(pairs) > self.pairs_per_example:
             pairs = sorted(rng.sample(pairs, self.pairs_per_example))
         return pairs if self.pair_tokens is None else self._affordable(pairs, example, self.pair_tokens, rng)

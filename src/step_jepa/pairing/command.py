@@ -16,7 +16,6 @@ from step_jepa.batches.views import Views
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.evaluation.figures import check_weights
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import saved_predictors
@@ -27,6 +26,7 @@ from step_jepa.pairing.table import measures_table
 from step_jepa.run_files import (
     OPTIONS_FILE,
     PAIRING_FILE,
+    check_fields,
     last_modified,
     read_json,
     records_digest,
@@ -119,8 +119,10 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
     path, settings = Path(args.output_dir, PAIRING_FILE), _settings(args, records)
     if args.overwrite or not path.exists():
         return {"settings": settings, "models": {}}
-    results = read_json(path)
-    known = results.get("settings", {})
+    results = read_json(path, settings=dict, models=dict)
+    for name in results["models"]:
+        check_fields(results["models"][name], path, run=dict, lm_loss=float, measures=dict, differences=dict)
+    known = results["settings"]
     if differing := [name for name in settings if name not in known or known[name] != settings[name]]:
         names = ", ".join(differing)
         raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")
@@ -233,7 +235,6 @@ def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str
         seed=args.seed,
         model_init_kwargs={"dtype": args.dtype},
     )
-    check_weights(representation.model, model)
     rows = representation.evaluation_rows(records)
     result = held_out(representation, rows, batch_size=args.batch_size)
     views = result.views.of(0)

@@ -26,7 +26,7 @@ def experiment_section(folder: str, results: Mapping[str, Any], figures: InlineF
         "results": results,
         "measures": [_measure_section(measure, results, typed, figures) for measure in results["measures"]],
         "costs": costs_table(typed),
-        "words": conclusions(typed),
+        "words": [*conclusions(typed), *typed.about.closing],
         "notes": NOTES,
     }
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,18 @@ from step_jepa.run_files import (
     SUMMARY_FILE,
     VIEWS_FILE,
     read_json,
+    read_summary,
 )
+
+SETTINGS = {  # what the page says of run.json
+    **dict.fromkeys(("approach", "lr_scheduler_type", "device", "dtype"), str),
+    **dict.fromkeys(("model_name", "train_file", "eval_file"), (str, NoneType)),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed"), int),
+    "learning_rate": (int, float),
+    "lora": (dict, NoneType),
+    "data": dict,
+    "versions": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ def read_folders(paths: Sequence[str]) -> ReportData:
         if (folder / SUMMARY_FILE).exists():
             data.evaluations.append(_read_evaluation(folder))
         if (folder / PAIRING_FILE).exists():
-            data.pairings[str(folder)] = read_json(folder / PAIRING_FILE)
+            data.pairings[str(folder)] = read_json(folder / PAIRING_FILE, settings=dict, models=dict)
         if (folder / RESULTS_FILE).exists() and "comparisons" in (results := read_json(folder / RESULTS_FILE)):
             data.experiments[str(folder)] = results
     return data
@@ -140,9 +152,9 @@ def _read_run(folder: Path) -> Run:
     settings, rows = folder / RUN_FILE, folder / ROWS_FILE
     return Run(
         folder=folder,
-        state=read_json(folder / TRAINER_STATE_NAME),
+        state=read_json(folder / TRAINER_STATE_NAME, global_step=int, log_history=list),
         options=read_json(folder / OPTIONS_FILE),
-        settings=read_json(settings) if settings.exists() else {},
+        settings=read_json(settings, **SETTINGS) if settings.exists() else {},
         rows=read_json(rows) if rows.exists() else None,
     )
 
@@ -151,7 +163,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     predictions, views = folder / PREDICTIONS_FILE, folder / VIEWS_FILE
     return Evaluation(
         folder=folder,
-        summary=read_json(folder / SUMMARY_FILE),
+        summary=read_summary(folder / SUMMARY_FILE),
         predictions=list(_read_predictions(predictions)) if predictions.exists() else [],
         views=_read_views(views) if views.exists() else None,
     )
@@ -163,7 +175,7 @@ def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             yield dict(json.loads(line))
-        except (ValueError, TypeError) as error:  # of text that is not UTF-8, too
+        except (ValueError, TypeError, RecursionError) as error:  # of text that is not UTF-8, too
             raise UserError(f"{path}:{number} is not the JSON that evaluate writes: evaluate again") from error
 
 

@@ -272,8 +272,9 @@ class RepresentationTrainer(Trainer):
         sample = rows.sample
         if len(sample) < len(rows):
             logger.info("pairs and tokens are counted on %d of the %d rows, evenly spaced", len(sample), len(rows))
-        if left_out := sum(objective.left_out(sample) for objective in self.representation.objectives):
-            logger.info("%d pairs whose target is just the answer are left out (skip_answer_step)", left_out)
+        for objective in self.representation.objectives:
+            for reason, count in objective.left_out(sample).items():
+                logger.info("left out: %d pairs %s", count, reason)
         if same:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:

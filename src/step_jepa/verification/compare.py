@@ -25,7 +25,7 @@ from step_jepa.batches.collate import Batch, PlannedRows, to_device
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.options import check_bounds, option
+from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
@@ -44,8 +44,9 @@ class CompareArguments:
     predictors: int = option(1, help="K, the predictor tokens.", least=0)
     loss: Literal["cosine", "l2", "mse"] = option("cosine", help="Distance between views.")
     lbd: float = option(1.0, help="Weight of the JEPA loss in the gradient.", more_than=0)
-    seed: int = option(42, help="Of the predictor rows.")
+    seed: int = option(42, help="Of the predictor rows.", least=0, most=MOST_SEED)
     batch_size: int = option(4, help="Rows per forward pass.", least=1)
+    max_length: int | None = option(1024, help="Cut rows to whole steps within this many tokens.", least=1)
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", help="Attention backend.")
     json: bool = option(False, help="JSON on stdout instead of a table.")
 
@@ -157,11 +158,14 @@ def compare_on(
     """
     representation = _representation(model, args, processing_class)
     rows = _adapted_rows(representation, records)
-    examples = [_standalone_example(representation, place, record) for place, record in enumerate(records)]
+    examples = _standalone_examples(representation, records, args.max_length)
     batches = _batches(representation, rows, examples, args.batch_size)
     tokens, pairs = standalone.count([batch.standalone for batch in batches]).tolist()
     if not pairs:
-        raise UserError(f"{args.train_file}: no row has two steps, so there is no view to compare")
+        raise UserError(
+            f"{args.train_file}: no row has two steps within max_length = {args.max_length}, "
+            "so there is no view to compare"
+        )
     first = _first_unequal_token(rows.examples, examples) or _first_unequal_mask(representation.model, batches)
 
     weights = LossWeights(1 / tokens, 1 / pairs, args.lbd)
@@ -171,14 +175,14 @@ def compare_on(
     standalone_pass = partial(_standalone_pass, model, args.loss)
     standalone_batches = [batch.standalone for batch in batches]
     by_standalone = _outcome("standalone", model, standalone_batches, standalone_pass, weights)
-    return _comparison(by_adapted, by_standalone, len(records), first)
+    return _comparison(by_adapted, by_standalone, len(examples), first)
 
 
 # The same rows, for either
 
 
 def _representation(model: Any, args: CompareArguments, processing_class: Any) -> Representation:
-    options = StepJEPAOptions(predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=None)
+    options = StepJEPAOptions(predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=args.max_length)
     loading = {"attn_implementation": args.attn_implementation}
     representation = Representation.load(
         model, options, seed=args.seed, processing_class=processing_class, model_init_kwargs=loading
@@ -194,13 +198,21 @@ def _adapted_rows(representation: Representation, records: Sequence[Mapping[str,
     return rows
 
 
-def _standalone_example(
-    representation: Representation, place: int, record: Mapping[str, Any]
-) -> standalone.Example | None:
-    try:
-        return standalone.encode(representation.tokenizer, record["messages"], record["steps"], sys.maxsize)
-    except ValueError as error:
-        raise UserError(f"example {place}: the standalone implementation refuses it: {error}") from error
+def _standalone_examples(
+    representation: Representation, records: Sequence[Mapping[str, Any]], max_length: int | None
+) -> list[standalone.Example]:
+    """Without those that not even one step fits into, as the adapted implementation leaves them out."""
+    examples = []
+    for place, record in enumerate(records):
+        try:
+            example = standalone.encode(
+                representation.tokenizer, record["messages"], record["steps"], max_length or sys.maxsize
+            )
+        except ValueError as error:
+            raise UserError(f"example {place}: the standalone implementation refuses it: {error}") from error
+        if example is not None:
+            examples.append(example)
+    return examples
 
 
 def _batches(

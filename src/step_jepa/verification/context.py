@@ -22,15 +22,17 @@ from step_jepa.batches.collate import Batch, PlannedRows, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Example
+from step_jepa.data.tokens import Example, truncate
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows, trained_predictors
 from step_jepa.models.target_encoder import evaluating
+from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 Side = Literal["predicted", "target"]
+MOST_ROUNDS = 8
 SIDES: tuple[Side, Side] = ("predicted", "target")
 
 
@@ -49,7 +51,7 @@ class VerificationContext:
     target_modules       that it adapts
     plain                no chat framing
     template             options of the chat template
-    max_length           longest trunk in tokens; the records stay whole, and it is counted how many are longer
+    max_length           longest trunk in tokens: what the model reads is cut to whole steps, as in training
     attn_implementation  attention backend
     seed                 of the predictor rows, of an adapter and of training
     """
@@ -90,19 +92,24 @@ class VerificationContext:
     def chosen_records(self) -> list[Mapping[str, Any]]:
         """Those that the model reads, in their order. Raises UserError where no row has a pair."""
         self.check_pairs()
-        pairs = [count_pairs(example) for example in self.examples]
+        pairs = self._pairs_within_max_length()
         paired = [place for place, count in enumerate(pairs) if count]
         shortest_first = sorted(paired, key=lambda place: (pairs[place] == 1, len(self.examples[place].input_ids)))
         return [self.records[place] for place in sorted(shortest_first[: self.rows_read])]
 
     def check_pairs(self) -> None:
         """Raises UserError where no row has a pair: then it is the data that cannot serve, and nothing to verify."""
-        if not any(map(count_pairs, self.examples)):
+        if any(map(count_pairs, self.examples)) and not any(self._pairs_within_max_length()):
+            raise UserError(f"{self.source}: no row has two steps within max_length = {self.max_length}: raise it")
+        if not any(self._pairs_within_max_length()):
             raise UserError(
                 f"{self.source}: none of the {len(self.examples)} rows that were read has two steps beside its "
                 "answer, so there is no pair of views: cut the answers into steps (step-jepa prepare, with another "
                 "--split_by), or read more rows (--limit)"
             )
+
+    def _pairs_within_max_length(self) -> list[int]:
+        return [count_pairs(truncate(example, self.max_length)) for example in self.examples]
 
     # The model and what it reads
 
@@ -125,7 +132,7 @@ class VerificationContext:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"pairs": "all", "predictors": self.predictors, "max_length": None}
+        return {"pairs": "all", "predictors": self.predictors, "max_length": self.max_length}
 
     @property
     def model(self) -> Any:
@@ -148,7 +155,8 @@ class VerificationContext:
 
     @cached_property
     def pair_rounds(self) -> list[list[int]]:
-        """The pairs, sorted into rounds with at most one pair of each row: those that can be looked at together."""
+        """Pairs, sorted into rounds with at most one pair of each row: those that can be looked at together. Of long
+        answers some rounds, from first to last."""
         rounds: list[list[int]] = []
         pairs_before: dict[int, int] = {}
         for pair, row in enumerate(self.batch["pair_row"].tolist()):
@@ -157,7 +165,14 @@ class VerificationContext:
             if number == len(rounds):
                 rounds.append([])
             rounds[number].append(pair)
-        return rounds
+        count = min(len(rounds), MOST_ROUNDS)
+        return [rounds[place * (len(rounds) - 1) // max(1, count - 1)] for place in range(count)]
+
+    @property
+    def views_looked_at(self) -> str:
+        """How many views the rounds have, in words."""
+        count, all_views = 2 * sum(map(len, self.pair_rounds)), 2 * pair_count(self.batch)
+        return f"{count} views" if count == all_views else f"{count} of {all_views} views"
 
     @cached_property
     def read_columns(self) -> dict[Side, Tensor]:
@@ -256,9 +271,8 @@ class TwoSteps:
 
 
 def count_pairs(example: Example) -> int:
-    """How many steps follow another and are not just the answer."""
-    filled = example.filled_steps
-    return sum(step != example.answer for step in filled[1:])
+    """How many pairs of steps training would take of it."""
+    return len(StepJEPA(pairs="all").kept(example))
 
 
 def logged_losses(trainer: Any) -> list[float]:

@@ -18,7 +18,7 @@ from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
-from step_jepa.options import Needs, check_bounds, check_needs, option
+from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
 from step_jepa.train import modules_to_adapt
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results
 from step_jepa.verification.context import VerificationContext
@@ -45,7 +45,7 @@ class VerifyArguments(TemplateOptions):
     plain: bool = option(False, help="No chat framing, as --plain of train.")
     max_length: int | None = option(1024, help="Longest trunk in tokens: how many are longer?", least=1)
     attn_implementation: Literal["sdpa", "eager"] = option("sdpa", help="Attention backend.")
-    seed: int = option(42, help="Of the predictor rows.")
+    seed: int = option(42, help="Of the predictor rows.", least=0, most=MOST_SEED)
     json: bool = option(False, help="JSON on stdout instead of a table.")
 
     def __post_init__(self) -> None:

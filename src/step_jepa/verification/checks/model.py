@@ -80,7 +80,7 @@ def check_isolation(context: VerificationContext) -> CheckResult:
             moved += int(_moved(before, after, side)[pairs].sum())
         after = context.views(context.with_other_tokens(_visible_places(context, pairs, "target")))
         unmoved += int((~_moved(before, after, "target"))[pairs].sum())
-    figure = f"{2 * len(before)} views: {moved} moved with tokens that they may not see"
+    figure = f"{context.views_looked_at}: {moved} moved with tokens that they may not see"
     return CheckResult(moved == unmoved == 0, figure + (f", {unmoved} did not move with their own" if unmoved else ""))
 
 
@@ -114,7 +114,7 @@ def check_gradients(context: VerificationContext) -> CheckResult:
             reached = gradient.abs().sum(-1)[rows] > 0  # one row of L tokens for each pair of the round
             leaks += int((reached & ~context.visible[side][pairs]).any(-1).sum())
             dead += int((~reached.gather(1, context.read_columns[side][pairs, None])).sum())
-    figure = f"{2 * len(views)} views: {leaks} with a gradient to tokens that they may not see"
+    figure = f"{context.views_looked_at}: {leaks} with a gradient to tokens that they may not see"
     return CheckResult(leaks == dead == 0, figure + (f", {dead} without any of their own" if dead else ""))
 
 
@@ -152,7 +152,9 @@ def check_trunk(context: VerificationContext) -> CheckResult:
 @register_check("one pass = two passes", remedy="see the README, If the two disagree")
 def check_one_pass(context: VerificationContext) -> CheckResult:
     """The adapted implementation in one pass against the standalone one in two."""
-    args = CompareArguments(model_name="", train_file=context.source, predictors=context.predictors)
+    args = CompareArguments(
+        model_name="", train_file=context.source, predictors=context.predictors, max_length=context.max_length
+    )
     tokenizer = context.representation.tokenizer
     comparison = compare_on(context.model, context.chosen_records, args, processing_class=tokenizer)
     losses = f"LM loss {comparison.lm_loss.difference:.1e} apart, JEPA loss {comparison.jepa_loss.difference:.1e}"
