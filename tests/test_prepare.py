@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_cli import ROOT, code
 
-from step_jepa.data import prepare, records, sources
+from step_jepa.data import generated, prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
 from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
 from step_jepa.data.sources import read_records
@@ -442,7 +442,7 @@ def test_gsm_symbolic_templates_and_failures(tmp_path, monkeypatch):
             cot = {"answer_cot": f"a\n#### {template}", "answer_value": template}
             return {"question": f"template {template}", "answer": str(template), "metadata": cot}
 
-    monkeypatch.setattr(sources, "_gsm_symbolic_problems", lambda seed, size: Problems())
+    monkeypatch.setattr(generated, "_gsm_symbolic_problems", lambda seed, size: Problems())
     output = tmp_path / "out.jsonl"
     run(PrepareArguments(input_file="gsm_symbolic", output_file=str(output), templates="test"))
     assert [record["answer"] for record in read_lines(output)] == ["5"]

@@ -183,7 +183,7 @@ def test_tokens_that_straddle_the_start_are_refused(tokenizer):
     emoji = "\U0001f600"
     first_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(emoji)[0][0][0]
     cases = [
-        (merging(tokenizer, ("\u0120", first_byte)), " ", emoji),  # both tokens of the character begin before it
+        (merging(tokenizer, ("\u010a", first_byte)), "\n", emoji),  # both tokens of the character begin before it
         (merging(tokenizer, (".", "\u0120"), trim=True), ".", " a"),  # the offsets of ". " end where the content begins
     ]
     for other, end, content in cases:
@@ -423,6 +423,8 @@ def exact(tokenizer, record) -> bool:
 
 def test_300_gsm8k_rows_with_smollm2():
     tokenizer = smollm2_tokenizer()
+    assert tokenizer("7.\n\n8")["input_ids"] == [39, 30, 1116, 40]  # digits are parted first: then "\n\n" is one token
+    assert tokenizer("a 12 b")["input_ids"] == [81, 216, 33, 34, 278]
     assert sum(exact(tokenizer, record) for record in gsm8k(300)) == 300
 
 

@@ -372,12 +372,12 @@ if trainer.is_world_process_zero():
     "options",
     [
         {"lbd": 1.0},
-        {"lbd": 1.0, "gamma": 0.5},
+        {"lbd": 1.0, "gamma": 0.5, "streaming": True, "shuffle_buffer": 3, "train_sampling_strategy": "random"},
         {"lbd": 1.0, "loss": "centred_cosine", "predictor_head": "linear", "jepa_ratio": 0.7},
         {"lbd": 1.0, "loss": "infonce", "regulariser": "vicreg"},
         {"lbd": 1.0, "max_tokens_per_batch": 300, "train_sampling_strategy": "random"},
     ],
-    ids=["cosine", "logits in chunks", "centred, head", "infonce, vicreg", "by tokens"],
+    ids=["cosine", "logits in chunks, stream", "centred, head", "infonce, vicreg", "by tokens"],
 )
 def test_two_processes_are_one(records, tmp_path, options):
     (tmp_path / "records.json").write_text(json.dumps(records))

@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 
 from step_jepa.batches import attention
 from step_jepa.cli import main
-from step_jepa.data import dataset, tokens
+from step_jepa.data import encoding, tokens
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
@@ -61,7 +61,7 @@ def test_all_checks_pass(name, options, tmp_path, records, capsys):
 
 def every_example(change):
     """Examples that are encoded wrongly."""
-    return lambda patch: patch.setattr(dataset, "encode", lambda *args: change(tokens.encode(*args)))
+    return lambda patch: patch.setattr(encoding, "encode_rows", lambda *args: map(change, tokens.encode_rows(*args)))
 
 
 def shifted(example):
@@ -89,6 +89,15 @@ def with_bos(_):
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = tokenizer.convert_ids_to_tokens(257)
     return tokenizer
+
+
+def thinking_by_default(patch):
+    tokenizer = byte_tokenizer()
+    prompt = "'<|start|>assistant\n'"
+    switched = f"{prompt} + ('' if enable_thinking | default(true) else '>')"
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ m['content']", "+ '>' + m['content']")
+    tokenizer.chat_template = tokenizer.chat_template.replace(prompt, switched)
+    patch.setattr(VerificationContext, "tokenizer", property(lambda _: tokenizer))
 
 
 def cut_anywhere(patch):
@@ -183,6 +192,7 @@ MUTATIONS = {
     "steps": every_example(no_pairs),
     "step spans": every_example(shifted),
     "labels": every_example(unlabelled_end),
+    "generation prompt": thinking_by_default,
     "one BOS": doubled_start,
     "truncation": cut_anywhere,
     "predictor tokens": predictors_late,
@@ -241,7 +251,7 @@ def test_what_only_reads_builds_no_trainer(tmp_path, records, capsys, monkeypatc
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0
-    reading, training = list(CHECKS)[:11], list(CHECKS)[11:]
+    reading, training = list(CHECKS)[:12], list(CHECKS)[12:]
     with VerificationContext(folder, records) as ours:
         assert all(result.passed for _, result in check_results(ours, reading))
         assert {result.figure for _, result in check_results(ours, training)} == {"AssertionError: a Trainer is built"}
@@ -348,7 +358,7 @@ def test_the_table_says_what_to_do(tmp_path, records, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "what to do: look at the row" in out
     assert "FAIL" in out
-    assert "13 pass, 2 FAIL, in " in out  # the standalone implementation labels the end, and so disagrees
+    assert "14 pass, 2 FAIL, in " in out  # the standalone implementation labels the end, and so disagrees
 
 
 def test_what_cannot_be_verified_is_one_line(tmp_path, capsys):

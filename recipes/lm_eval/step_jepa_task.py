@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from step_jepa.data.dataset import to_example
 from step_jepa.data.records import answerable
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TEST, read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import judge
@@ -21,7 +21,7 @@ def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:
     pretrained, test_file   as lm-eval's --model_args and --metadata give them
     Raises UserError."""
     tokenizer = load_tokenizer(pretrained, plain=view_options(pretrained).get("plain", False))
-    records = [record for record in read_records(test_file, for_evaluation=True) if record["answer"]]
+    records = [record for record in read_records(test_file, TEST, for_evaluation=True) if record["answer"]]
     rows = [
         {
             "prompt": _prompt(record, tokenizer, f"example {index}"),

@@ -13,7 +13,7 @@ from rich.table import Table
 from step_jepa import train
 from step_jepa.adapted import train_config
 from step_jepa.data import prepare
-from step_jepa.data.sources import GSM_SYMBOLIC
+from step_jepa.data.generated import GSM_SYMBOLIC
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.options import check_bounds, option

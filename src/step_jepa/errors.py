@@ -1,7 +1,11 @@
-"""The exceptions that are addressed to the user."""
+"""What is addressed to the user: exceptions, and what is said once."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+
+logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
@@ -38,3 +42,9 @@ def library_refusals(*kinds: type[Exception]) -> Iterator[None]:
         raise
     except kinds as error:
         raise UserError(" ".join(str(error).split())[:300] or type(error).__name__) from error
+
+
+@lru_cache
+def say_once(text: str) -> None:
+    """A warning of something that a process meets many times."""
+    logger.warning("%s", text)

@@ -4,6 +4,7 @@ argparse only cuts the command line into names and words. Words, values of a YAM
 go the same way: `from_values` checks their names and turns each into the type of its field.
 """
 
+import glob
 import json
 import os
 import re
@@ -216,8 +217,13 @@ def _of_kind(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 def _relative_path(folder: str | os.PathLike, value: Any) -> Any:
     if isinstance(value, list):
         return [_relative_path(folder, entry) for entry in value]
-    there = isinstance(value, str) and value and Path(folder, value).exists()
-    return str(Path(folder, value)) if there else value
+    return str(Path(folder, value)) if isinstance(value, str) and value and _is_there(Path(folder, value)) else value
+
+
+def _is_there(path: Path) -> bool:
+    """Also what a pattern matches, and a path that a split is asked of."""
+    without_split = path.with_name(re.sub(r"(?<=.)\[.*\]$", "", path.name))
+    return path.exists() or without_split.exists() or bool(glob.glob(str(path)))
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:

@@ -209,4 +209,5 @@ def file_digest(path: Path) -> str:
 
 @lru_cache
 def _file_digest(path: Path, size: int, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -88,10 +88,11 @@ def encode(
     if any(a == b for a, b in spans):
         raise ValueError("a step has no token that starts in it: join it to its neighbour")
 
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    added = {token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+    special = {*tokenizer.all_special_ids, *added}
     stop = next((i + 1 for i in range(last, len(ids)) if ids[i] in special), None)
     if stop is None:
-        raise ValueError("the chat template ends the turn with no special token: the model could not learn to stop")
+        raise ValueError("the chat template ends the turn with no special token: give --end_of_turn")
     if len(ids) > max_length:
         spans = [span for span in spans if span[1] <= max_length]
         if not spans:
@@ -157,6 +158,8 @@ def find_steps(content: str, steps: list[str]) -> list[int]:
 
 def content_tokens(text: str, offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """The half-open range of tokens that start in `text[start:end]`. Their offsets must cover it without a gap."""
+    if text[:start].endswith(" ") and any(a == start - 1 and b > start for a, b in offsets):
+        start -= 1  # the first token brings along the space that the header ends with
     inside = [i for i, (a, b) in enumerate(offsets) if start <= a < end and a < b]
     if any(a < start < b for a, b in offsets):
         raise ValueError("one token holds both the header's end and the answer's start: strip the answer")

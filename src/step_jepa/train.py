@@ -20,7 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
+from step_jepa.data.template import today
 from step_jepa.errors import Interrupted, Terminated, UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.export import export
@@ -31,6 +32,7 @@ from step_jepa.run_files import (
     examples_digest,
     locked,
     remove_unfinished,
+    run_options,
 )
 from step_jepa.training.checkpoints import (
     check_complete,
@@ -160,6 +162,8 @@ def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig) -> None:
     if first:
         remove_unfinished(folder)
         check_output_dir(folder, resolve(args.model_name), overwrite=args.overwrite, resume=bool(resume))
+    begun = run_options(resume) if resume else {}
+    config.chat_template_date = config.chat_template_date or begun.get("chat_template_date") or today()
     trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
     if first and not resume:
         remove_run(folder)
@@ -324,8 +328,8 @@ def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> Standalo
     validate(config, adapter=args.lora, quantised=args.load_in_4bit)
     lbd = float(config.lbd) if config.objectives else 0.0
     model, tokenizer = _standalone_model(args, config, predicting=lbd > 0)
-    train_examples = _standalone_examples(args.train_file, tokenizer, config)
-    eval_examples = _standalone_examples(args.eval_file, tokenizer, config) if args.eval_file else None
+    train_examples = _standalone_examples(args.train_file, TRAIN, tokenizer, config)
+    eval_examples = _standalone_examples(args.eval_file, VALIDATION, tokenizer, config) if args.eval_file else None
     check_row_count(config, len(train_examples))
     if lbd and not any(example.second_step[1] for example in train_examples):
         logger.warning("no row has a pair of steps: there is only a language-model loss")
@@ -372,9 +376,9 @@ def _standalone_model(args: TrainArguments, config: StepJEPAConfig, *, predictin
     return model, tokenizer
 
 
-def _standalone_examples(file: str, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
+def _standalone_examples(file: str, splits: Splits, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
     examples, longest = [], config.max_length or sys.maxsize
-    for index, record in enumerate(read_records(file)):
+    for index, record in enumerate(read_records(file, splits)):
         try:
             examples.append(
                 standalone.encode(tokenizer, record["messages"], record["steps"], longest, config.skip_answer_step)

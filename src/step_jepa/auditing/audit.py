@@ -29,6 +29,7 @@ from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
 from step_jepa.auditing.verdict import bar_charts, dependence, statement, tables
 from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -39,7 +40,7 @@ Array = NDArray[Any]
 
 
 @dataclass
-class AuditArguments:
+class AuditArguments(TemplateOptions):
     """Which rows, by which model. Raises UserError for a number out of range and for a picture in another format."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
@@ -102,7 +103,8 @@ def audit(args: AuditArguments) -> dict[str, Any]:
         UserError: for records that cannot be read, or fewer than two of them with two steps.
     """
     records = list(read_records(args.train_file, max_examples=args.limit))
-    options: dict[str, Any] = {"plain": args.plain, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
+    framing: dict[str, Any] = {"plain": args.plain, "template": args}
+    options: dict[str, Any] = {**framing, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
     model, tokenizer = setup_model_and_tokenizer(args.model_name, **options)
     segmentations = segment(records, tokenizer, max_length=args.max_length, seed=args.seed)
     usable = len(segmentations["record"].examples)

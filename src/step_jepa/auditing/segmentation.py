@@ -43,7 +43,7 @@ def segment(records: Sequence[Record], tokenizer: Any, *, max_length: int, seed:
     Raises:
         UserError: for records that cannot be read, or whose own steps do not fit into max_length.
     """
-    examples = {"record": load_and_prepare_dataset(records, tokenizer, max_length=max_length).examples}
+    examples = {"record": list(load_and_prepare_dataset(records, tokenizer, max_length=max_length).examples)}
     for how in SPLITS:
         examples[how] = _split_examples(records, how, tokenizer, max_length)
     examples["random"] = [_cut_at_random(example, seed) for example in examples["record"]]
@@ -55,7 +55,7 @@ def _split_examples(records: Sequence[Record], how: SplitBy, tokenizer: Any, max
     """Empty where no first step fits into max_length."""
     split_records = [_split(record, how) for record in records]
     try:
-        return load_and_prepare_dataset(split_records, tokenizer, max_length=max_length).examples
+        return list(load_and_prepare_dataset(split_records, tokenizer, max_length=max_length).examples)
     except UserError:  # the same messages were read as the records have them, so it can only be their length
         return []
 

@@ -4,14 +4,15 @@ Axes: B rows, L tokens of a padded row, T tokens of a flat batch, I isolated bra
 for views, S states of trajectories.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from step_jepa.data.stream import ExampleStream
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK, Row
@@ -22,12 +23,13 @@ PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
 READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
 STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
 Batch = dict[str, Tensor]
+MOST_PLANNED = 10_000  # rows that are planned before training, to be counted and checked
 
 
 class PlannedRows(Dataset):
     """Examples, each planned anew when it is read."""
 
-    def __init__(self, examples: list[Example], plan: Planner) -> None:
+    def __init__(self, examples: Sequence[Example], plan: Planner) -> None:
         self.examples, self.plan = examples, plan
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # one number that running workers see too
 
@@ -36,6 +38,31 @@ class PlannedRows(Dataset):
 
     def __getitem__(self, index: int) -> Row:
         return self.plan(self.examples[index], int(self.epoch))
+
+    @property
+    def sample(self) -> Sequence[Example]:
+        """All examples, or MOST_PLANNED of more, evenly spaced."""
+        return self.examples[:: -(-len(self) // MOST_PLANNED)]
+
+    def token_counts(self) -> tuple[int, int]:
+        """Tokens of the sample's rows without and with their branches."""
+        trunks = branching = 0
+        for example in self.sample:
+            trunks, branching = trunks + len(example.input_ids), branching + len(self.plan(example).input_ids)
+        return trunks, branching
+
+
+class PlannedStream(IterableDataset):
+    """Examples of a stream, planned as they come, without end."""
+
+    def __init__(self, stream: ExampleStream, plan: Planner) -> None:
+        self.stream, self.plan = stream, plan
+        self.examples = stream.head
+
+    def __iter__(self) -> Iterator[Row]:
+        for epoch in count():
+            for example in self.stream.epoch(epoch):
+                yield self.plan(example, epoch)
 
 
 @dataclass

@@ -1,18 +1,27 @@
 """Records -> examples: a file or a set of conversations, tokenised, cut to length, and counted."""
 
+import hashlib
+import logging
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Protocol
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from typing import Any, Protocol, TypeAlias
 
-from tqdm.auto import tqdm
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.sources import read_records
-from step_jepa.data.steps import split
-from step_jepa.data.tokens import Encoding, Example, encode, truncate
+from step_jepa.data.conversations import Refused, to_conversation
+from step_jepa.data.encoding import Encoder, RawRow, encoded
+from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
+from step_jepa.data.records import ReadArguments
+from step_jepa.data.sources import TRAIN, Line, Source, Splits, numbered, of_dataset, open_source, record_limit
+from step_jepa.data.tokens import Encoding, Example, encode_rows
 from step_jepa.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Records(Protocol):
@@ -22,75 +31,115 @@ class Records(Protocol):
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
 
 
-@dataclass
-class PreparedData:
-    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
-
-    examples: list[Example]
-    cut: int
-    left_out: int
-
-    def __str__(self) -> str:
-        step_counts = [len(example.steps) for example in self.examples]
-        notes = {
-            "end with an answer step": sum(example.answer is not None for example in self.examples),
-            "cut to whole steps within max_length": self.cut,
-            "left out, as not one whole step fits into max_length": self.left_out,
-            "with fewer than two steps, which train the language model only": sum(n < 2 for n in step_counts),
-        }
-        parts = [f"{count} {note}" for note, count in notes.items() if count]
-        return "; ".join([f"{len(step_counts)} examples, {sum(step_counts)} steps", *parts])
-
-
-DataSource = str | os.PathLike[str] | Records | PreparedData  # what a trainer takes
+SplitData: TypeAlias = DatasetDict | IterableDatasetDict
+Stream: TypeAlias = IterableDataset | IterableDatasetDict
+# What a trainer takes
+DataSource: TypeAlias = str | os.PathLike[str] | Records | SplitData | IterableDataset | PreparedData
 
 
 def load_and_prepare_dataset(
-    data: str | os.PathLike[str] | Records,
+    data: str | os.PathLike[str] | Records | DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None = None,
     limit: int | None = None,
     encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
+    num_proc: int = 1,
+    splits: Splits = TRAIN,
 ) -> PreparedData:
-    """Examples of a data set.
+    """Examples of a data set, made anew from a table whenever they are read. A table of more than a few rows is kept in
+    the cache of `datasets` for the next time.
 
     Args:
-        data: a file or id that `prepare` reads, or records that carry `messages` (and `steps`). A record without
-            `steps` is cut into steps as `prepare` does it; its content stays as it is.
+        data: a file, folder or id that `prepare` reads, or records that carry `messages` (and `steps`). A record
+            without `steps` is cut into steps as `prepare` does it; its content stays as it is.
         tokenizer: a fast one, with a chat template.
         max_length: most tokens of an example; longer ones are cut to whole steps, or left out where none fits.
         limit: most records that are read.
         encoding: what else is encoded, and how.
+        num_proc: processes that tokenise.
+        splits: which split is read of data that has several, the first that there is.
 
     Raises:
         UserError: a record, which is named, cannot be used, or none is left.
     """
-    records, source = _opened(data)
-    examples: list[Example] = []
-    cut = left_out = 0
-    for index, record in enumerate(tqdm(islice(records, limit), desc="tokenising", leave=False, delay=2)):
-        where = f"example {index} of {source}" if source else f"example {index}"
-        whole = to_example(record, tokenizer, where, encoding)
-        example = truncate(whole, max_length)
-        if not example.steps:
-            left_out += 1
-            continue
-        cut += len(example.input_ids) < len(whole.input_ids)
-        examples.append(replace(example, index=len(examples)))
-    if not examples:
-        reason = f"no whole step fits into max_length = {max_length}: raise it" if left_out else "it is empty"
-        raise UserError(f"{source or 'the data set'}: no example to use, {reason}")
-    return PreparedData(examples, cut, left_out)
+    source, encoder = opened(data, splits), encoder_of(data, tokenizer, max_length, encoding)
+    if source.endless:
+        raise UserError("a stream is for training alone: give data of known length, or a file")
+    rows = islice(raw_rows(source), limit)
+    prepared = encoded(encoder, rows, lambda: f"{limit} {source.digest()}", num_proc)
+    if not len(prepared.examples):
+        reason = f"no whole step fits into max_length = {max_length}: raise it" if prepared.left_out else "it is empty"
+        raise UserError(f"{source.name or 'the data set'}: no example to use, {reason}")
+    if prepared.left_out:
+        name = source.name or "the data set"
+        logger.warning("%s: %d examples are left out, of which no whole step fits", name, prepared.left_out)
+    return prepared
 
 
-def _opened(data: str | os.PathLike[str] | Records) -> tuple[Iterable[Mapping[str, Any]], str]:
-    """The records, and the name of the source that they are read from; "" for records themselves."""
+def encoder_of(
+    data: DataSource, tokenizer: PreTrainedTokenizerBase, max_length: int | None, encoding: Encoding
+) -> Encoder:
+    """What makes examples of the data's rows; the arguments as those of `load_and_prepare_dataset`."""
+    name = str(data) if isinstance(data, str | os.PathLike) else ""
+    return Encoder(tokenizer, encoding, max_length, name, ReadArguments())
+
+
+def raw_rows(source: Source) -> Iterator[RawRow]:
+    """All of them, numbered. Raises UserError where a file has none."""
+    rows = source.rows()
+    first = list(islice(rows, 1))
+    if not first and source.name:
+        raise UserError(f"{source.name} holds no records: give a file with one JSON object a line")
+    for number, (line, raw) in enumerate(chain(first, rows)):
+        yield RawRow(number, line, raw)
+
+
+def opened(data: Any, splits: Splits, *, stream: bool = False) -> Source:
+    """What can be read. Raises UserError.
+
+    Args:
+        data: as `load_and_prepare_dataset` takes it, or a stream.
+        splits: which split is read of data that has several.
+        stream: a hub data set is read as it comes, and not downloaded first.
+
+    Returns:
+        The source; its name is "" where it is of Python.
+    """
     if isinstance(data, str | os.PathLike):
-        return read_records(str(data)), str(data)
+        return _of_name(str(data), splits, stream=stream)
+    if isinstance(data, SplitData):
+        return of_dataset(_split_of(data, splits), "")
+    if isinstance(data, Dataset | IterableDataset):
+        return of_dataset(data, "")
     if isinstance(data, Mapping) or not hasattr(data, "__len__"):
-        raise UserError("give one data set of known length: no dictionary of them, no stream")
-    return data, ""
+        raise UserError("give one data set: records, a data set of `datasets`, or a file, and no dictionary of them")
+    return Source("", partial(numbered, data), partial(_digest, data))
+
+
+def _of_name(name: str, splits: Splits, *, stream: bool) -> Source:
+    args = ReadArguments()
+    source, limit = open_source(name, args, splits, stream=stream), record_limit(name, args)
+    return replace(source, rows=partial(_first, source, limit))
+
+
+def _first(source: Source, limit: int | None) -> Iterator[tuple[Line, Any]]:
+    yield from islice(source.rows(), limit)
+
+
+def _split_of(data: SplitData, splits: Splits) -> Dataset | IterableDataset:
+    taken = next((split for split in splits if split in data), None)
+    if taken is None:
+        raise UserError(f"the {type(data).__name__} has no split {splits[0]}: it has {', '.join(map(str, data))}")
+    return data[taken]
+
+
+def _digest(records: Iterable[Any]) -> str:
+    """Equal for equal records, of plain values at least."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(pickle.dumps(record))
+    return digest.hexdigest()
 
 
 def to_example(
@@ -110,13 +159,7 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    messages = record.get("messages")
-    if not messages or not all(isinstance(turn.get("content"), str) for turn in messages):
-        raise UserError(f"{where}: `messages` must be turns whose `content` is text")
-    last = messages[-1]
-    if last["role"] != "assistant" or not last["content"].strip():
-        raise UserError(f"{where}: `messages` must end with an assistant turn that says something")
-    if last.get("reasoning_content"):
-        raise UserError(f"{where}: reasoning_content would be read but not trained: run step-jepa prepare")
-    steps = record.get("steps") or split(last["content"])
-    return encode(tokenizer, [dict(message) for message in messages], list(steps), where, encoding)
+    (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
+    if isinstance(example, Refused):
+        raise UserError(f"{where}: {example.reason}")
+    return example

@@ -39,8 +39,9 @@ class PrepareArguments(ReadArguments):
     """Arguments of `step-jepa prepare`."""
 
     input_file: str = option(
-        help="A .jsonl or .json file, a hub data set or local folder, or gsm_symbolic or chains (generated; after "
-        "builtin: also where a file has that name).",
+        help="A file (.jsonl, .json, .csv, .parquet, also .gz), a pattern of files, a folder, a hub data set such as "
+        "openai/gsm8k:main[train], or gsm_symbolic or chains (generated; after builtin: also where a file has that "
+        "name).",
         is_path=True,
     )
     output_file: str = option(help="Where the JSON lines go; rejects go to its .rejected.jsonl.")

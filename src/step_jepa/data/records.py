@@ -103,6 +103,11 @@ def format_names() -> list[str]:
     return list(reversed(_FORMATS))
 
 
+def formats() -> list[RecordFormat]:
+    """All that are known."""
+    return list(_FORMATS.values())
+
+
 @dataclass(kw_only=True)
 class ReadArguments:
     """How raw records are read. Raises UserError for an unknown format and for a number out of range."""
@@ -141,7 +146,7 @@ class ReadArguments:
     )
     system_prompt: str = option(SYSTEM_PROMPT, help="System turn of formats that have none; empty: no such turn.")
     dataset_config: str | None = option(None, help="Configuration of a hub data set.")
-    dataset_split: str = option("train", help="Split of a hub data set.")
+    dataset_split: str | None = option(None, help="Split of a hub data set or folder; train by default.")
 
     def __post_init__(self) -> None:
         check_bounds(self)

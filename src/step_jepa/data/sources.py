@@ -1,66 +1,101 @@
-"""Where raw records come from: a file, the hub, or a generator. Yields them one by one, with their line."""
+"""Where raw records come from: files, folders, the hub, or a generator. One by one, each with its line.
 
-import codecs
-import importlib
-import importlib.util
-import json
-import sys
-import types
-from collections.abc import Collection, Iterable, Iterator
+A source is named by one text: `FILE`, `GLOB`, `FOLDER`, `hub/id`, or a generator's name. Behind it may stand
+`:configuration` and `[split]`, which may be a slice or a sum as `datasets` writes them:
+`openai/gsm8k:main[train[:100]]`.
+"""
+
+import glob
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from step_jepa.data import chains
+from step_jepa.data.files import BY_DATASETS, DELIMITERS, JSON, file_rows, kind_of
+from step_jepa.data.generated import GENERATED, GENERATED_BY_DEFAULT, generated_rows
 from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
 from step_jepa.errors import UserError
+from step_jepa.run_files import file_digest
 
-GSM_SYMBOLIC = "gsm_symbolic"
-CHAINS = "chains"
-GENERATED = (GSM_SYMBOLIC, CHAINS)  # endless
+logger = logging.getLogger(__name__)
 BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
+Line = int | str  # of several files with the name of the file before it
+Splits = Sequence[str]
+TRAIN: Splits = ("train",)
+VALIDATION: Splits = ("validation", "test")
+TEST: Splits = ("test", "validation")
+_ADDRESS = re.compile(r"(?P<name>.*?)(:(?P<config>[^:/\\\[\]]+))?(\[(?P<split>.+)\])?", re.DOTALL)
+_SLICE = re.compile(r"-?\d*%?:-?\d*%?")
 
 
-def read_records(source: str, **options: Any) -> Iterator[Record]:
+@dataclass(frozen=True)
+class Source:
+    """Raw records that can be read again and again.
+
+    name     what the records are called in messages
+    rows     makes an iterator of (line, raw record), where a line that is still to be parsed is a str
+    digest   equal for equal records
+    endless  whether they cannot be counted
+    """
+
+    name: str
+    rows: Callable[[], Iterator[tuple[Line, Any]]]
+    digest: Callable[[], str]
+    endless: bool = False
+
+
+def read_records(source: str, wanted: Splits = TRAIN, **options: Any) -> Iterator[Record]:
     """Records of any prepared or raw source.
 
     Args:
-        source: a file, the id of a hub data set, or the name of generated problems, which `builtin:` may precede.
+        source: a file, a folder, the id of a hub data set, or the name of generated problems, which `builtin:` may
+            precede; a configuration and a split may follow.
+        wanted: the splits that are looked for where the source names none; the first that there is is read.
         **options: fields of ReadArguments.
 
     Raises:
         UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
     """
     args = ReadArguments(**options)
-    for line, raw in islice(raw_records(source, args), record_limit(source, args)):
-        try:
-            record = to_record(raw, args)
-        except Rejected as error:
-            raise UserError(
-                f"{source}:{line}: {error}; correct it or run step-jepa prepare, which sets such lines aside"
-            ) from error
-        yield record
+    for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
+        yield usable_record(source, line, raw, args)
 
 
-# Each source yields (line, raw record), where a line that is still to be parsed is a str.
+def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Record:
+    """The record of a line. Raises UserError, which names the line, where it cannot be used."""
+    try:
+        return to_record(raw, args)
+    except Rejected as error:
+        raise UserError(
+            f"{place(source, line)}: {error}; correct it or run step-jepa prepare, which sets such lines aside"
+        ) from error
 
 
-def raw_records(source: str, args: ReadArguments) -> Iterator[tuple[int, Any]]:
+def place(source: str, line: Line) -> str:
+    """What a line is called in messages."""
+    return line if isinstance(line, str) else f"{source}:{line}"
+
+
+def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Iterator[tuple[Line, Any]]:
     """Raw records with the line of the file, else their number. Raises UserError, also where there are none."""
-    empty = True
-    for numbered in islice(_open(source, args), args.skip, None):
-        empty = False
-        yield numbered
-    if empty and args.skip:
+    rows = islice(open_source(source, args, wanted).rows(), args.skip, None)
+    first = list(islice(rows, 1))
+    if not first and args.skip:
         raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
-    if empty:
+    if not first:
         raise UserError(f"{source} holds no records: give a file with one JSON object a line")
+    yield from chain(first, rows)
 
 
 def record_limit(source: str, args: ReadArguments) -> int | None:
     """How many records are wanted; None for all that there are."""
-    return args.max_examples or (1000 if _generator(source) else None)
+    return args.max_examples or (GENERATED_BY_DEFAULT if _generator(source) else None)
 
 
 def builtin_name(name: str, known: Collection[str], *, on_disk: bool) -> str | None:
@@ -93,124 +128,223 @@ def _generator(source: str) -> str | None:
     return builtin_name(source, GENERATED, on_disk=Path(source).exists())
 
 
-def _open(source: str, args: ReadArguments) -> Iterable[tuple[int, Any]]:
-    generator = _generator(source)
-    if generator == GSM_SYMBOLIC:
-        return _gsm_symbolic(args)
-    if generator == CHAINS:
-        return _chains(args)
+# What a source's name stands for
+
+
+class _Address(NamedTuple):
+    """A source's name in its parts, None for those that it leaves out."""
+
+    name: str
+    config: str | None
+    split: str | None
+
+
+def open_source(source: str, args: ReadArguments, wanted: Splits = TRAIN, *, stream: bool = False) -> Source:
+    """What can be read, once it is found.
+
+    Args:
+        source: its name.
+        args: how it is read.
+        wanted: the splits that are looked for where none is named.
+        stream: a hub data set is read as it comes, and not downloaded first.
+
+    Raises:
+        UserError: there is no such source, or it has no such split.
+    """
+    if generator := _generator(source):
+        return Source(source, partial(generated_rows, generator, args), partial(_digest_of_generator, generator, args))
     if args.templates != "all":
         raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")
-    path = Path(source)
-    if path.is_file():
-        return _array_items(path) if path.suffix == ".json" and _begins_array(path) else _lines(path)
-    if path.suffix in (".jsonl", ".json"):
+    address = _address(source, args)
+    if files := _files(address.name):
+        if address.config:
+            raise UserError(f"{source}: files have no configuration: leave out {address.config}")
+        return _of_files(source, {"train": files}, _completed(address.split, "train"))
+    if Path(address.name).is_dir():
+        return _of_folder(source, address, wanted, stream=stream)
+    if glob.has_magic(address.name) or _is_read_here(Path(address.name)):
         raise UserError(f"{source}: no such file; check --input_file, --train_file, --eval_file or --test_file")
-    return enumerate(_hub(source, args), 1)
+    return _of_hub(source, address, wanted, stream=stream)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if text := _decoded(line, f"{path}:{number}").strip():
-                yield number, text
+def _address(source: str, args: ReadArguments) -> _Address:
+    """What is on disk under the whole name has no configuration and split in it."""
+    found = None if _files(source) or Path(source).is_dir() else _ADDRESS.fullmatch(source)
+    address = _Address(*found.group("name", "config", "split")) if found else _Address(source, None, None)
+    for option, given, inside in (
+        ("dataset_config", args.dataset_config, address.config),
+        ("dataset_split", args.dataset_split, address.split),
+    ):
+        if given and inside and given != inside:
+            raise UserError(f"{source} names {inside} and --{option} names {given}: leave one out")
+    return _Address(address.name, address.config or args.dataset_config, address.split or args.dataset_split)
 
 
-def _begins_array(path: Path) -> bool:
-    return path.read_bytes().removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+def _files(name: str) -> list[Path]:
+    """The file of that name; else all that the name is a pattern of."""
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
 
 
-def _array_items(path: Path) -> Iterable[tuple[int, Any]]:
-    try:
-        return enumerate(json.loads(_decoded(path.read_bytes(), str(path))), 1)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}; correct it") from error
-    except RecursionError:
-        raise UserError(f"{path}: arrays or objects within one another a thousand times: correct it") from None
+_FileSplits = Mapping[str, Sequence[Path]]
 
 
-def _decoded(text: bytes, where: str) -> str:
-    try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text; convert the file to UTF-8") from error
+def _of_files(source: str, splits: _FileSplits, split: str) -> Source:
+    """Of files that are read here."""
+    return Source(source, partial(_rows_of_split, source, splits, split), partial(_digest_of_files, splits, split))
 
 
-def _hub(source: str, args: ReadArguments) -> Iterable[Any]:
+def _rows_of_split(source: str, splits: _FileSplits, split: str) -> Iterator[tuple[Line, Any]]:
+    counts = {name: partial(_count, files) for name, files in splits.items()}
+    for name, start, stop in _parts(source, split, counts):
+        yield from islice(_rows_of(splits[name]), start, stop)
+
+
+def _digest_of_files(splits: _FileSplits, split: str) -> str:
+    files = splits[split] if split in splits else chain.from_iterable(splits.values())
+    return " ".join([split, *(f"{kind_of(path)} {file_digest(path)}" for path in files)])
+
+
+def _rows_of(files: Sequence[Path]) -> Iterator[tuple[Line, Any]]:
+    for path in files:
+        for line, raw in file_rows(path):
+            yield (line if len(files) == 1 else f"{path}:{line}"), raw
+
+
+def _count(files: Sequence[Path]) -> int:
+    return sum(1 for _ in _rows_of(files))
+
+
+def _of_folder(source: str, address: _Address, wanted: Splits, *, stream: bool) -> Source:
+    """A folder that `save_to_disk` wrote, or one of files, whose splits are told by their names as on the hub."""
+    from datasets import load_dataset_builder
+
+    folder = Path(address.name)
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return _of_saved(source, address, wanted)
+    with _refusals(source):
+        builder = load_dataset_builder(str(folder), address.config)
+    files = builder.config.data_files or {}
+    splits = {str(split): list(map(Path, paths)) for split, paths in files.items()}
+    split = _chosen(source, address.split, list(splits), wanted)
+    if all(map(_is_read_here, chain.from_iterable(splits.values()))):
+        return _of_files(source, splits, split)
+    return _loaded(source, address, split, stream=stream)
+
+
+def _is_read_here(path: Path) -> bool:
+    return kind_of(path) in (*JSON, *DELIMITERS, *BY_DATASETS)
+
+
+def _of_saved(source: str, address: _Address, wanted: Splits) -> Source:
+    from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
+
+    with _refusals(source):
+        saved = load_from_disk(address.name)
+    splits: Mapping[str, Dataset] = saved if isinstance(saved, DatasetDict) else {"train": saved}
+    split = _chosen(source, address.split, list(splits), wanted)
+    parts = []
+    for name, start, stop in _parts(source, split, {name: partial(len, rows) for name, rows in splits.items()}):
+        parts.append(splits[name].select(range(len(splits[name]))[start:stop]))
+    return of_dataset(concatenate_datasets(parts), source)
+
+
+def _of_hub(source: str, address: _Address, wanted: Splits, *, stream: bool) -> Source:
+    from datasets import get_dataset_split_names
+
+    names = list(wanted[:1])
+    if address.split is None and wanted != TRAIN:
+        with _refusals(source):
+            names = get_dataset_split_names(address.name, address.config)
+    return _loaded(source, address, _chosen(source, address.split, names, wanted), stream=stream)
+
+
+def _loaded(source: str, address: _Address, split: str, *, stream: bool) -> Source:
+    """What `datasets` reads by itself."""
     from datasets import load_dataset
 
-    try:
-        return load_dataset(source, args.dataset_config, split=args.dataset_split)
-    except Exception as error:  # the hub, the network and every loader have their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if source in GENERATED:  # a folder has its name
-            reason += f"; {BUILTIN}{source} is generated"
-        raise UserError(f"{source}: no such file, and no hub data set could be loaded: {reason}") from error
+    options = {"streaming": True} if stream else {}
+    with _refusals(source):
+        return of_dataset(load_dataset(address.name, address.config, split=split, **options), source)
 
 
-def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Generated problems without repeats; problems of the train and test templates are never the same.
+def of_dataset(data: Any, name: str) -> Source:
+    """Of a data set of `datasets`, of known length or not."""
+    from datasets.fingerprint import generate_fingerprint
 
-    Drawn are twenty times as many as wanted: one in five is of a test template, and few templates repeat themselves.
-    """
-    wanted = record_limit(BUILTIN + GSM_SYMBOLIC, args) or 0
-    problems = _gsm_symbolic_problems(args.seed, 20 * wanted + 1000)
-    seen: set[str] = set()
-    for index, template in enumerate(problems.task_indices):
-        if not _has_wanted_template(template, args):
-            continue
-        raw = _problem(problems, index, template)
-        if raw["question"] not in seen:
-            seen.add(raw["question"])
-            yield index, raw
+    endless = not hasattr(data, "__len__")
+    return Source(name, partial(numbered, data), partial(generate_fingerprint, data), endless)
 
 
-def _chains(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index, raw in enumerate(chains.problems(args.seed)):
-        if _has_wanted_template(raw["template"], args):
-            yield index, raw
-
-
-def _has_wanted_template(template: int, args: ReadArguments) -> bool:
-    """One template in five is for testing, by its number alone."""
-    part = "test" if template % 5 == 0 else "train"
-    return args.templates in ("all", part)
-
-
-def _problem(problems: Any, index: int, template: int) -> dict[str, Any]:
-    try:
-        return {**problems[index], "template": template}
-    except Exception as error:  # a template may fail on the numbers it drew
-        failure = f"{template}, {type(error).__name__}: {error}"
-        return {"question": f"problem {index}", "metadata": {"answer_cot": "", "error": failure}}
-
-
-def _gsm_symbolic_problems(seed: int, size: int) -> Any:
-    spec = importlib.util.find_spec("reasoning_gym")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{GSM_SYMBOLIC} needs the package reasoning-gym: pip install 'step-jepa[demo]'")
-    with _bare_packages(Path(spec.submodule_search_locations[0])):
-        module = importlib.import_module("reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic")
-        problems = module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=seed, size=size))
-        assert problems.generators  # imported on first use, which must be here
-        return problems
+def numbered(records: Iterable[Any]) -> Iterator[tuple[Line, Any]]:
+    """Records with their numbers, from 1."""
+    yield from enumerate(records, 1)
 
 
 @contextmanager
-def _bare_packages(root: Path) -> Iterator[None]:
-    """Packages of reasoning-gym whose `__init__` is not run: it imports a dozen libraries that we do not need."""
-
-    def take_modules_out() -> dict[str, types.ModuleType]:
-        names = [name for name in sys.modules if name.partition(".")[0] == root.name]
-        return {name: sys.modules.pop(name) for name in names}
-
-    before = take_modules_out()
+def _refusals(source: str) -> Iterator[None]:
+    """What the hub, the network and loaders raise, all their own, becomes a UserError that names the source."""
     try:
-        for folder in (root, root / "arithmetic", root / "coaching"):
-            package = types.ModuleType(".".join(folder.relative_to(root.parent).parts))
-            package.__path__ = [str(folder)]
-            sys.modules[package.__name__] = package
         yield
-    finally:
-        take_modules_out()
-        sys.modules.update(before)
+    except UserError:
+        raise
+    except Exception as error:
+        what = "no such file, and no hub data set could be loaded"
+        if Path(source).is_dir():
+            what = "no data set could be loaded"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if source in GENERATED:  # a folder has its name
+            reason += f"; {BUILTIN}{source} is generated"
+        raise UserError(f"{source}: {what}: {reason}") from error
+
+
+def _chosen(source: str, named: str | None, names: list[str], wanted: Splits) -> str:
+    """The split that is read, perhaps a slice: the one that is named, else the first of those that are wanted, else the
+    only one; which one is said where there was a choice, and where it is none of these."""
+    taken = next((name for name in wanted if name in names), names[0] if len(names) == 1 else None)
+    if named is not None:
+        return _completed(named, taken)
+    if taken is None:
+        raise UserError(
+            f"{source} has no split {wanted[0]}, it has {', '.join(names)}: name one, as {source}[{names[0]}]"
+        )
+    if len(names) > 1 or taken not in wanted:
+        logger.info("%s: the split %s is read", source, taken)
+    return taken
+
+
+def _completed(named: str | None, split: str | None) -> str:
+    """A slice that names no split is one of the split that would be read without it."""
+    assert named or split
+    return f"{split}[{named}]" if named and split and _SLICE.fullmatch(named) else named or str(split)
+
+
+def _parts(
+    source: str, split: str, counts: Mapping[str, Callable[[], int]]
+) -> list[tuple[str, int | None, int | None]]:
+    """(split, first row, row after the last) of each part of what may be a slice or a sum.
+
+    Args:
+        source: what messages call it.
+        split: what is read.
+        counts: counts the rows of each split that there is.
+    """
+    from datasets import ReadInstruction
+
+    if split in counts:
+        return [(split, None, None)]
+    named = [part.partition("[")[0].strip() for part in split.split("+")]
+    if unknown := [name for name in named if name not in counts]:
+        raise UserError(f"{source} has no split {unknown[0]}: it has {', '.join(counts)}")
+    with _refusals(source):
+        parts = ReadInstruction.from_spec(split).to_absolute({name: counts[name]() for name in named})
+    return [(part.splitname, part.from_, part.to) for part in parts]
+
+
+def _digest_of_generator(name: str, args: ReadArguments) -> str:
+    try:
+        return f"{name} {asdict(args)} {version('reasoning-gym')}"
+    except PackageNotFoundError:
+        return f"{name} {asdict(args)}"

@@ -1,130 +1,204 @@
-"""Conversation -> text, by the tokenizer's chat template; and where in the text the content of a turn lies."""
+"""The chat template of a run: the tokenizer's own, one from a file, or none, with its arguments, date and end of turn.
 
+All that is said of it is written into its text, which is saved with the model: so every command, and every other
+engine, frames conversations as training did.
+"""
+
+import json
+import os
 import re
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import CHAT_TEMPLATE_FILE
 
-from step_jepa.data.offsets import Span
-from step_jepa.data.records import Message
-from step_jepa.errors import UserError
+from step_jepa.data.rendering import ChatFormat, placeholder, rendered
+from step_jepa.errors import UserError, say_once
+from step_jepa.options import option, option_fields
 
 # A chat template without any framing, for base models: the contents of the turns, one to a line, and eos at the end.
 PLAIN_TEMPLATE = (
     "{{ messages | map(attribute='content') | join('\n') }}{{ '\n' if add_generation_prompt else eos_token }}"
 )
 
-# Two words that no real conversation holds: rendered in place of a turn, they show where its content lies.
-_PLACEHOLDER, _THOUGHT = "c0ntent9b1f7e5d", "th0ught9b1f7e5d"
-_THINKING = re.compile(r"<think>\n.*\n</think>\n\n", re.DOTALL)
+# Before a template that refuses a system turn. The line break ends a block: Jinja takes it out.
+SYSTEM_TO_USER = (
+    "{% if messages[0]['role'] == 'system' and messages[1:] and messages[1]['role'] == 'user' %}"
+    "{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
+    " + messages[2:] %}{% endif %}\n"
+)
+_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
-class RenderedTurn(NamedTuple):
-    """A rendered conversation, and the characters `start` to `stop` (half-open) that are the content of one turn."""
+@dataclass(kw_only=True)
+class TemplateOptions:
+    """What frames conversations."""
 
-    text: str
-    start: int
-    stop: int
+    chat_template: str | None = option(
+        None,
+        help="Jinja file of a chat template, in place of the tokenizer's own.",
+        group="Data",
+        is_path=True,
+        standalone=True,
+        of_training=True,
+        changes_views=True,
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None,
+        help="Arguments of the chat template, as JSON such as '{\"enable_thinking\": false}'; the saved template has "
+        "them as defaults.",
+        group="Data",
+        standalone=True,
+        of_training=True,
+        changes_views=True,
+    )
+    chat_template_date: str | None = option(
+        None,
+        help="What templates that write today's date take for it, as 2026-11-28; by default the day on which the run "
+        "was begun.",
+        group="Data",
+        free_on_resume=True,
+        standalone=True,
+        of_training=True,
+        changes_views=True,
+    )
+    end_of_turn: str | None = option(
+        None,
+        help="Special token that ends an answer, for chat templates that write none.",
+        group="Data",
+        standalone=True,
+        of_training=True,
+        changes_views=True,
+    )
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str = "example") -> str:
-    """The conversation as one string, by the tokenizer's chat template.
+def settle_template(
+    tokenizer: PreTrainedTokenizerBase, options: TemplateOptions | None = None, *, plain: bool = False
+) -> None:
+    """Give the tokenizer the chat template that the options ask for, with the day's date in it where it writes one, and
+    with a place for a system turn where it has none.
 
     Args:
-        tokenizer: any with a chat template.
-        messages: all turns.
-        where: what the conversation is called in messages to the user.
+        tokenizer: any; one without a template keeps none.
+        options: by default the tokenizer's own template without arguments.
+        plain: no framing.
 
     Raises:
-        UserError: there is no template, or it refuses the conversation.
+        UserError: the options contradict each other or the template.
     """
+    options = options or TemplateOptions()
+    if options.chat_template:
+        if plain:
+            raise UserError("--plain and --chat_template contradict each other: leave one out")
+        tokenizer.chat_template = _read(options.chat_template)
+    if plain:
+        tokenizer.chat_template = PLAIN_TEMPLATE
     if not tokenizer.chat_template:
+        return
+    _put_before(tokenizer, _defaults(options.chat_template_kwargs))
+    _pin_date(tokenizer, options.chat_template_date)
+    if _refuses_system(tokenizer):
+        _put_before(tokenizer, SYSTEM_TO_USER)
+    if options.end_of_turn:
+        _end_turns_with(tokenizer, options.end_of_turn)
+
+
+def template_identity(options: TemplateOptions) -> dict[str, Any]:
+    """What two calls must have in common to frame conversations alike: a file counts by what it holds. Raises
+    UserError."""
+    values = {each.name: getattr(options, each.name) for each in option_fields(TemplateOptions)}
+    held = _read(options.chat_template) if options.chat_template else ""
+    return values | {"chat_template": held and sha256(held.encode()).hexdigest()}
+
+
+def check_same_template(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
+    """Raises UserError where a checkpoint was trained with another chat template, or another date in it."""
+    saved = Path(folder, CHAT_TEMPLATE_FILE)
+    if saved.exists() and saved.read_text(encoding="utf-8") != tokenizer.chat_template:
         raise UserError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: use an instruct model, or --plain, "
-            "or save a chat_template with the tokenizer"
+            f"{folder} was begun with another chat template: give its --chat_template, --chat_template_kwargs, "
+            "--chat_template_date and --end_of_turn"
         )
+
+
+def _read(file: str) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
-        raise UserError(f"{where}: the chat template refuses this conversation ({error}): change its turns") from error
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat_template {file} cannot be read: give a Jinja file ({error})") from error
 
 
-def locate(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], turn: int, where: str = "example"
-) -> RenderedTurn:
-    """The rendered conversation, and where the content of one of its turns lies.
-
-    The place is found with a placeholder, never by looking for the content's own words, which also occur in prompts
-    and headers.
-
-    Args:
-        tokenizer: any with a chat template.
-        messages: all turns.
-        turn: the index of the one that is looked for.
-        where: what the conversation is called in messages to the user.
-
-    Raises:
-        UserError: the template writes something else than the content, or `render` fails.
-    """
-    message = messages[turn]
-    placeholder, remedy = _PLACEHOLDER, "strip the content, or change the template"
-    if _THINKING.match(message["content"]):
-        # Templates treat a think block in their own way, so the placeholder must have one, too.
-        placeholder = f"<think>\n{_THOUGHT}\n</think>\n\n{_PLACEHOLDER}"
-        remedy = "prepare the data without --keep_thinking"
-    frame_messages = list(messages)
-    frame_messages[turn] = {**message, "content": placeholder}
-    text, frame = render(tokenizer, messages, where), render(tokenizer, frame_messages, where)
-    head, placed, tail = frame.partition(placeholder)
-    if not placed or text != head + message["content"] + tail:
-        raise UserError(f"{where}: the chat template rewrites the content of the {message['role']} turn: {remedy}")
-    return RenderedTurn(text, len(head), len(head) + len(message["content"]))
+def _change(tokenizer: PreTrainedTokenizerBase, change: Any) -> None:
+    """Change the text of the template, or of each where a tokenizer has several by name."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        tokenizer.chat_template = {name: change(text) for name, text in template.items()}
+    else:
+        tokenizer.chat_template = change(template)
 
 
-def step_characters(content: str, steps: list[str], where: str = "example") -> list[Span]:
-    """Where each step begins and ends in the content, its closing separator included. The spans tile the content.
-
-    Raises UserError where the steps are not the content, in order, with only whitespace between."""
-    starts, position = [], 0
-    for number, step in enumerate(steps):
-        position = _skip_whitespace(content, position)
-        if not step.strip() or not content.startswith(step.strip(), position):
-            raise UserError(
-                f"{where}: step {number} is not in the assistant's content at character {position}: "
-                "`steps` must be the content in order; run step-jepa prepare"
-            )
-        starts.append(position if number else 0)
-        position += len(step.strip())
-    if not steps or content[position:].strip():
-        raise UserError(f"{where}: the assistant's content holds more than its steps: run step-jepa prepare")
-    return list(pairwise([*starts, len(content)]))
+def _put_before(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    _change(tokenizer, lambda template: text + template)
 
 
-def _skip_whitespace(text: str, position: int) -> int:
-    return len(text) - len(text[position:].lstrip())
+def _defaults(arguments: Mapping[str, Any] | str | None) -> str:
+    """Jinja that sets each argument which whoever renders the template does not give."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = {"": None}
+    named = arguments or {}
+    if not isinstance(named, Mapping) or not all(str(name).isidentifier() for name in named):
+        raise UserError("--chat_template_kwargs: give JSON such as '{\"enable_thinking\": false}'")
+    default = "{{% if {0} is not defined %}}{{% set {0} = {1!r} %}}{{% endif %}}\n"
+    return "".join(default.format(name, value) for name, value in named.items())
 
 
-def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str) -> None:
-    """A turn that spells a special token would end there, or forge another turn. Raises UserError."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    for message in messages:
-        spelt = next((token for token in special if token in message["content"]), None)
-        if spelt:
-            raise UserError(f"{where}: the {message['role']} turn holds the special token {spelt}: take it out")
+def today() -> str:
+    """The date, as --chat_template_date takes it."""
+    return date.today().isoformat()
 
 
-def last_user_turn(messages: list[Message]) -> int | None:
-    """Its index; None where there is none."""
-    turns = [turn for turn, message in enumerate(messages) if message["role"] == "user"]
-    return turns[-1] if turns else None
-
-
-def alone(tokenizer: PreTrainedTokenizerBase, message: Message) -> Message:
-    """The message, as the user's where the template refuses a conversation of nothing else (Gemma's does)."""
+def _pin_date(tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
     try:
-        render(tokenizer, [message])
-    except UserError:
-        return {**message, "role": "user"}
-    return message
+        pinned = date.fromisoformat(day or today())
+    except ValueError as error:
+        raise UserError(f"--chat_template_date {day}: give a date such as 2026-11-28") from error
+    before = tokenizer.chat_template
+    _change(tokenizer, lambda text: _DATE.sub(lambda call: repr(pinned.strftime(call[2])), text))
+    if tokenizer.chat_template != before:
+        say_once(f"the chat template writes the date: {pinned} is kept with the model (--chat_template_date)")
+
+
+def _refuses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    system, *turns = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
+    return rendered(tokenizer, [system, *turns]) is None and rendered(tokenizer, turns) is not None
+
+
+def _end_turns_with(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Have the template write the token behind an answer that ends a conversation, unless it does so by itself."""
+    if token not in tokenizer.get_vocab():
+        raise UserError(f"--end_of_turn {token} is no token of the tokenizer: give one, such as {tokenizer.eos_token}")
+    if token not in tokenizer.all_special_tokens:
+        tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
+    written = _end_of_turn(tokenizer)
+    if written not in (None, token):
+        raise UserError(f"--end_of_turn {token}: the chat template ends turns with {written}: leave it out")
+    if written is None:
+        condition = "not add_generation_prompt and messages[-1]['role'] == 'assistant'"
+        suffix = f"{{% if {condition} %}}{{{{ {token!r} }}}}{{% endif %}}"
+        _change(tokenizer, lambda text: text.removesuffix("\n") + suffix)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token that the template writes behind an answer, if any."""
+    answer = placeholder(1, thinks=False)
+    text = rendered(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]) or ""
+    found = ChatFormat.of(tokenizer).special.search(text.partition(answer)[2])
+    return found[0] if found else None

@@ -4,20 +4,25 @@ All spans are half-open. A token belongs to the step that holds its first charac
 that it closes; the steps tile the trained content without gap or overlap.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from step_jepa.data.conversations import Conversation, Refused
 from step_jepa.data.offsets import Span as Span  # the type of this module's spans
 from step_jepa.data.offsets import Tokens, tokenised
-from step_jepa.data.records import Message
+from step_jepa.data.records import Message, Rejected
+from step_jepa.data.rendering import ChatFormat, Rendered, render_rows
 from step_jepa.data.steps import answer_step
-from step_jepa.data.template import RenderedTurn, alone, last_user_turn, locate, refuse_special_tokens, step_characters
 from step_jepa.errors import UserError
 
 IGNORED = -100
+TrainTurns = Literal["last", "all"]
+_WHITESPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Encoding:
     """Options of `encode`. The last two repeat what the published code of LLM-JEPA does.
 
     turns           the two turns are rendered alone as well (Example.turns)
+    train_turns     which turns of the assistant are labelled: the last, or all; steps are of the last
     train_all       every token of the trunk is labelled, the prompt's too
     unlabelled_end  no token that is the tokenizer's pad is labelled: where pad = eos, the end of turn is never learned
     double_bos      the tokenizer's own leading special tokens go before what the template wrote, which can have its BOS
     """
 
     turns: bool = False
+    train_turns: TrainTurns = "last"
     train_all: bool = False
     unlabelled_end: bool = False
     double_bos: bool = False
@@ -62,7 +69,7 @@ class Example:
 
     text       the rendered conversation
     input_ids  its tokens
-    labels     the same ids on the content and the end-of-turn token, IGNORED elsewhere
+    labels     the same ids on trained contents and their end-of-turn tokens, IGNORED elsewhere
     steps      token span of each step of the last assistant turn
     chars      character span of each step in `text`
     user       token span of the last user turn's content; None where the template rewrites it or there is none
@@ -95,6 +102,37 @@ class Example:
             object.__setattr__(self, "contents", [stop for _, stop in self.steps])
 
 
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation | Refused],
+    options: Encoding = Encoding(),
+) -> list[Example | Refused]:
+    """Tokens, labels and step spans of conversations whose last turns, the assistant's, are trained.
+
+    Args:
+        tokenizer: a fast one, with a chat template.
+        rows: as `to_conversation` makes them; what it refuses stays as it is.
+        options: what else is encoded, and how.
+
+    Returns:
+        For each row its example, or why there is none: no boundary is ever guessed.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or gives no offsets.
+    """
+    chat = ChatFormat.of(tokenizer)
+    conversations = {place: row for place, row in enumerate(rows) if isinstance(row, Conversation)}
+    turns = _turns(chat, conversations, options) if options.turns else {}
+    texts = _texts(chat, conversations.values(), options)
+    encoded: list[Example | Refused] = []
+    for place, row in enumerate(rows):
+        if isinstance(row, Conversation):
+            encoded.append(_example_or_refused(chat, row, next(texts), turns.get(place), options))
+        else:
+            encoded.append(row)
+    return encoded
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[Message],
@@ -102,7 +140,7 @@ def encode(
     where: str = "example",
     options: Encoding = Encoding(),
 ) -> Example:
-    """Tokens, labels and step spans of a conversation whose last turn, the assistant's, is trained.
+    """The same of one conversation.
 
     Args:
         tokenizer: a fast one, with a chat template.
@@ -114,32 +152,93 @@ def encode(
     Raises:
         UserError: the boundaries could only be guessed.
     """
-    if not messages or messages[-1]["role"] != "assistant":
-        raise UserError(f"{where}: the last turn is not the assistant's: there is nothing to train on")
-    refuse_special_tokens(tokenizer, messages, where)
-    answer = locate(tokenizer, messages, len(messages) - 1, where)
-    tokens = tokenised(tokenizer, answer.text, double_bos=options.double_bos)
-    content = _content_tokens(tokens, answer, where)
-    chars = _step_characters(answer, steps, where)
+    (example,) = encode_rows(tokenizer, [Conversation(messages, steps)], options)
+    if isinstance(example, Refused):
+        raise UserError(f"{where}: {example.reason}")
+    return example
+
+
+class _Text(NamedTuple):
+    rendered: Rendered
+    tokens: Tokens
+
+
+def _texts(chat: ChatFormat, conversations: Collection[Conversation], options: Encoding) -> Iterator[_Text | Rejected]:
+    """Each conversation as text and tokens, or why the template refuses it."""
+    rows = render_rows(chat, [(row.messages, row.tools) for row in conversations])
+    texts = [row.text for row in rows if isinstance(row, Rendered)]
+    tokens = tokenised(chat.tokenizer, texts, double_bos=options.double_bos)
+    for row in rows:
+        yield _Text(row, next(tokens)) if isinstance(row, Rendered) else row
+
+
+def _example_or_refused(
+    chat: ChatFormat, row: Conversation, text: _Text | Rejected, turns: Turns | None, options: Encoding
+) -> Example | Refused:
+    try:
+        if isinstance(text, Rejected):
+            raise text
+        return _example(chat, row, text, turns, options)
+    except Rejected as reason:
+        return Refused(str(reason))
+
+
+def _example(
+    chat: ChatFormat,
+    conversation: Conversation,
+    text: _Text,
+    turns: Turns | None,
+    options: Encoding,
+) -> Example:
+    """Raises Rejected."""
+    messages, (rendered, tokens) = conversation.messages, text
+    if messages[-1]["role"] != "assistant":
+        raise Rejected("the last turn is not the assistant's: there is nothing to train on")
+    chat.refuse_special_tokens(messages, conversation.tools)
+    answer = rendered.content(len(messages) - 1)
+    content = _content_tokens(text, answer)
+    chars = _shifted(step_characters(rendered.text[slice(*answer)], conversation.steps), answer[0])
     spans = _step_tokens(tokens, content, chars)
-    trained = range(content.start, _end_of_turn(tokenizer, tokens.ids, content.stop, where) + 1)
     return Example(
-        text=answer.text,
+        text=rendered.text,
         input_ids=tokens.ids,
-        labels=_labels(tokenizer, tokens.ids, trained, options),
+        labels=_labels(chat.tokenizer, tokens.ids, _trained(chat, text, content, options), options),
         steps=spans,
         chars=chars,
-        user=_user_span(tokenizer, messages, tokens, where),
-        contents=_content_stops(answer.text, tokens, chars, spans),
-        answer=answer_step([step.strip() for step in steps]),
-        turns=_turns(tokenizer, messages, options.double_bos) if options.turns else None,
+        user=_user_span(rendered, tokens),
+        contents=_content_stops(rendered.text, tokens, chars, spans),
+        answer=answer_step([step.strip() for step in conversation.steps]),
+        turns=turns,
     )
 
 
-def _step_characters(answer: RenderedTurn, steps: list[str], where: str) -> list[Span]:
-    """As `step_characters`, counted in the rendered text."""
-    spans = step_characters(answer.text[answer.start : answer.stop], steps, where)
-    return [(answer.start + start, answer.start + stop) for start, stop in spans]
+def step_characters(content: str, steps: list[str]) -> list[Span]:
+    """Where each step begins and ends in the content, its closing separator included. The spans tile the content.
+
+    Raises Rejected where the steps are not the content, in order, with only whitespace between."""
+    starts, position = [], 0
+    for number, step in enumerate(steps):
+        position = _skip_whitespace(content, position)
+        if not step.strip() or not content.startswith(step.strip(), position):
+            raise Rejected(
+                f"step {number} is not in the assistant's content at character {position}: "
+                "`steps` must be the content in order; run step-jepa prepare"
+            )
+        starts.append(position if number else 0)
+        position += len(step.strip())
+    if not steps or content[position:].strip():
+        raise Rejected("the assistant's content holds more than its steps: run step-jepa prepare")
+    return list(pairwise([*starts, len(content)]))
+
+
+def _skip_whitespace(text: str, position: int) -> int:
+    space = _WHITESPACE.match(text, position)
+    assert space is not None
+    return space.end()
+
+
+def _shifted(spans: list[Span], by: int) -> list[Span]:
+    return [(start + by, stop + by) for start, stop in spans]
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: Mapping[int, str] = {}) -> list[str]:
@@ -155,16 +254,21 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: Mappin
     return [names[token] if token in names else str(tokenizer.decode([*before, token]))[start:] for token in ids]
 
 
-def _content_tokens(tokens: Tokens, turn: RenderedTurn, where: str) -> range:
-    """The tokens that begin inside the content. Raises UserError where one straddles its start."""
-    first, stop = tokens.first_from(turn.start), tokens.first_from(turn.stop)
-    begins_there = first < len(tokens.ids) and tokens.offsets[first][0] == turn.start
-    if not begins_there or (first and tokens.offsets[first - 1][1] > turn.start):
-        raise UserError(
-            f"{where}: a token straddles the start of the assistant's content: strip the content, or end the "
-            "template's header with a special token or a line break"
+def _content_tokens(text: _Text, content: Span) -> range:
+    """The tokens that begin inside the content; the first may bring along the space that the header ends with. Raises
+    Rejected where one straddles the start otherwise."""
+    (rendered, tokens), (start, stop) = text, content
+    spaced = tokens.first_from(start - 1)
+    if rendered.text[:start].endswith(" ") and tokens.stops[spaced] > start:
+        start -= 1
+    first = tokens.first_from(start)
+    begins_there = first < len(tokens.ids) and tokens.starts[first] == start
+    if not begins_there or (first and tokens.stops[first - 1] > start):
+        raise Rejected(
+            "a token straddles the start of the assistant's content: strip the content, or end the template's header "
+            "with a special token or a line break"
         )
-    return range(first, stop)
+    return range(first, tokens.first_from(stop))
 
 
 def _step_tokens(tokens: Tokens, content: range, chars: list[Span]) -> list[Span]:
@@ -173,21 +277,40 @@ def _step_tokens(tokens: Tokens, content: range, chars: list[Span]) -> list[Span
     return list(pairwise([content.start, *inner_edges, content.stop]))
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], content_stop: int, where: str) -> int:
-    """Index of the token that ends the turn: the first special token after the content."""
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    for place in range(content_stop, len(ids)):
-        if ids[place] in special:
-            return place
-    raise UserError(
-        f"{where}: the chat template writes no end-of-turn token after the answer: let it end with eos_token"
-    )
+def _trained(chat: ChatFormat, text: _Text, content: range, options: Encoding) -> list[range]:
+    """The tokens that are labelled, turn by turn, `content` being those of the last turn. Raises Rejected."""
+    (rendered, tokens), last = text, len(text.rendered.messages) - 1
+    ends = _ends_of_turn(chat, tokens.ids, content.stop, len(tokens.ids))
+    whole = rendered.messages[last].get("tool_calls")  # these follow the content, perhaps between special tokens
+    ranges = [range(content.start, ends[-1 if whole else 0] + 1)]
+    if options.train_turns == "all":
+        earlier = [turn for turn in range(last) if rendered.messages[turn]["role"] == "assistant"]
+        ranges += [_earlier_turn(chat, text, turn) for turn in earlier]
+    return ranges
 
 
-def _labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: range, options: Encoding) -> list[int]:
-    places = range(len(ids)) if options.train_all else trained
-    unlabelled = tokenizer.pad_token_id if options.unlabelled_end else None
-    return [token if place in places and token != unlabelled else IGNORED for place, token in enumerate(ids)]
+def _earlier_turn(chat: ChatFormat, text: _Text, turn: int) -> range:
+    content, following = _content_tokens(text, text.rendered.content(turn)), text.rendered.span(turn + 1)
+    limit = text.tokens.first_from(following[0]) if following else len(text.tokens.ids)
+    return range(content.start, _ends_of_turn(chat, text.tokens.ids, content.stop, limit)[0] + 1)
+
+
+def _ends_of_turn(chat: ChatFormat, ids: list[int], start: int, stop: int) -> list[int]:
+    """Places of special tokens after a content: the first ends its turn. Raises Rejected where there is none."""
+    places = [place for place in range(start, stop) if ids[place] in chat.stop_ids]
+    if not places:
+        token = chat.likely_end_of_turn(ids[start:stop])
+        raise Rejected(f"the chat template writes no end-of-turn token after the answer: give --end_of_turn '{token}'")
+    return places
+
+
+def _labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], trained: list[range], options: Encoding) -> list[int]:
+    labels = list(ids) if options.train_all else [IGNORED] * len(ids)
+    for turn in trained:
+        labels[turn.start : turn.stop] = ids[turn.start : turn.stop]
+    if options.unlabelled_end:
+        labels = [IGNORED if label == tokenizer.pad_token_id else label for label in labels]
+    return labels
 
 
 def _content_stops(text: str, tokens: Tokens, chars: list[Span], spans: list[Span]) -> list[int]:
@@ -199,35 +322,40 @@ def _content_stops(text: str, tokens: Tokens, chars: list[Span], spans: list[Spa
     return stops
 
 
-def _user_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tokens: Tokens, where: str) -> Span | None:
+def _user_span(rendered: Rendered, tokens: Tokens) -> Span | None:
     """Tokens that lie wholly inside the last user turn's content."""
-    turn = last_user_turn(messages)
-    if turn is None:
-        return None
-    try:
-        user = locate(tokenizer, messages, turn, where)
-    except UserError:
-        return None
-    return tokens.inside(user.start, user.stop)
+    turn = last_user_turn(rendered.messages)
+    content = None if turn is None else rendered.span(turn)
+    return tokens.inside(*content) if content else None
 
 
-def _turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message], double_bos: bool) -> Turns | None:
-    """The last user turn and the answer alone; None where there is no user turn, or either cannot be had."""
-    place = last_user_turn(messages)
-    user = None if place is None else _turn(tokenizer, messages[place], double_bos)
-    assistant = _turn(tokenizer, messages[-1], double_bos)
-    return Turns(user, assistant) if user and assistant else None
+def last_user_turn(messages: Sequence[Message]) -> int | None:
+    """Its index; None where there is none."""
+    turns = (turn for turn in range(len(messages) - 1, -1, -1) if messages[turn]["role"] == "user")
+    return next(turns, None)
 
 
-def _turn(tokenizer: PreTrainedTokenizerBase, message: Message, double_bos: bool) -> Turn | None:
-    """The message as a conversation of its own; None where the template rewrites it, and where it has no token."""
-    try:
-        content = locate(tokenizer, [alone(tokenizer, message)], 0)
-    except UserError:
-        return None
-    tokens = tokenised(tokenizer, content.text, double_bos=double_bos)
-    span = tokens.holding(content.start, content.stop)
-    return Turn(tokens.ids, span) if span else None
+def _turns(chat: ChatFormat, conversations: Mapping[int, Conversation], options: Encoding) -> dict[int, Turns]:
+    """The last user turn and the answer alone, of each conversation that has them."""
+    questions = {place: last_user_turn(row.messages) for place, row in conversations.items()}
+    asked = {place: conversations[place].messages[turn] for place, turn in questions.items() if turn is not None}
+    users = _alone(chat, asked, options)
+    answers = _alone(chat, {place: conversations[place].messages[-1] for place in users}, options)
+    return {place: Turns(users[place], answer) for place, answer in answers.items()}
+
+
+def _alone(chat: ChatFormat, messages: Mapping[int, Message], options: Encoding) -> dict[int, Turn]:
+    """Each message as a conversation of its own; without empty ones and those that the template rewrites."""
+    lone = {place: Conversation([chat.accepted_alone(message)], []) for place, message in messages.items()}
+    texts = zip(lone, _texts(chat, lone.values(), options), strict=True)
+    turns = {place: _turn(text) for place, text in texts if isinstance(text, _Text)}
+    return {place: turn for place, turn in turns.items() if turn}
+
+
+def _turn(text: _Text) -> Turn | None:
+    content = text.rendered.span(0)
+    span = text.tokens.holding(*content) if content else None
+    return Turn(text.tokens.ids, span) if span else None
 
 
 def truncate(example: Example, max_length: int | None) -> Example:

@@ -13,13 +13,14 @@ from rich.text import Text
 
 from step_jepa.batches.views import Views
 from step_jepa.data.records import Record, has_solution
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TEST, read_records
+from step_jepa.data.template import TemplateOptions, template_identity, today
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
 from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
-from step_jepa.evaluation.resumable import Answers, append, finished, resume, start
+from step_jepa.evaluation.resumable import Answers, append, begun, finished, resume, start
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -46,7 +47,7 @@ _DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(TemplateOptions):
     """What is evaluated on what. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
@@ -103,6 +104,7 @@ def run(args: EvaluateArguments) -> None:
 
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
     unusable input, if no record has a known answer, and rather than mix or replace results."""
+    args.chat_template_date = args.chat_template_date or _begun_on(args) or today()
     options, records = _heldout_options(args), _read_problems(args)
     folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
@@ -130,11 +132,16 @@ def run(args: EvaluateArguments) -> None:
     _print_results(folder, summary)
 
 
+def _begun_on(args: EvaluateArguments) -> str | None:
+    """The day on which an earlier call began what this one goes on with: some chat templates write it."""
+    return None if args.overwrite else begun(Path(args.output_dir)).get("chat_template_date")
+
+
 def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if args.engine == "vllm":
         require_vllm(args.model_name)
-    records = list(read_records(args.test_file, max_examples=args.limit, for_evaluation=True))
+    records = list(read_records(args.test_file, TEST, max_examples=args.limit, for_evaluation=True))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
     return records
@@ -150,6 +157,7 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
         "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,
         "engine": args.engine,
+        **template_identity(args),
         "sampling": [args.temperature, args.seed] if args.drawn else None,
     }
 
@@ -197,9 +205,8 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any, Any]:
     """The model as its own run trained it, and its tokenizer. Raises UserError."""
-    model, tokenizer = setup_model_and_tokenizer(
-        args.model_name, model_init_kwargs={"dtype": args.dtype}, seed=args.seed, **options.setup_arguments()
-    )
+    loading = options.setup_arguments() | {"template": args, "model_init_kwargs": {"dtype": args.dtype}}
+    model, tokenizer = setup_model_and_tokenizer(args.model_name, seed=args.seed, **loading)
     return model, tokenizer
 
 

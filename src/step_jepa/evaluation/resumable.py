@@ -24,6 +24,17 @@ REMEDY = "give another --output_dir, or --overwrite"
 Answers = dict[tuple[int, int], Generation]  # by record and sample
 
 
+def begun(folder: Path) -> dict[str, Any]:
+    """What the results in a folder are of, finished or not; nothing where there are none that can be read."""
+    partial, summary = folder / PARTIAL_FILE, folder / SUMMARY_FILE
+    try:
+        if partial.exists():
+            return _read(partial)[0]
+        return dict(read_summary(summary)["settings"]) if summary.exists() else {}
+    except UserError:  # said by whoever goes on from there
+        return {}
+
+
 def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary that a finished call left in the folder; None where there is none. Raises UserError for one of other
     settings."""

@@ -1,7 +1,7 @@
 """What users call: `step-jepa inspect steps`, `tokens`, `mask`, `pipeline`, and `inspect` alone, a menu."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -186,7 +186,9 @@ def _ask(console: Console) -> str:
     return Prompt.ask(HELP, console=console, choices=choices, show_choices=False, default="", show_default=False)
 
 
-def walk(inspector: Inspector, examples: list[Example], index: int, console: Console, ask: Callable[[], str]) -> None:
+def walk(
+    inspector: Inspector, examples: Sequence[Example], index: int, console: Console, ask: Callable[[], str]
+) -> None:
     """Show the stages that the answers of `ask` lead to, from the first one of an example, until one is q."""
     stages = list(STAGES.values())
     screen: int | None = index * len(stages)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from step_jepa import standalone
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.sample import MOST_TOKENS, Sample, sample_of
@@ -33,7 +34,7 @@ SEED = 42  # of a run that gives none
 
 
 @dataclass
-class RowArguments:
+class RowArguments(TemplateOptions):
     """Which example, and how its row is planned. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
@@ -120,7 +121,7 @@ class Inspector:
 
     def __init__(self, args: RowArguments) -> None:
         self.args = args
-        self.tokenizer = load_tokenizer(args.model_name, plain=args.plain)
+        self.tokenizer = load_tokenizer(args.model_name, plain=args.plain, template=args)
         self.config = _model_config(args.model_name, len(self.tokenizer))
         options = with_registered_options(StepJEPAOptions)(
             objective=[args.objective],
@@ -135,7 +136,7 @@ class Inspector:
         self.planner = Planner([kind.from_config(options, self.predictor_ids) for kind in kinds], SEED)
         self.encoding = Encoding(turns=any(kind.turns for kind in kinds))
 
-    def examples(self, limit: int | None = None) -> list[Example]:
+    def examples(self, limit: int | None = None) -> Sequence[Example]:
         """Those of the first `limit` records that can be used."""
         data = load_and_prepare_dataset(
             self.args.train_file,

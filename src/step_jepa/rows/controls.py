@@ -35,6 +35,7 @@ CONTROL_MEANINGS: dict[str, str] = {
     "no_loss": "the same forward pass, but the JEPA loss weighs nothing",
 }
 NEAREST = 8  # steps of similar length, among which one is drawn
+MOST_DONORS = 50_000  # examples whose steps may be drawn
 
 
 @dataclass(frozen=True)
@@ -107,34 +108,38 @@ class Candidate(NamedTuple):
 
     length       in tokens
     tie_breaker  a random number
-    place        of its example in the data set
+    place        of its example among those of the sampler
     step         its index in the example; 0 for a whole answer
+    example      index of its example
     """
 
     length: int
     tie_breaker: float
     place: int
     step: int
+    example: int
 
 
 class NegativeSampler:
     """Draws mismatched targets: steps and answers of other examples, of the same kind and of similar length.
 
-    Candidates of one length are in random order, so that each is drawn about as often as any other.
+    Candidates of one length are in random order, so that each is drawn about as often as any other. Of more than
+    MOST_DONORS examples, so many are taken, evenly spaced.
     """
 
     def __init__(self, examples: Sequence[Example], seed: int = 0) -> None:
-        self.examples = examples
+        self.examples = examples = examples[:: max(1, -(-len(examples) // MOST_DONORS))]
         self._candidates: dict[Kind, list[Candidate]] = defaultdict(list)
         rng = Random(f"{seed} donors")
         for place, example in enumerate(examples):
             if example.turns is not None:
                 length = len(example.turns.assistant.input_ids)
-                self._candidates[_WHOLE_ANSWER].append(Candidate(length, rng.random(), place, 0))
+                self._candidates[_WHOLE_ANSWER].append(Candidate(length, rng.random(), place, 0, example.index))
             for step, (start, stop) in enumerate(example.steps):
                 if start < stop:
                     kind = Kind(step, step == example.answer)
-                    self._candidates[kind].append(Candidate(stop - start, rng.random(), place, step))
+                    candidate = Candidate(stop - start, rng.random(), place, step, example.index)
+                    self._candidates[kind].append(candidate)
         for candidates in self._candidates.values():
             candidates.sort()
 
@@ -169,7 +174,7 @@ class NegativeSampler:
         # A random place among those of the same length, or else the first of them would always be the nearest.
         place = bisect_left(candidates, (length, rng.random()))
         around = candidates[max(0, place - NEAREST - 1) : place + NEAREST + 1]
-        others = [candidate for candidate in around if self.examples[candidate.place].index != not_of]
+        others = [candidate for candidate in around if candidate.example != not_of]
         shuffled = rng.sample(others, len(others))  # sorting is stable: ties stay in random order
         nearest = sorted(shuffled, key=lambda candidate: abs(candidate.length - length))[:NEAREST]
         return rng.choice(nearest) if nearest else None

@@ -13,8 +13,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from step_jepa.batches.views import PredictorHead, TargetReader
+from step_jepa.data.template import TemplateOptions
+from step_jepa.data.tokens import TrainTurns
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses import LOSSES
 from step_jepa.losses.distances import Negatives
@@ -50,6 +53,7 @@ AttentionPath = Literal["parts", "dense"]
 _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
+_STREAMED = Needs("--streaming", lambda config: config.streaming)
 _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 
 
@@ -61,7 +65,7 @@ SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret
 
 
 @dataclass
-class RepresentationOptions(TurnOptions):
+class RepresentationOptions(TurnOptions, TemplateOptions):
     """The options of the JEPA term that all objectives share, and LLM-JEPA's own."""
 
     lbd: float | str = option(
@@ -179,6 +183,11 @@ class RepresentationOptions(TurnOptions):
         changes_views=True,
     )
     train_all: bool = option(False, help="Language-model loss on the prompt too.", group="Data")
+    train_turns: TrainTurns = option(
+        "last",
+        help="Turns of the assistant that the language-model loss is taken on; steps are those of the last.",
+        group="Data",
+    )
     compat: list[str] = option(
         default_factory=list,
         help=f"Train as published code does: llm_jepa, or some of {', '.join(COMPAT)}.",
@@ -253,6 +262,7 @@ class RepresentationOptions(TurnOptions):
             "train_predictors": "frozen_predictors" not in self.switches,
             "predictor_head": self.predictor_head if predicting else "identity",
             "plain": self.plain,
+            "template": self,
         }
 
     def _check_values(self) -> None:
@@ -335,6 +345,19 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         group="Model",
         free_on_resume=True,
         standalone=True,
+    )
+    dataset_num_proc: int = option(
+        1, help="Processes that tokenise data of more than 1000 rows.", group="Data", least=1, free_on_resume=True
+    )
+    streaming: bool = option(
+        False, help="Read training data as it comes, with --max_steps: nothing is counted or kept.", group="Data"
+    )
+    shuffle_buffer: int = option(
+        1000,
+        help="Examples of a stream that are held, of which one is drawn each time; 1: in their order.",
+        group="Data",
+        least=1,
+        needs=_STREAMED,
     )
     pretrain: bool = option(False, help="Random weights, from the model's configuration.", group="Model")
     config_overrides: dict[str, Any] | str | None = option(
@@ -545,4 +568,7 @@ def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
     saved = run_options(folder)
     names = [each.name for each in option_fields(StepJEPAOptions) if facts(each).changes_views]
-    return {name: saved[name] for name in names if name in saved}
+    values = {name: saved[name] for name in names if name in saved}
+    if values.get("chat_template"):  # the file that was given may have gone; the model has a copy
+        values["chat_template"] = str(Path(folder, CHAT_TEMPLATE_FILE))
+    return values

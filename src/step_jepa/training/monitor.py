@@ -64,6 +64,7 @@ class Monitor(TrainerCallback):
     def batches(self) -> list[Batch]:
         """This rank's share of the rows; ranks have equally many."""
         trainer, rows = self.trainer, self.trainer.eval_dataset
+        rows = next(iter(rows.values())) if isinstance(rows, dict) else rows
         args, count = trainer.args, min(trainer.args.diagnostics_rows, len(rows))
         ranks = args.world_size
         share = range(args.process_index, args.process_index + math.ceil(count / ranks) * ranks, ranks)

@@ -1,12 +1,15 @@
 """A model with all that reads its views and takes losses on them: what a trainer trains, and what every other command
 that reads a view uses without a Trainer."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator, PlannedRows
-from step_jepa.data.dataset import DataSource, PreparedData, load_and_prepare_dataset
+from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator, PlannedRows, PlannedStream
+from step_jepa.data.dataset import DataSource, PreparedData, encoder_of, load_and_prepare_dataset, opened
+from step_jepa.data.sources import TRAIN, Splits
+from step_jepa.data.stream import ExampleStream
 from step_jepa.data.tokens import Encoding, Example
 from step_jepa.losses.criterion import Criterion
 from step_jepa.models.forward import Forward
@@ -98,6 +101,7 @@ class Representation:
         switches = self.options.switches
         return Encoding(
             turns=any(objective.turns for objective in self.objectives),
+            train_turns=self.options.train_turns,
             train_all=self.options.train_all,
             unlabelled_end="unlabelled_end" in switches,
             double_bos="double_bos" in switches,
@@ -105,14 +109,43 @@ class Representation:
 
     # Rows
 
-    def prepare(self, data: DataSource) -> PreparedData:
-        """Examples from records, a file, or PreparedData. Raises UserError."""
+    def prepare(self, data: DataSource, splits: Splits = TRAIN, *, num_proc: int = 1) -> PreparedData:
+        """Examples from records, a file, or PreparedData.
+
+        Args:
+            data: of known length.
+            splits: which split is read of data that has several, the first that there is.
+            num_proc: processes that tokenise.
+
+        Raises:
+            UserError: it cannot be used.
+        """
         if isinstance(data, PreparedData):
             return data
-        max_length = self.options.max_length
-        return load_and_prepare_dataset(data, self.tokenizer, max_length=max_length, encoding=self.encoding)
+        return load_and_prepare_dataset(
+            data,
+            self.tokenizer,
+            max_length=self.options.max_length,
+            encoding=self.encoding,
+            num_proc=num_proc,
+            splits=splits,
+        )
 
-    def training_planner(self, examples: list[Example]) -> Planner:
+    def stream(self, data: DataSource, *, buffer: int) -> PlannedStream:
+        """Rows for learning as they come. Raises UserError.
+
+        Args:
+            data: anything but PreparedData.
+            buffer: examples that are held to be shuffled.
+        """
+        source = opened(data, TRAIN, stream=True)
+        encoder = encoder_of(data, self.tokenizer, self.options.max_length, self.encoding)
+        examples = ExampleStream(source, encoder, buffer=buffer, seed=self.seed)
+        rows = PlannedStream(examples, self.training_planner(examples.head))
+        self.check_attention(PlannedRows(examples.head, rows.plan))
+        return rows
+
+    def training_planner(self, examples: Sequence[Example]) -> Planner:
         """What makes rows of examples for learning, with the run's control."""
         options = self.options
         sampler = NegativeSampler(examples) if options.control == "shuffled_pairs" else None
@@ -132,7 +165,7 @@ class Representation:
         """Raises UserError where the model cannot take flat batches, or the branches of padded rows."""
         if self.flat:
             attention.check(self.model, flat=True)
-        elif self.branching and any(rows[index].branch[-1] != TRUNK for index in range(len(rows))):
+        elif self.branching and any(rows.plan(example).branch[-1] != TRUNK for example in rows.sample):
             attention.check(self.model)
 
     def _jepa_loss(self) -> JepaLoss:

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.collate import PlannedRows, PlannedStream
 from step_jepa.data.tokens import IGNORED, Example, pieces
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.rows.branches import Pair, Row
@@ -22,7 +22,7 @@ PREVIEWED_ROWS = 16
 
 def save_rows(
     folder: str | os.PathLike[str],
-    rows: PlannedRows,
+    rows: PlannedRows | PlannedStream,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     objectives: Sequence[str],

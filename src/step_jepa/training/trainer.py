@@ -8,7 +8,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -26,8 +26,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
 from step_jepa.batches.budget import TokenBudgetSampler
-from step_jepa.batches.collate import Batch, PlannedRows, row_count, tokens_read, without_branches
-from step_jepa.data.dataset import DataSource, PreparedData
+from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
+from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
+from step_jepa.data.examples import Examples
+from step_jepa.data.sources import TRAIN, VALIDATION, Splits
+from step_jepa.data.template import check_same_template, today
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
@@ -35,8 +38,8 @@ from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictors
 from step_jepa.objectives.planner import unchanged_pairs
+from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
-from step_jepa.run_files import examples_digest
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.checkpoints import check_complete, check_resumed
 from step_jepa.training.compute import floating_point_ops, shorten
@@ -49,7 +52,7 @@ from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
-from step_jepa.training.validation import check_negatives, check_row_count, validate
+from step_jepa.training.validation import check_negatives, check_row_count, check_stream, validate
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +63,9 @@ class RepresentationTrainer(Trainer):
     Args:
         model: hub id, folder, or module (then with `processing_class`).
         args: options; the objectives are those that they name.
-        train_dataset: records with `messages` (and `steps`), a file that `prepare` reads, or PreparedData.
-        eval_dataset: the same, held out.
+        train_dataset: records with `messages` (and `steps`), a file that `prepare` reads, or PreparedData; an
+            IterableDataset is read as it comes, with max_steps.
+        eval_dataset: the same, held out, and counted; or several by name, as for `transformers.Trainer`.
         processing_class: the tokenizer, if not the model's own.
         peft_config: of an adapter to train instead of the model.
         quantization_config: of a model given by name.
@@ -82,7 +86,7 @@ class RepresentationTrainer(Trainer):
         model: str | os.PathLike[str] | PreTrainedModel,
         args: RepresentationConfig,
         train_dataset: DataSource | None = None,
-        eval_dataset: DataSource | None = None,
+        eval_dataset: DataSource | dict[str, DataSource] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         quantization_config: QuantizationConfigMixin | None = None,
@@ -94,6 +98,7 @@ class RepresentationTrainer(Trainer):
         self._data_counts: dict[str, int] = {}
         self._data_digest: str | None = None
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
+        args.chat_template_date = args.chat_template_date or today()
         set_seed(args.seed)
         model, tokenizer = setup_model_and_tokenizer(
             model,
@@ -110,7 +115,7 @@ class RepresentationTrainer(Trainer):
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
-        every_step = [FiniteNumbers(), _EveryStep(self, train_rows)] if train_rows else []
+        every_step = [FiniteNumbers(), _EveryStep(self, train_rows)] if train_rows is not None else []
         with library_refusals(ValueError, RuntimeError, ImportError):
             super().__init__(
                 model=model,
@@ -165,28 +170,45 @@ class RepresentationTrainer(Trainer):
 
     # Data
 
-    def _training_rows(self, data: DataSource | None) -> PlannedRows | None:
+    def _training_rows(self, data: DataSource | None) -> PlannedRows | PlannedStream | None:
         if data is None or isinstance(data, PlannedRows):
             return data
-        prepared = self._prepared(data)
+        if self.args.streaming or isinstance(data, Stream):
+            return self._stream(data)
+        prepared = self._prepared(data, TRAIN)
         rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
         self.representation.check_attention(rows)
         check_row_count(self.args, len(rows))
-        self._data_digest = examples_digest(rows.examples)
+        self._data_digest = Examples.of(rows.examples).digest()
         pairs = self._check_training_rows(rows) if self.branching else 0
         self._data_counts = {
             "examples": len(rows),
-            "steps": sum(len(example.steps) for example in rows.examples),
+            "steps": int(Examples.of(rows.examples).step_counts().sum()),
             "pairs": pairs,
             "cut": prepared.cut,
             "left_out": prepared.left_out,
         }
         return rows
 
-    def _budgeted_batches(self, rows: PlannedRows | None) -> TokenBudgetSampler | None:
+    def _stream(self, data: DataSource) -> PlannedStream:
+        """As the data lies, or through the buffer that --streaming brings along."""
+        check_stream(self.args)
+        # The dispatcher would join batches of all ranks at dimension 0, which flat ones do not have.
+        accelerator_config: Any = self.args.accelerator_config
+        accelerator_config.dispatch_batches = False
+        in_order = not self.args.streaming or self.args.train_sampling_strategy == "sequential"
+        rows = self.representation.stream(data, buffer=1 if in_order else self.args.shuffle_buffer)
+        if self.branching:
+            counts = self._pair_counts(map(rows.plan, rows.examples))
+            self._check_negatives(counts)
+            if self.args.should_log and not any(map(sum, counts)):
+                logger.warning("none of the first %d rows of the stream has a pair of views", len(rows.examples))
+        return rows
+
+    def _budgeted_batches(self, rows: PlannedRows | PlannedStream | None) -> TokenBudgetSampler | None:
         """Raises UserError where batches cannot be filled by tokens."""
         budget = self.args.max_tokens_per_batch
-        if budget is None or rows is None:
+        if budget is None or not isinstance(rows, PlannedRows):
             return None
         if reason := self.representation.reason_to_pad:
             raise UserError(f"--max_tokens_per_batch fills batches without padding, and rows are padded: {reason}")
@@ -196,60 +218,78 @@ class RepresentationTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._batch_sampler or super()._get_train_sampler(train_dataset)
 
-    def _evaluation_rows(self, data: DataSource | None) -> PlannedRows | None:
-        if data is None or isinstance(data, PlannedRows):
+    def _evaluation_rows(self, data: Any) -> Any:
+        """Of one data set; of a dictionary of them, by their names; the name of one that is there stays as it is."""
+        if data is None or isinstance(data, PlannedRows) or self._is_name(data):
             return data
-        return self.representation.evaluation_rows(self._prepared(data))
+        if isinstance(data, dict) and not isinstance(data, SplitData):
+            return {name: self._evaluation_rows(each) for name, each in data.items()}
+        return self.representation.evaluation_rows(self._prepared(data, VALIDATION))
 
-    def _prepared(self, data: DataSource) -> PreparedData:
-        prepared = self.representation.prepare(data)
+    def _is_name(self, data: Any) -> bool:
+        """Whether `Trainer` asks for one of several evaluation sets."""
+        known = getattr(self, "eval_dataset", None)
+        return isinstance(data, str) and isinstance(known, dict) and data in known
+
+    def _prepared(self, data: DataSource, splits: Splits) -> PreparedData:
+        with self.args.main_process_first(desc="tokenising"):  # the others read what it keeps
+            prepared = self.representation.prepare(data, splits, num_proc=self.args.dataset_num_proc)
         if self.args.should_log:
-            logger.log(logging.WARNING if prepared.cut or prepared.left_out else logging.INFO, "%s", prepared)
+            logger.log(logging.WARNING if prepared.cut else logging.INFO, "%s", prepared)
         return prepared
 
     def _check_training_rows(self, rows: PlannedRows) -> int:
         """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
         data cannot serve an objective."""
-        pairs = tokens = 0
-        pairs_of_examples: list[list[int]] = [[] for _ in self.jepa.terms]
-        for index in range(len(rows)):
-            row = rows[index]
-            pairs, tokens = pairs + len(row.pairs), tokens + len(row.input_ids)
-            for number, counts in enumerate(pairs_of_examples):
-                counts.append(sum(pair.objective == number for pair in row.pairs))
+        counts = self._pair_counts(map(rows.plan, rows.sample))
         for objective in self.representation.objectives:
             objective.check_data(rows.examples)
-        contrasted = [number for number, each in enumerate(self.representation.objectives) if each.loss is None]
-        check_negatives(self.args, [pairs_of_examples[number] for number in contrasted])
-        same = unchanged_pairs(rows.plan, rows.examples)
+        self._check_negatives(counts)
+        pairs = sum(map(sum, counts))
+        same = unchanged_pairs(rows.plan, rows.sample)
         if same and same == pairs:
             raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
         if self.args.same_flop:
-            plain = sum(len(example.input_ids) for example in rows.examples)
-            shorten(self.args, plain, tokens, target_encoder=self.representation.forward.target_encoder is not None)
+            plain, branching = rows.token_counts()
+            shorten(self.args, plain, branching, target_encoder=self.representation.forward.target_encoder is not None)
         if self.args.should_log:
             self._say_what_is_left_out(rows, pairs, same)
-        return pairs
+        return round(pairs * len(rows) / len(rows.sample))
+
+    def _pair_counts(self, rows: Iterable[Row]) -> list[list[int]]:
+        """For each objective, how many pairs each of the rows has."""
+        counts: list[list[int]] = [[] for _ in self.jepa.terms]
+        for row in rows:
+            for number, of_rows in enumerate(counts):
+                of_rows.append(sum(pair.objective == number for pair in row.pairs))
+        return counts
+
+    def _check_negatives(self, counts: list[list[int]]) -> None:
+        objectives = zip(counts, self.representation.objectives, strict=True)
+        check_negatives(self.args, [of_rows for of_rows, objective in objectives if objective.loss is None])
 
     def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
+        sample = rows.sample
+        if len(sample) < len(rows):
+            logger.info("pairs and tokens are counted on %d of the %d rows, evenly spaced", len(sample), len(rows))
         for objective in self.representation.objectives:
-            for reason, count in objective.left_out(rows.examples).items():
+            for reason, count in objective.left_out(sample).items():
                 logger.info("left out: %d pairs %s", count, reason)
         if same:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:
             logger.warning("no row has a pair of views: there is only a language-model loss")
 
-    def evaluate(  # type: ignore[override]  # the library's takes no records
+    def evaluate(
         self,
-        eval_dataset: DataSource | None = None,
+        eval_dataset: DataSource | dict[str, DataSource] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Held-out figures, of the eval_dataset of the trainer or of other records."""
+        """Held-out figures, of the trainer's eval_dataset or of other records; of each of several."""
         return super().evaluate(self._evaluation_rows(eval_dataset), ignore_keys, metric_key_prefix)
 
-    def predict(  # type: ignore[override]  # the library's takes no records
+    def predict(
         self, test_dataset: DataSource, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """The same figures of other records; `predictions` float32 (N, 2): of each, the sum of its tokens' nll, and
@@ -428,6 +468,11 @@ class RepresentationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_complete(resume_from_checkpoint)
         check_resumed(self.args, self._settings(), resume_from_checkpoint)
+        if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
+            logger.info(
+                "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"
+            )
+        check_same_template(self.processing_class, resume_from_checkpoint)
         check_checkpoint(self.model, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
@@ -442,11 +487,12 @@ class RepresentationTrainer(Trainer):
 class _EveryStep(TrainerCallback):
     """The rows learn the epoch before the loader's workers start to read ahead; what the JEPA term keeps moves."""
 
-    def __init__(self, trainer: RepresentationTrainer, rows: PlannedRows) -> None:
+    def __init__(self, trainer: RepresentationTrainer, rows: PlannedRows | PlannedStream) -> None:
         self.trainer, self.rows = trainer, rows
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.rows.epoch.fill_(int(state.epoch or 0))
+        if isinstance(self.rows, PlannedRows):
+            self.rows.epoch.fill_(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.jepa.state.after_step(self.trainer.model)

@@ -40,8 +40,30 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "--pretrain makes random weights, which an adapter would leave as they are: leave out --lora"
     if args.fsdp and "undivided_loss" in args.switches:
         yield "FSDP does not go with undivided_loss: leave it out of --compat"
+    if args.streaming:
+        yield from _streamed(args)
     if args.objectives:
         yield from _beside_a_jepa_term(args, adapter=adapter)
+
+
+def check_stream(args: Any) -> None:
+    """Raises UserError for options of a run that a stream cannot serve."""
+    for reason in _streamed(args):
+        raise UserError(reason)
+
+
+def _streamed(args: Any) -> Iterator[str]:
+    """What would have to count the data, or to read it in another order."""
+    if args.max_steps <= 0:
+        yield "a stream is not counted, so it has no epochs: give --max_steps"
+    if args.same_flop:
+        yield "--same_flop counts the tokens of all rows, which a stream does not have: leave one out"
+    if args.control == "shuffled_pairs":
+        yield "--control shuffled_pairs draws from all rows, which a stream does not have: leave one out"
+    if args.max_tokens_per_batch:
+        yield "--max_tokens_per_batch measures all rows, which a stream does not have: leave one out"
+    if args.dataloader_num_workers > 1:
+        yield "a stream is read by one process: give --dataloader_num_workers 0 or 1"
 
 
 def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:

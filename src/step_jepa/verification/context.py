@@ -21,6 +21,7 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import Batch, PlannedRows, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example, truncate
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
@@ -49,6 +50,7 @@ class VerificationContext:
     lora                 LoRA training instead of full fine-tuning
     target_modules       that it adapts
     plain                no chat framing
+    template             options of the chat template
     max_length           longest trunk in tokens: what the model reads is cut to whole steps, as in training
     attn_implementation  attention backend
     seed                 of the predictor rows, of an adapter and of training
@@ -62,6 +64,7 @@ class VerificationContext:
     lora: bool = False
     target_modules: str | list[str] = "all-linear"
     plain: bool = False
+    template: TemplateOptions | None = None
     max_length: int | None = 1024
     attn_implementation: str = "sdpa"
     seed: int = 42
@@ -78,12 +81,12 @@ class VerificationContext:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's."""
-        return load_tokenizer(self.model_name, plain=self.plain)
+        return load_tokenizer(self.model_name, plain=self.plain, template=self.template)
 
     @cached_property
     def examples(self) -> list[Example]:
         """Of all records, whole. Raises UserError."""
-        return load_and_prepare_dataset(self.records, self.tokenizer).examples
+        return list(load_and_prepare_dataset(self.records, self.tokenizer).examples)
 
     @cached_property
     def chosen_records(self) -> list[Mapping[str, Any]]:

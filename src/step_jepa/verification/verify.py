@@ -15,6 +15,7 @@ from rich.text import Text
 from tqdm.auto import tqdm
 
 from step_jepa.data.sources import read_records
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
@@ -27,7 +28,7 @@ STYLES: dict[bool | None, str] = {True: "green", False: "bold red", None: "dim"}
 
 
 @dataclass
-class VerifyArguments:
+class VerifyArguments(TemplateOptions):
     """What is verified. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
@@ -88,6 +89,7 @@ def _context(args: VerifyArguments, records: list[Any]) -> VerificationContext:
         lora=args.lora,
         target_modules=modules_to_adapt(args.lora_target_modules),
         plain=args.plain,
+        template=args,
         max_length=args.max_length,
         attn_implementation=args.attn_implementation,
         seed=args.seed,

@@ -7,6 +7,8 @@ from statistics import median_high
 from typing import Any
 
 from step_jepa.data import tokens
+from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.template_notes import mending_switch, prompt_difference
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.context import VerificationContext, count_pairs
@@ -68,6 +70,18 @@ def _labels_are_the_answer(tokenizer: Any, example: Example, content: str, speci
     unchanged = all(example.labels[index] == example.input_ids[index] for index in labelled)
     without_gap = labelled[-1] - labelled[0] == len(answer)
     return unchanged and without_gap and end_of_turn in special and _decode(tokenizer, answer) == content
+
+
+@register_check("generation prompt", remedy="give the argument with --chat_template_kwargs, or answers begin otherwise")
+def check_generation_prompt(context: VerificationContext) -> CheckResult:
+    """Other engines prompt with what precedes the answer in training, as far as an argument of the template can have it
+    so."""
+    conversation = to_conversation(context.records[0])
+    assert isinstance(conversation, Conversation)  # there are examples
+    difference = prompt_difference(context.tokenizer, conversation)
+    if difference is None:
+        return CheckResult(True, "the chat template's prompt is what precedes the answer in training")
+    return CheckResult(mending_switch(context.tokenizer, conversation) is None, difference)
 
 
 @register_check("one BOS", remedy="let the chat template write {{ bos_token }} once, at the start")

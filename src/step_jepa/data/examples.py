@@ -1,0 +1,197 @@
+"""Examples in an Arrow table, in memory or mapped from a file: made anew whenever one is read, so that memory does not
+grow with their number."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from step_jepa.data.tokens import IGNORED, Example, Span, Turn, Turns
+
+_IDS = pa.list_(pa.int32())
+_TURN = pa.struct({"input_ids": _IDS, "content": _IDS})
+# Spans lie flat, start and stop in turn. Labels are the ids or IGNORED: `labelled` has the spans of the former.
+SCHEMA = pa.schema(
+    {
+        "text": pa.large_string(),
+        "input_ids": _IDS,
+        "labelled": _IDS,
+        "steps": _IDS,
+        "chars": _IDS,
+        "user": _IDS,
+        "contents": _IDS,
+        "answer": pa.int32(),
+        "turns": pa.struct({"user": _TURN, "assistant": _TURN}),
+    }
+)
+READ_AT_ONCE = 1000
+
+
+class Examples(Sequence[Example]):
+    """Rows of a table.
+
+    dataset  columns as in SCHEMA
+    places   which of its rows; an example's index is its row
+    """
+
+    def __init__(self, dataset: Dataset, places: range | None = None) -> None:
+        self.dataset, self.places = dataset, range(len(dataset)) if places is None else places
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Examples":
+        """The same examples in memory."""
+        return examples if isinstance(examples, Examples) else cls(Dataset(pa.Table.from_batches([table(examples)])))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Examples": ...
+    def __getitem__(self, index: int | slice) -> "Example | Examples":
+        if isinstance(index, slice):
+            return Examples(self.dataset, self.places[index])
+        place = self.places[index]
+        return _example(self.dataset[place], place)
+
+    def __iter__(self) -> Iterator[Example]:
+        for start in range(0, len(self), READ_AT_ONCE):
+            places = self.places[start : start + READ_AT_ONCE]
+            columns = self.dataset[places]
+            for number, place in enumerate(places):
+                yield _example({name: values[number] for name, values in columns.items()}, place)
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """int64 (N,)."""
+        return self._lengths("input_ids")
+
+    def step_counts(self) -> NDArray[np.int64]:
+        """int64 (N,)."""
+        return self._lengths("steps") // 2
+
+    def with_answer(self) -> int:
+        """How many end with an answer step."""
+        answers = self.dataset.data.column("answer")
+        return int(np.asarray(pc.is_valid(answers))[self.places].sum())
+
+    def digest(self) -> str:
+        """Equal for tables with the same tokens and labels in the same order."""
+        assert len(self) == len(self.dataset)
+        digest = hashlib.sha256()
+        for column in ("input_ids", "labelled"):
+            digest.update(self._lengths(column).tobytes())
+            for chunk in self.dataset.data.column(column).chunks:
+                digest.update(chunk.flatten().to_numpy())
+        return digest.hexdigest()[:16]
+
+    def _lengths(self, column: str) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = np.asarray(pc.list_value_length(self.dataset.data.column(column)), dtype=np.int64)
+        return lengths[self.places]
+
+
+@dataclass
+class PreparedData:
+    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
+
+    examples: Sequence[Example]
+    cut: int
+    left_out: int
+
+    def __str__(self) -> str:
+        examples = Examples.of(self.examples)
+        step_counts = examples.step_counts()
+        notes = {
+            "end with an answer step": examples.with_answer(),
+            "cut to whole steps within max_length": self.cut,
+            "left out, as not one whole step fits into max_length": self.left_out,
+            "with fewer than two steps, which train the language model only": int((step_counts < 2).sum()),
+        }
+        parts = [f"{number} {note}" for note, number in notes.items() if number]
+        return "; ".join([f"{len(examples)} examples, {int(step_counts.sum())} steps", *parts])
+
+
+def table(examples: Sequence[Example]) -> pa.RecordBatch:
+    """Rows of SCHEMA."""
+    rows = list(map(_row, examples))
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _row(example: Example) -> dict[str, Any]:
+    return {
+        "text": example.text,
+        "input_ids": example.input_ids,
+        "labelled": _flat(_labelled(example.labels)),
+        "steps": _flat(example.steps),
+        "chars": _flat(example.chars),
+        "user": example.user,
+        "contents": example.contents,
+        "answer": example.answer,
+        "turns": _turns_row(example.turns),
+    }
+
+
+def _turns_row(turns: Turns | None) -> dict[str, Any] | None:
+    if turns is None:
+        return None
+    both = {"user": turns.user, "assistant": turns.assistant}
+    return {name: {"input_ids": turn.input_ids, "content": turn.content} for name, turn in both.items()}
+
+
+def _flat(spans: Sequence[Span]) -> list[int]:
+    return [edge for span in spans for edge in span]
+
+
+def _labelled(labels: Sequence[int]) -> list[Span]:
+    """The runs of tokens that have a label."""
+    spans, start = [], 0
+    for ignored, run in groupby(labels, IGNORED.__eq__):
+        stop = start + sum(1 for _ in run)
+        if not ignored:
+            spans.append((start, stop))
+        start = stop
+    return spans
+
+
+def _example(row: Mapping[str, Any], place: int) -> Example:
+    ids = row["input_ids"]
+    labels = [IGNORED] * len(ids)
+    for start, stop in _spans(row["labelled"]):
+        labels[start:stop] = ids[start:stop]
+    return Example(
+        text=row["text"],
+        input_ids=ids,
+        labels=labels,
+        steps=_spans(row["steps"]),
+        chars=_spans(row["chars"]),
+        user=_span(row["user"]),
+        contents=row["contents"],
+        answer=row["answer"],
+        turns=_turns(row["turns"]),
+        index=place,
+    )
+
+
+def _turns(row: Mapping[str, Any] | None) -> Turns | None:
+    return None if row is None else Turns(_turn(row["user"]), _turn(row["assistant"]))
+
+
+def _turn(row: Mapping[str, Any]) -> Turn:
+    start, stop = row["content"]
+    return Turn(row["input_ids"], (start, stop))
+
+
+def _span(edges: Sequence[int] | None) -> Span | None:
+    return None if edges is None else (edges[0], edges[1])
+
+
+def _spans(edges: Sequence[int]) -> list[Span]:
+    return [(edges[place], edges[place + 1]) for place in range(0, len(edges), 2)]

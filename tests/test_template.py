@@ -1,0 +1,264 @@
+"""Chat templates of every kind, small and written by hand: what is rendered, labelled, refused and said."""
+
+import copy
+from datetime import date
+
+import pytest
+from conftest import CHATML, conversation
+from test_tokens import labelled, merging, pieces, with_template
+
+from step_jepa.data.conversations import Conversation, Refused, to_conversation
+from step_jepa.data.template import (
+    PLAIN_TEMPLATE,
+    TemplateOptions,
+    check_same_template,
+    settle_template,
+    template_identity,
+)
+from step_jepa.data.template_notes import prompt_difference, say_what_is_special
+from step_jepa.data.tokens import IGNORED, Encoding, encode, encode_rows
+from step_jepa.errors import UserError, say_once
+from step_jepa.run_files import OPTIONS_FILE, write_json
+from step_jepa.training.config import view_options
+
+LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+THINKING = CHATML.replace("m['content']", "('<think>' if m['role'] == 'assistant' else '') + m['content']").replace(
+    "assistant\n'", "assistant\n' + ('' if enable_thinking | default(true) else '<think>')"
+)
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+WITH_TOOLS = "{{ tools | tojson if tools else '' }}" + CHATML.replace(
+    "m['content'] +", "m['content'] + (('<|start|>' + (m['tool_calls'] | tojson)) if m['tool_calls'] else '') +"
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    say_once.cache_clear()
+
+
+def settled(tokenizer, template, **options):
+    other = with_template(tokenizer, template)
+    settle_template(other, TemplateOptions(**options))
+    return other
+
+
+def encoded(tokenizer, record, **options):
+    return encode(tokenizer, record["messages"], record["steps"], "example 0", Encoding(**options))
+
+
+def label_texts(tokenizer, example):
+    return [tokenizer.decode([label]) for label in example.labels if label != IGNORED]
+
+
+def with_system(record):
+    return record | {"messages": [{"role": "system", "content": "Be brief."}, *record["messages"]]}
+
+
+# Where contents begin and end
+
+
+def test_a_space_that_the_header_ends_with_may_belong_to_the_first_token(tokenizer):
+    other = with_template(merging(tokenizer, ("\u0120", "a")), CHATML.replace("m['role'] + '\n'", "m['role'] + ': '"))
+    example = encoded(other, conversation("ab", "c"))
+    assert [pieces(other, example, span) for span in example.steps] == [[" a", "b", "\n\n"], ["c"]]
+    assert label_texts(other, example) == [" a", "b", "\n\n", "c", "<|end|>"]
+    assert other.decode(example.input_ids[: example.steps[0][0]]).endswith("assistant:")
+    assert example.text[slice(*example.chars[0])] == "ab\n\n"
+
+
+def test_a_template_without_an_end_of_turn_is_given_one(tokenizer):
+    with pytest.raises(UserError, match=r"example 0: .* no end-of-turn .* give --end_of_turn '<\|end\|>'"):
+        encoded(settled(tokenizer, LINES), conversation("a"))
+    other = settled(tokenizer, LINES, end_of_turn="<|end|>")
+    example = encoded(other, conversation("a"))
+    assert example.text == "user: How many?\nassistant: a\n<|end|>"
+    assert label_texts(other, example) == ["a", "\n", "<|end|>"]
+    assert other.apply_chat_template(conversation("a")["messages"][:1], tokenize=False) == "user: How many?\n"
+    before = other.chat_template
+    settle_template(other, TemplateOptions(end_of_turn="<|end|>"))
+    assert other.chat_template == before
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("<|start|>", r"ends turns with <\|end\|>: leave it out"), ("<|x|>", r"no token .* such as <\|end\|>")],
+)
+def test_an_end_of_turn_that_cannot_be(tokenizer, token, message):
+    with pytest.raises(UserError, match=message):
+        settled(tokenizer, CHATML, end_of_turn=token)
+
+
+def test_an_added_token_that_is_not_special_ends_no_turn(tokenizer):
+    other = with_template(tokenizer, LINES.replace("'\n'", "'\n~'"))
+    other.add_tokens(["\n", "~"])
+    with pytest.raises(UserError, match="give --end_of_turn '~'"):
+        encoded(other, conversation("a"))
+    settle_template(other, TemplateOptions(end_of_turn="~"))
+    assert label_texts(other, encoded(other, conversation("a"))) == ["a", "\n", "~"]
+
+
+# What is written into the template
+
+
+def test_a_system_turn_that_the_template_refuses_goes_to_the_user(tokenizer, caplog):
+    record = with_system(conversation("a"))
+    with pytest.raises(UserError, match="no system role"):
+        encoded(with_template(tokenizer, NO_SYSTEM), record)
+    other = settled(tokenizer, NO_SYSTEM)
+    example = encoded(other, record)
+    assert example.text == "<|start|>user\nBe brief.\n\nHow many?<|end|>\n<|start|>assistant\na<|end|>\n"
+    assert "".join(pieces(other, example, example.user)) == "How many?"
+    for _ in range(2):
+        say_what_is_special(other, [to_conversation(record)])
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "the chat template takes no system turn: its text is put before the first user turn's"
+    ]
+    assert settled(tokenizer, CHATML).chat_template == CHATML
+
+
+def test_a_system_turn_that_the_template_leaves_out_is_said(tokenizer, caplog):
+    other = settled(tokenizer, CHATML.replace("messages %}", "messages if m['role'] != 'system' %}"))
+    say_what_is_special(other, [to_conversation(with_system(conversation("a")))])
+    assert "leaves out the system turn" in caplog.text
+
+
+def test_arguments_are_defaults_of_the_saved_template(tokenizer, tmp_path):
+    record = conversation("a")
+    difference = "answers are trained behind '<think>' where other engines prompt with ''"
+    remedy = ": --chat_template_kwargs '{\"enable_thinking\": false}' makes them equal"
+    assert prompt_difference(settled(tokenizer, THINKING), to_conversation(record)) == difference + remedy
+    other = settled(tokenizer, THINKING, chat_template_kwargs='{"enable_thinking": false}')
+    assert prompt_difference(other, to_conversation(record)) is None
+    prompt = other.apply_chat_template(record["messages"][:1], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("assistant\n<think>")
+    arguments = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+    assert other.apply_chat_template(record["messages"][:1], **arguments).endswith("assistant\n")
+    assert encoded(other, record) == encoded(settled(tokenizer, THINKING), record)
+
+
+@pytest.mark.parametrize("arguments", ["enable_thinking", "[1]", '{"a b": 1}'])
+def test_arguments_that_are_none(tokenizer, arguments):
+    with pytest.raises(UserError, match="--chat_template_kwargs: give JSON"):
+        settled(tokenizer, CHATML, chat_template_kwargs=arguments)
+
+
+def test_the_date_is_kept(tokenizer, tmp_path, caplog):
+    other = settled(tokenizer, DATED, chat_template_date="2025-01-02")
+    assert encoded(other, conversation("a")).text.startswith("02 Jan 2025<|start|>user")
+    assert "writes the date: 2025-01-02 is kept" in caplog.text
+    assert date.today().strftime("%d %b %Y") in settled(tokenizer, DATED).chat_template
+    other.save_pretrained(tmp_path)
+    check_same_template(other, tmp_path)
+    with pytest.raises(UserError, match="begun with another chat template: give its"):
+        check_same_template(settled(tokenizer, DATED, chat_template_date="2025-01-03"), tmp_path)
+    with pytest.raises(UserError, match="give a date such as"):
+        settled(tokenizer, DATED, chat_template_date="soon")
+
+
+def test_a_template_from_a_file(tokenizer, tmp_path):
+    file = tmp_path / "own.jinja"
+    file.write_text(NO_SYSTEM)
+    options = TemplateOptions(chat_template=str(file))
+    before = template_identity(options)
+    assert settled(tokenizer, CHATML, chat_template=str(file)).chat_template.endswith(NO_SYSTEM)
+    file.write_text(LINES)
+    assert template_identity(options) != before
+    write_json(tmp_path / OPTIONS_FILE, {"chat_template": "gone.jinja", "end_of_turn": "~", "lbd": 1})
+    assert view_options(tmp_path) == {"chat_template": str(tmp_path / "chat_template.jinja"), "end_of_turn": "~"}
+    with pytest.raises(UserError, match="contradict"):
+        settle_template(tokenizer, options, plain=True)
+    with pytest.raises(UserError, match=r"none\.jinja cannot be read"):
+        settled(tokenizer, CHATML, chat_template=str(tmp_path / "none.jinja"))
+
+
+# Conversations
+
+
+def two_answers(tokenizer, template=CHATML, first="x", **options):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": first}]
+    record = conversation("a", "b", question="r")
+    example = encoded(with_template(tokenizer, template), record | {"messages": turns + record["messages"]}, **options)
+    return label_texts(tokenizer, example), labelled(example)
+
+
+def test_every_answer_can_be_trained(tokenizer):
+    assert two_answers(tokenizer)[0] == ["a", "\n\n", "b", "<|end|>"]
+    texts, places = two_answers(tokenizer, train_turns="all")
+    assert texts == ["x", "<|end|>", "a", "\n\n", "b", "<|end|>"]
+    assert places == [20, 21, 43, 44, 45, 46]
+    assert two_answers(tokenizer, train_turns="all", unlabelled_end=True)[0] == ["x", "a", "\n\n", "b"]
+
+
+def test_an_earlier_answer_that_cannot_be_trained(tokenizer):
+    with pytest.raises(UserError, match="no end-of-turn"):  # the next one is not its own
+        two_answers(tokenizer, PLAIN_TEMPLATE, train_turns="all")
+    strips = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    thought = "<think>\nHm.\n</think>\n\nx"
+    assert two_answers(tokenizer, strips, thought)[0] == ["a", "\n\n", "b", "<|end|>"]
+    with pytest.raises(UserError, match="rewrites the content of the assistant turn"):
+        two_answers(tokenizer, strips, thought, train_turns="all")
+
+
+def test_tools_and_calls(tokenizer):
+    record = conversation("a")
+    record["messages"][-1]["tool_calls"] = [{"name": "f"}]
+    other = with_template(tokenizer, WITH_TOOLS)
+    (refused,) = encode_rows(other, [to_conversation(record | {"tools": [{"name": "<|end|>"}]})])
+    assert refused == Refused("`tools` holds the special token <|end|>: take it out")
+    (example,) = encode_rows(other, [to_conversation(record | {"tools": '[{"name": "f"}]'})])
+    assert example.text.startswith('[{"name": "f"}]<|start|>user')
+    assert "".join(label_texts(other, example)) == 'a<|start|>[{"name": "f"}]<|end|>'
+    assert example.steps == [(example.steps[0][0], example.steps[0][0] + 1)]
+    (plain,) = encode_rows(other, [to_conversation(record | {"tools": None})])
+    assert plain.text.startswith("<|start|>user")
+    assert to_conversation(record | {"tools": "f"}) == Refused("`tools` is not a list, or JSON of one")
+
+
+def test_contents_of_other_kinds():
+    parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    turns = [{"role": "user", "content": parts, "tool_calls": None}, call, {"role": "assistant", "content": "a\n\nb"}]
+    assert to_conversation({"messages": turns}) == Conversation(
+        [{"role": "user", "content": "How many?"}, call | {"content": ""}, {"role": "assistant", "content": "a\n\nb"}],
+        ["a", "b"],
+    )
+    image = [{"role": "user", "content": [{"type": "image"}]}, turns[-1]]
+    assert to_conversation({"messages": image}) == Refused("`messages` must be turns whose `content` is text")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_of_the_answer_is_refused_under_any_key(key):
+    record = conversation("a")
+    record["messages"][-1][key] = "Hm."
+    assert to_conversation(record) == Refused(f"{key} would be read but not trained: run step-jepa prepare")
+    record["messages"].append({"role": "assistant", "content": "b"})
+    assert isinstance(to_conversation(record), Conversation)
+
+
+# Frames
+
+
+def test_many_rows_of_a_shape_are_rendered_in_one_call(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    rows = [Conversation(**conversation(f"{row}", "c", question=f"{row}?")) for row in range(50)]
+    rows += [Conversation(**conversation("<think>\na", "b\n</think>", "c"))]
+    calls = []
+    render = other.apply_chat_template
+    other.apply_chat_template = lambda *args, **kwargs: calls.append(args) or render(*args, **kwargs)
+    examples = encode_rows(other, [*rows, Refused("no")])
+    assert len(calls) == 3  # all of them, and a frame for each shape
+    assert examples[:-1] == [encode(tokenizer, row.messages, row.steps) for row in rows]
+    assert examples[-1] == Refused("no")
+
+
+def test_a_row_that_does_not_fit_the_frame_is_looked_at_by_itself(tokenizer):
+    trims = with_template(tokenizer, CHATML.replace("m['content']", "m['content'].strip()"))
+    rows = [Conversation(**conversation("a", question=question)) for question in ("q", " q")]
+    fits, trimmed = encode_rows(trims, rows)
+    assert (fits.text, fits.labels, fits.steps) == (trimmed.text, trimmed.labels, trimmed.steps)
+    assert (fits.user, trimmed.user) == ((6, 7), None)
+    shouts = with_template(tokenizer, "{{ 'Long. ' if messages[0]['content'] | length > 20 }}" + CHATML)
+    short, long = encode_rows(shouts, [rows[0], Conversation(**conversation("a", question="q" * 21))])
+    assert (short.text[:5], long.text[:5], long.user) == ("<|sta", "Long.", None)
+    assert label_texts(shouts, long) == ["a", "<|end|>"]
