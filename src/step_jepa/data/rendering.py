@@ -110,9 +110,8 @@ class ChatFormat:
         try:
             text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **arguments)
         except (TemplateError, TypeError) as error:
-            raise Rejected(
-                f"the chat template refuses this conversation ({error}): change its turns, or give another --chat_template"
-            ) from error
+            remedy = "change its turns, or give another --chat_template"
+            raise Rejected(f"the chat template refuses this conversation ({error}): {remedy}") from error
         return str(text)
 
     def accepted_alone(self, message: Message) -> Message:
