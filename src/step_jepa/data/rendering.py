@@ -110,7 +110,8 @@ class ChatFormat:
         try:
             text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **arguments)
         except (TemplateError, TypeError) as error:
-            raise Rejected(f"the chat template refuses this conversation ({error}): change its turns") from error
+            remedy = "change its turns, or give another --chat_template"
+            raise Rejected(f"the chat template refuses this conversation ({error}): {remedy}") from error
         return str(text)
 
     def accepted_alone(self, message: Message) -> Message:
@@ -185,7 +186,9 @@ class Rendered:
             message = self.messages[turn]
             thinks = _thinks(message["content"])
             remedy = (
-                "prepare the data without --keep_thinking" if thinks else "strip the content, or change the template"
+                "prepare the data without --keep_thinking"
+                if thinks
+                else "strip the content, or give another --chat_template"
             )
             raise Rejected(f"the chat template rewrites the content of the {message['role']} turn: {remedy}")
         return span

@@ -75,6 +75,6 @@ def _prefixes(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, **
     answer = placeholder(len(turns), thinks=False)
     whole = rendered(tokenizer, [*turns, {**last, "content": answer}], tools=conversation.tools, **switch)
     prompt = rendered(tokenizer, turns, tools=conversation.tools, add_generation_prompt=True, **switch)
-    if whole is None or prompt is None:
+    if whole is None or prompt is None or answer not in whole:
         return None
     return whole.partition(answer)[0].rstrip(" "), prompt.rstrip(" ")
