@@ -20,7 +20,7 @@ from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
 from step_jepa.objectives.planner import Planner
 
-FIVE_STEPS = Example("", list(range(16)), [IGNORED] * 16, [(1, 4), (4, 6), (6, 7), (7, 11), (11, 16)], [], None)
+FIVE_STEPS = Example("", list(range(18)), [IGNORED] * 18, [(1, 4), (4, 6), (6, 9), (9, 13), (13, 18)], [], None)
 
 
 def test_rows_are_put_where_they_fit_tightest():
@@ -128,10 +128,10 @@ def vars_of(trainer):
 @pytest.mark.parametrize(
     ("options", "targets"),
     [
-        ({}, [2, 1, 4, 5]),  # and a predictor token each
-        ({"pair_tokens": 16}, [2, 1, 4, 5]),
-        ({"pair_tokens": 2}, [1]),
-        ({"pair_tokens": 1}, []),
+        ({}, [2, 3, 4, 5]),  # and a predictor token each
+        ({"pair_tokens": 18}, [2, 3, 4, 5]),
+        ({"pair_tokens": 3}, [2]),
+        ({"pair_tokens": 2}, []),
         ({"pair_tokens": 3, "target": "context"}, [0, 0, 0]),
         ({"pair_tokens": 3, "pairs": "first"}, [2]),
         ({"pair_tokens": 2, "pairs": "first"}, []),
@@ -140,8 +140,8 @@ def vars_of(trainer):
 def test_pairs_within_a_budget(options, targets):
     objective = StepJEPA(predictor_ids=(90,), **{"pairs": "all", "skip_answer_step": False, **options})
     rows = [planned(objective, FIVE_STEPS, seed) for seed in range(30)]
-    added = {len(row.input_ids) - 16 for row in rows}
-    assert max(added) <= options.get("pair_tokens", 16)
+    added = {len(row.input_ids) - 18 for row in rows}
+    assert max(added) <= options.get("pair_tokens", 18)
     assert max(len(row.pairs) for row in rows) == len(targets)
     assert max(added) == sum(targets) + len(targets)
     if len(targets) == 4:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from random import Random
 
+from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from step_jepa.batches.collate import PlannedRows
@@ -31,7 +32,8 @@ class TokenBudgetSampler(BatchRebalanceSampler):  # type: ignore[misc]  # the ki
             UserError: a row alone has more tokens than the budget.
         """
         self.rows, self.seed, self.rank, self.ranks = rows, seed, rank, ranks
-        lengths = [len(rows[index].input_ids) for index in range(len(rows))]
+        measured = tqdm(range(len(rows)), desc="measuring rows", leave=False, delay=2)
+        lengths = [len(rows[index].input_ids) for index in measured]
         longest = max(lengths)
         if longest > budget:
             raise UserError(
@@ -41,12 +43,13 @@ class TokenBudgetSampler(BatchRebalanceSampler):  # type: ignore[misc]  # the ki
         unit = -(-budget // UNITS)
         self.room = budget // unit
         self.units = [-(-length // unit) for length in lengths]
+        self.count = len(self._batches()) // ranks  # in every epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self._batches()[self.rank :: self.ranks]
 
     def __len__(self) -> int:
-        return len(self._batches()) // self.ranks
+        return self.count
 
     def _batches(self) -> list[list[int]]:
         """Of all ranks, in the order of the epoch."""
