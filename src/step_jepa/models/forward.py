@@ -26,7 +26,7 @@ from step_jepa.batches.views import (
 )
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
-from step_jepa.models.lm_head import LMHead
+from step_jepa.models.lm_head import LMHead, cross_entropy
 from step_jepa.models.target_encoder import TargetEncoder
 
 
@@ -61,7 +61,7 @@ def token_nll(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> tuple[T
             return head.nll(states, chosen), rows, out
     out = model(logits_to_keep=labelled, **inputs)
     logits = at_least_float32(out.logits)
-    return F.cross_entropy(logits, chosen, reduction="none"), rows, out
+    return cross_entropy(logits, chosen), rows, out
 
 
 def _first(labelled: Tensor) -> Tensor:

@@ -80,11 +80,19 @@ class LMHead:
         own = dict(self.module.named_parameters())
         narrow = {name: value.to(own[name].dtype) for name, value in wide.items()}
         logits = self._logits(functional_call(self.module, narrow, states))
-        return F.cross_entropy(logits, labels, reduction="none")
+        return cross_entropy(logits, labels)
 
     def _logits(self, products: Tensor) -> Tensor:
         logits = at_least_float32(products)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) negative log-likelihood of labels (N,) under logits (N, V), in nats.
+
+    torch's own is off on a CPU in float32, always to one side: by -7e-6 nats a token for 49,152 tokens, this by 2e-8
+    (findings/torch-cpu-cross-entropy.sh)."""
+    return logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
 
 
 def _drops(module: nn.Module) -> bool:
