@@ -13,11 +13,21 @@ from typing import Any, Protocol, TypeAlias
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Refused, to_conversation
+from step_jepa.data.conversations import to_conversation
 from step_jepa.data.encoding import Encoder, RawRow, encoded
 from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
-from step_jepa.data.records import ReadArguments
-from step_jepa.data.sources import TRAIN, Line, Source, Splits, numbered, of_dataset, open_source, record_limit
+from step_jepa.data.records import ReadArguments, Rejected
+from step_jepa.data.sources import (
+    TRAIN,
+    Line,
+    Source,
+    Splits,
+    no_records,
+    numbered,
+    of_dataset,
+    open_source,
+    record_limit,
+)
 from step_jepa.data.tokens import Encoding, Example, encode_rows
 from step_jepa.errors import UserError
 
@@ -90,7 +100,7 @@ def raw_rows(source: Source) -> Iterator[RawRow]:
     rows = source.rows()
     first = list(islice(rows, 1))
     if not first and source.name:
-        raise UserError(f"{source.name} holds no records: give a file with one JSON object a line")
+        raise no_records(source.name)
     for number, (line, raw) in enumerate(chain(first, rows)):
         yield RawRow(number, line, raw)
 
@@ -159,7 +169,10 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
-    if isinstance(example, Refused):
-        raise UserError(f"{where}: {example.reason}")
+    try:
+        (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
+        if isinstance(example, Rejected):
+            raise example
+    except Rejected as reason:
+        raise UserError(f"{where}: {reason}") from reason
     return example

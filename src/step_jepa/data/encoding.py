@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import math
 import os
 import shutil
 import signal
@@ -20,15 +19,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset, config
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Conversation, Refused, to_conversation
+from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
-from step_jepa.data.records import ReadArguments, formats
+from step_jepa.data.records import ReadArguments, Rejected, formats
 from step_jepa.data.sources import Line, usable_record
 from step_jepa.data.template_notes import say_what_is_special
 from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
@@ -80,24 +78,29 @@ class Encoder:
         examples: list[Example] = []
         cut = 0
         for row, whole in zip(rows, wholes, strict=True):
-            if isinstance(whole, Refused):
-                raise UserError(f"{self._place(row)}: {whole.reason}")
+            if isinstance(whole, Rejected):
+                raise UserError(f"{self._place(row)}: {whole}")
             examples.append(truncate(whole, self.max_length))
             cut += bool(examples[-1].steps) and len(examples[-1].input_ids) < len(whole.input_ids)
         kept = [example for example in examples if example.steps]
         return Encoded(kept, cut, len(examples) - len(kept))
 
-    def conversations(self, rows: Sequence[RawRow]) -> list[Conversation | Refused]:
-        """What is encoded of them. Raises UserError, naming the row, for a record that cannot be read."""
-        return [to_conversation(self._record(row)) for row in rows]
+    def conversations(self, rows: Sequence[RawRow]) -> list[Conversation]:
+        """What is encoded of them. Raises UserError, naming the row, for a record that cannot be used."""
+        return [self._conversation(row) for row in rows]
+
+    def _conversation(self, row: RawRow) -> Conversation:
+        try:
+            return to_conversation(self._record(row))
+        except Rejected as reason:
+            raise UserError(f"{self._place(row)}: {reason}") from reason
 
     def _record(self, row: RawRow) -> Mapping[str, Any]:
         if self.source:
             return usable_record(self.source, row.line, row.raw, self.reading)
-        record = plain(row.raw)
-        if not isinstance(record, Mapping):
-            raise UserError(f"{self._place(row)}: it is a {type(record).__name__}: give records with `messages`")
-        return record
+        if not isinstance(row.raw, Mapping):
+            raise UserError(f"{self._place(row)}: it is a {type(row.raw).__name__}: give records with `messages`")
+        return row.raw
 
     def _place(self, row: RawRow) -> str:
         return f"example {row.number} of {self.source}" if self.source else f"example {row.number}"
@@ -127,17 +130,6 @@ def _code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def plain(value: Any) -> Any:
-    """A record without what data frames put in: arrays become lists, and cells that hold nothing None."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str], num_proc: int) -> PreparedData:
     """The examples of all rows: in memory where they are few, else in a file of datasets' cache, which is mapped.
 
@@ -151,8 +143,7 @@ def encoded(encoder: Encoder, rows: Iterator[RawRow], digest: Callable[[], str],
         UserError: a row cannot be used.
     """
     head = list(islice(rows, IN_MEMORY))
-    conversations = encoder.conversations(head)
-    say_what_is_special(encoder.tokenizer, [each for each in conversations if isinstance(each, Conversation)])
+    say_what_is_special(encoder.tokenizer, encoder.conversations(head))
     if len(head) < IN_MEMORY:
         return _in_memory(encoder, head)
     folder = Path(config.HF_DATASETS_CACHE, "step_jepa", encoder.fingerprint(digest()))

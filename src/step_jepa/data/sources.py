@@ -89,8 +89,13 @@ def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Ite
     if not first and args.skip:
         raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
     if not first:
-        raise UserError(f"{source} holds no records: give a file with one JSON object a line")
+        raise no_records(source)
     yield from chain(first, rows)
+
+
+def no_records(source: str) -> UserError:
+    """What is said of an empty source."""
+    return UserError(f"{source} holds no records: give a file with one JSON object a line")
 
 
 def record_limit(source: str, args: ReadArguments) -> int | None:
