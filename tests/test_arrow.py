@@ -17,6 +17,7 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.data import encoding
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.examples import Examples
+from step_jepa.data.sources import read_records
 from step_jepa.data.stream import shuffled
 from step_jepa.data.tokens import IGNORED, Encoding, Example, Turn, Turns
 from step_jepa.errors import UserError
@@ -83,6 +84,26 @@ def test_the_cache_holds_what_is_made_in_memory(tokenizer, records, cache, proce
         monkeypatch.setattr(encoding, "encode_rows", None)
     assert pickle.loads(pickle.dumps(found.examples))[3] == expected.examples[3]
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_becomes_of_raw_records_is_said(tokenizer, cache, tmp_path, caplog, processes):
+    """Once, with counts, as `prepare` does; also where examples are found in the cache, and where records are read."""
+    rows = [{"question": f"{n}?", "solution": f"a\n\n#### {n}", "level": 1, "kind": "x"} for n in range(4)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"level": None, "kind": None}]))
+    added, unused = "system turn added (--system_prompt): 5 records", "not used: level, kind: 4 records"
+    caplog.set_level(logging.INFO)
+    hint = "(step-jepa prepare has options for that)"
+
+    def prepared():
+        load_and_prepare_dataset(str(file), tokenizer, num_proc=processes)
+
+    for read in (prepared, prepared, lambda: list(read_records(str(file)))):
+        caplog.clear()
+        read()
+        said = [message for message in caplog.messages if hint in message]
+        assert said == [f"{file}: {added} {hint}", f"{file}: {unused} {hint}"]
 
 
 def test_whatever_examples_follow_from_makes_them_anew(tokenizer, records, cache, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from step_jepa.data.sources import (
     Line,
     Source,
     Splits,
+    log_notes,
     no_records,
     numbered,
     of_dataset,
@@ -76,13 +77,13 @@ def load_and_prepare_dataset(
     source, encoder = opened(data, splits), encoder_of(data, tokenizer, max_length, encoding)
     if source.endless:
         raise UserError("a stream is for training alone: give data of known length, or a file")
-    rows = islice(raw_rows(source), limit)
-    prepared = encoded(encoder, rows, lambda: f"{limit} {source.digest()}", num_proc)
+    name = source.name or "the data set"
+    prepared = encoded(encoder, islice(raw_rows(source), limit), lambda: f"{limit} {source.digest()}", num_proc)
     if not len(prepared.examples):
         reason = f"no whole step fits into max_length = {max_length}: raise it" if prepared.left_out else "it is empty"
-        raise UserError(f"{source.name or 'the data set'}: no example to use, {reason}")
+        raise UserError(f"{name}: no example to use, {reason}")
+    log_notes(name, prepared.notes)
     if prepared.left_out:
-        name = source.name or "the data set"
         logger.warning("%s: %d examples are left out, of which no whole step fits", name, prepared.left_out)
     return prepared
 

@@ -7,14 +7,14 @@ import os
 import shutil
 import signal
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
-from step_jepa.data.records import ReadArguments, Rejected, formats
+from step_jepa.data.records import ReadArguments, Reading, Rejected, formats
 from step_jepa.data.sources import Line, usable_record
 from step_jepa.data.template_notes import say_what_is_special
 from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
@@ -48,11 +48,22 @@ class RawRow(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The examples of a batch, how many of them were cut, and how many rows were left out."""
+    """The examples of a batch, how many of them were cut, how many rows were left out, and what was changed in how many
+    records."""
 
     examples: list[Example]
     cut: int
     left_out: int
+    notes: Counter[str]
+
+
+class _Rows(NamedTuple):
+    """The same, with the examples as rows of a table."""
+
+    rows: pa.RecordBatch
+    cut: int
+    left_out: int
+    notes: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ class Encoder:
 
     def __call__(self, rows: Sequence[RawRow]) -> Encoded:
         """Raises UserError, naming the row, for one that cannot be used."""
-        wholes = encode_rows(self.tokenizer, self.conversations(rows), self.encoding)
+        records = list(map(self._record, rows))
+        wholes = encode_rows(self.tokenizer, list(map(self._conversation, rows, records)), self.encoding)
         examples: list[Example] = []
         cut = 0
         for row, whole in zip(rows, wholes, strict=True):
@@ -83,15 +95,16 @@ class Encoder:
             examples.append(truncate(whole, self.max_length))
             cut += bool(examples[-1].steps) and len(examples[-1].input_ids) < len(whole.input_ids)
         kept = [example for example in examples if example.steps]
-        return Encoded(kept, cut, len(examples) - len(kept))
+        notes = Counter(chain.from_iterable(record.notes for record in records if isinstance(record, Reading)))
+        return Encoded(kept, cut, len(examples) - len(kept), notes)
 
     def conversations(self, rows: Sequence[RawRow]) -> list[Conversation]:
         """What is encoded of them. Raises UserError, naming the row, for a record that cannot be used."""
-        return [self._conversation(row) for row in rows]
+        return [self._conversation(row, self._record(row)) for row in rows]
 
-    def _conversation(self, row: RawRow) -> Conversation:
+    def _conversation(self, row: RawRow, record: Mapping[str, Any]) -> Conversation:
         try:
-            return to_conversation(self._record(row))
+            return to_conversation(record)
         except Rejected as reason:
             raise UserError(f"{self._place(row)}: {reason}") from reason
 
@@ -165,7 +178,17 @@ def _in_memory(encoder: Encoder, rows: list[RawRow]) -> PreparedData:
     examples: list[Example] = []
     for part in parts:
         examples += part.examples
-    return PreparedData(Examples.of(examples), sum(part.cut for part in parts), sum(part.left_out for part in parts))
+    return PreparedData(Examples.of(examples), **_counts(parts))
+
+
+def _counts(parts: Iterable[Encoded | _Rows]) -> dict[str, Any]:
+    """What PreparedData says of its examples."""
+    cut, left_out, notes = 0, 0, Counter[str]()
+    for part in parts:
+        cut += part.cut
+        left_out += part.left_out
+        notes.update(part.notes)
+    return {"cut": cut, "left_out": left_out, "notes": notes}
 
 
 def _batches(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
@@ -181,7 +204,7 @@ def _fill(folder: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         unfinished.mkdir()
-        counts = _write(unfinished / EXAMPLES_FILE, encoder, rows, num_proc)
+        counts = _counts(_write(unfinished / EXAMPLES_FILE, encoder, rows, num_proc))
         (unfinished / COUNTS_FILE).write_text(json.dumps(counts))
         with suppress(FileExistsError):  # another process may have been faster
             unfinished.rename(folder)
@@ -194,9 +217,8 @@ def _fill(folder: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int)
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write(path: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int) -> dict[str, int]:
-    """Write the examples; their counts are returned."""
-    counts = {"cut": 0, "left_out": 0}
+def _write(path: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int) -> Iterator[_Rows]:
+    """Write the examples, and give each batch that has been written."""
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
@@ -204,16 +226,8 @@ def _write(path: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int) 
     ):
         for part in _over_processes(_Table(encoder), _batches(rows), num_proc):
             writer.write_batch(part.rows)
-            counts["cut"] += part.cut
-            counts["left_out"] += part.left_out
             progress.update(part.rows.num_rows + part.left_out)
-    return counts
-
-
-class _Rows(NamedTuple):
-    rows: pa.RecordBatch
-    cut: int
-    left_out: int
+            yield part
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,7 @@ class _Table:
 
     def __call__(self, rows: Sequence[RawRow]) -> _Rows:
         part = self.encoder(rows)
-        return _Rows(table(part.examples), part.cut, part.left_out)
+        return _Rows(table(part.examples), part.cut, part.left_out, part.notes)
 
 
 def _over_processes(function: Callable[[Any], Any], items: Iterable[Any], num_proc: int) -> Iterator[Any]:
