@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeAlias
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from step_jepa.data.cache import encoded
 from step_jepa.data.conversations import to_conversation
-from step_jepa.data.encoding import Encoder, RawRow, encoded
+from step_jepa.data.encoder import Encoder, RawRow
 from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
 from step_jepa.data.records import ReadArguments, Rejected
 from step_jepa.data.sources import (

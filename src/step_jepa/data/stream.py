@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from step_jepa.data.dataset import raw_rows
-from step_jepa.data.encoding import Encoder
+from step_jepa.data.encoder import Encoder
 from step_jepa.data.sources import Source
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError, say_once
