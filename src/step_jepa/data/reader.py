@@ -11,9 +11,9 @@ from step_jepa.data.records import (
     ReadArguments,
     Reading,
     Record,
-    Rejected,
     cut_into_steps,
     required_text,
+    required_texts,
 )
 from step_jepa.data.turns import is_turns, required_messages, tools_of
 
@@ -86,7 +86,5 @@ class Reader:
 
 
 def _options(options: Any, key: str) -> str:
-    texts = [options] if isinstance(options, str) else options
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Rejected(f"{key} is not a list of texts")
+    texts = [options] if isinstance(options, str) else required_texts({key: options}, key)
     return "\n".join(text.strip() for text in texts)

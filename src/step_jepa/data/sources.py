@@ -25,6 +25,7 @@ from step_jepa.errors import UserError
 from step_jepa.run_files import file_digest
 
 logger = logging.getLogger(__name__)
+REMEDY = "step-jepa prepare has options for that"
 BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
 Line = int | str  # of several files with the name of the file before it
 Splits = Sequence[str]
@@ -77,7 +78,7 @@ def read_records(source: str, wanted: Splits = TRAIN, **options: Any) -> Iterato
 def log_notes(source: str, notes: Mapping[str, int]) -> None:
     """Say what was changed in records and what of them is not used, in a line each."""
     for note, count in noted(notes).items():
-        logger.info("%s: %s: %d records (step-jepa prepare has options for that)", source, note, count)
+        logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
 
 
 def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Reading:

@@ -10,7 +10,7 @@ from typing import Any
 
 from step_jepa.data.dataset import raw_rows
 from step_jepa.data.encoder import Encoder
-from step_jepa.data.sources import Source
+from step_jepa.data.sources import REMEDY, Source
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError, say_once
 
@@ -52,7 +52,7 @@ class ExampleStream:
                 self._warned = True
                 logger.warning("an example of the stream is left out, as are others of which no whole step fits")
             for note in part.notes:
-                say_once(f"{self.source.name}: {note} (step-jepa prepare has options for that)")
+                say_once(f"{self.source.name}: {note} ({REMEDY})")
             for example in part.examples:
                 yield replace(example, index=index)
                 index += 1
