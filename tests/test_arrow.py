@@ -14,9 +14,11 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from test_trainer import history, run
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.data import encoding
+from step_jepa.data import cache as cached
+from step_jepa.data import encoder
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.examples import Examples
+from step_jepa.data.sources import read_records
 from step_jepa.data.stream import shuffled
 from step_jepa.data.tokens import IGNORED, Encoding, Example, Turn, Turns
 from step_jepa.errors import UserError
@@ -41,8 +43,8 @@ EXAMPLES = [
 def cache(tmp_path, monkeypatch):
     """Of datasets, and data of three rows are many."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(encoding, "IN_MEMORY", 3)
-    monkeypatch.setattr(encoding, "BATCH", 2)
+    monkeypatch.setattr(cached, "IN_MEMORY", 3)
+    monkeypatch.setattr(cached, "BATCH", 2)
     return tmp_path / "cache" / "step_jepa"
 
 
@@ -73,16 +75,36 @@ def test_the_cache_holds_what_is_made_in_memory(tokenizer, records, cache, proce
     options = {"max_length": 90, "encoding": Encoding(turns=True)}
     records = [*records, conversation("x" * 200)]
     with monkeypatch.context() as plenty:
-        plenty.setattr(encoding, "IN_MEMORY", 1000)
+        plenty.setattr(cached, "IN_MEMORY", 1000)
         expected = load_and_prepare_dataset(records, tokenizer, **options)
     assert not cache.exists()
     for _ in range(2):  # made, and found
         found = load_and_prepare_dataset(records, tokenizer, num_proc=processes, **options)
         assert list(found.examples) == list(expected.examples)
         assert (found.cut, found.left_out, str(found)) == (expected.cut, 1, str(expected))
-        monkeypatch.setattr(encoding, "encode_rows", None)
+        monkeypatch.setattr(encoder, "encode_rows", None)
     assert pickle.loads(pickle.dumps(found.examples))[3] == expected.examples[3]
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_becomes_of_raw_records_is_said(tokenizer, cache, tmp_path, caplog, processes):
+    """Once, with counts, as `prepare` does; also where examples are found in the cache, and where records are read."""
+    rows = [{"question": f"{n}?", "solution": f"a\n\n#### {n}", "level": 1, "kind": "x"} for n in range(4)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"level": None, "kind": None}]))
+    added, unused = "system turn added (--system_prompt): 5 records", "not used: level, kind: 4 records"
+    caplog.set_level(logging.INFO)
+    hint = "(step-jepa prepare has options for that)"
+
+    def prepared():
+        load_and_prepare_dataset(str(file), tokenizer, num_proc=processes)
+
+    for read in (prepared, prepared, lambda: list(read_records(str(file)))):
+        caplog.clear()
+        read()
+        said = [message for message in caplog.messages if hint in message]
+        assert said == [f"{file}: {added} {hint}", f"{file}: {unused} {hint}"]
 
 
 def test_whatever_examples_follow_from_makes_them_anew(tokenizer, records, cache, tmp_path, monkeypatch):
@@ -99,7 +121,7 @@ def test_whatever_examples_follow_from_makes_them_anew(tokenizer, records, cache
     assert [kept(str(file)), kept(str(file))] == [7, 7]
     file.write_text(file.read_text().replace("Is it 1?", "Is it 2?"))
     assert [kept(str(file)), kept(Dataset.from_list(records)), kept(Dataset.from_list(records))] == [8, 9, 9]
-    monkeypatch.setattr(encoding, "_code", lambda: "another version")
+    monkeypatch.setattr(encoder, "_code", lambda: "another version")
     assert kept() == 10
 
 
@@ -117,7 +139,7 @@ def test_a_full_disk_is_one_line(tokenizer, records, cache, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(encoding, "_write", full)
+    monkeypatch.setattr(cached, "_write", full)
     with pytest.raises(UserError, match=r"step_jepa: the tokenised data cannot be kept there \(No space left"):
         load_and_prepare_dataset(records, tokenizer)
     assert list(cache.iterdir()) == []
@@ -145,7 +167,7 @@ def test_rows_of_a_data_frame(tokenizer, records, tmp_path):
 def test_training_from_the_cache_is_training_from_memory(tokenizer, records, tmp_path, cache, monkeypatch):
     options = {"control": "shuffled_pairs", "dataloader_num_workers": 2}
     mapped = run(tokenizer, records, tmp_path, **options)
-    monkeypatch.setattr(encoding, "IN_MEMORY", 1000)
+    monkeypatch.setattr(cached, "IN_MEMORY", 1000)
     assert history(mapped) == history(run(tokenizer, records, tmp_path, **options))
     assert mapped._data_counts == {"examples": 9, "steps": 34, "pairs": 17, "cut": 0, "left_out": 0}
 

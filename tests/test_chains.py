@@ -9,6 +9,7 @@ from test_cli import QUICK, ROOT, code, state_of
 from step_jepa.data import chains
 from step_jepa.data.chains_tokenizer import CHAINS_TEMPLATE, chains_tokenizer
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.records import ReadArguments, to_reading
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
@@ -51,6 +52,10 @@ def test_solutions_are_true_and_say_what_they_compute():
             assert 1 <= int(result) <= 99
         assert last == f"#### {record['answer']}" == f"#### {result}"
         assert [turn["role"] for turn in record["messages"]] == ["user", "assistant"]
+
+
+def test_nothing_of_them_is_unused():
+    assert to_reading(next(chains.problems(1)), ReadArguments()).notes == []
 
 
 def test_test_templates_are_new():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
+import step_jepa
 from step_jepa import StepJEPAConfig
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
@@ -24,6 +25,7 @@ from step_jepa.training.config import COMPAT
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
 PAGE = (DOCS / "adding-an-objective.md").read_text(encoding="utf-8")
+ROOMS = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## The rooms")[2].partition("\n## ")[0]
 
 # The flags of LLM-JEPA's two programs, as their argument parsers list them; PR: of two unmerged pull requests.
 FLAGS = {
@@ -38,6 +40,26 @@ FLAGS = {
         random_span_times random_span_draw_both random_span_uniform random_span_layer constant_lr curvature_sign
         same_predictor avg_encoding""",
 }
+
+
+def rooms():
+    """What the table names in each room: files, and folders that it names as a whole."""
+    named, room = {}, ""
+    for line in ROOMS.splitlines():
+        if line.startswith("| "):
+            first, files = line.split("|")[1:3]
+            room = first.strip("` /") or room
+            named.setdefault(room, set()).update(re.findall(r"`([\w/.]+)`", files))
+    return named
+
+
+def test_the_table_of_rooms_names_every_file():
+    everywhere = set(re.findall(r"`([\w/.]+)`", ROOMS))
+    for file in Path(step_jepa.__file__).parent.rglob("[a-z]*.py"):
+        folder = file.parent.name
+        named = everywhere if folder == "step_jepa" else rooms().get(folder, set())
+        whole = f"{folder}/" in everywhere and folder not in rooms()
+        assert whole or file.name in named, file
 
 
 def table(heading):

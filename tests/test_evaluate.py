@@ -25,7 +25,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct
 from step_jepa.evaluation.engines import GumbelNoise, transformers_engine
-from step_jepa.evaluation.evaluate import EvaluateArguments, run
+from step_jepa.evaluation.evaluate import EvaluateArguments, longest_solution, run
 from step_jepa.evaluation.figures import model_figures, save_views
 from step_jepa.evaluation.generation import Generation, Prompt, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import judge, majority_vote, summarise
@@ -677,6 +677,13 @@ def test_what_killed_writes_left_is_taken_away(solver, tmp_path):
         (folder / name).touch()
     write_whole(folder / "summary.json", "{}")
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == sorted(kept)
+
+
+def test_the_longest_solution_is_no_question(tokenizer):
+    asked = {"messages": [{"role": "user", "content": "How many are there?"}]}
+    solved = {"messages": [*asked["messages"], {"role": "assistant", "content": "ab"}]}
+    assert longest_solution(tokenizer, [asked, solved]) == 2
+    assert longest_solution(tokenizer, [asked]) == 0
 
 
 def test_weights_that_are_not_finite_are_named(solver, tmp_path):

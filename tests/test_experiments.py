@@ -22,8 +22,7 @@ from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab, results
-from step_jepa.experiments.budget import Budget
-from step_jepa.experiments.cost import Cost, timed_costs
+from step_jepa.experiments.cost import Budget, Cost, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import (
     Comparison,
@@ -479,7 +478,7 @@ def test_answers_that_are_cut_off_are_named_where_nothing_is_solved():
 
 def test_a_budget_drops_seeds_at_the_measured_pace(tmp_path, monkeypatch):
     now = iter([0, 10, 20, 30, 40, 50, 60])
-    monkeypatch.setattr("step_jepa.experiments.budget.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("step_jepa.experiments.cost.time.monotonic", lambda: next(now))
     runs = [run_in(tmp_path, seed=seed, condition=name) for seed in (0, 1, 2) for name in "abc"]
     budget = Budget(deadline=62, conditions=3)
     # At 60 a third seed would end at 90.
@@ -488,7 +487,7 @@ def test_a_budget_drops_seeds_at_the_measured_pace(tmp_path, monkeypatch):
 
 def test_a_run_of_a_seed_that_is_begun_ends_the_budget_by_less_than_itself(tmp_path, monkeypatch):
     now = iter([0, 50, 101])
-    monkeypatch.setattr("step_jepa.experiments.budget.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("step_jepa.experiments.cost.time.monotonic", lambda: next(now))
     budget = Budget(deadline=100, conditions=3)
     assert [budget.allows(run_in(tmp_path, condition=name)) for name in "abc"] == [True, True, False]
 

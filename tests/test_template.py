@@ -7,7 +7,8 @@ import pytest
 from conftest import CHATML, conversation
 from test_tokens import labelled, merging, pieces, with_template
 
-from step_jepa.data.conversations import Conversation, Refused, to_conversation
+from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.records import Rejected
 from step_jepa.data.template import (
     PLAIN_TEMPLATE,
     TemplateOptions,
@@ -205,14 +206,15 @@ def test_tools_and_calls(tokenizer):
     record["messages"][-1]["tool_calls"] = [{"name": "f"}]
     other = with_template(tokenizer, WITH_TOOLS)
     (refused,) = encode_rows(other, [to_conversation(record | {"tools": [{"name": "<|end|>"}]})])
-    assert refused == Refused("`tools` holds the special token <|end|>: take it out")
+    assert str(refused) == "`tools` holds the special token <|end|>: take it out"
     (example,) = encode_rows(other, [to_conversation(record | {"tools": '[{"name": "f"}]'})])
     assert example.text.startswith('[{"name": "f"}]<|start|>user')
     assert "".join(label_texts(other, example)) == 'a<|start|>[{"name": "f"}]<|end|>'
     assert example.steps == [(example.steps[0][0], example.steps[0][0] + 1)]
     (plain,) = encode_rows(other, [to_conversation(record | {"tools": None})])
     assert plain.text.startswith("<|start|>user")
-    assert to_conversation(record | {"tools": "f"}) == Refused("`tools` is not a list, or JSON of one")
+    with pytest.raises(Rejected, match=r"^tools is neither a list nor the JSON of one"):
+        to_conversation(record | {"tools": "f"})
 
 
 def test_contents_of_other_kinds():
@@ -224,16 +226,29 @@ def test_contents_of_other_kinds():
         ["a", "b"],
     )
     image = [{"role": "user", "content": [{"type": "image"}]}, turns[-1]]
-    assert to_conversation({"messages": image}) == Refused("`messages` must be turns whose `content` is text")
+    with pytest.raises(Rejected, match=r"^messages, turn 1, holds a part that is not text"):
+        to_conversation({"messages": image})
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_of_the_answer_is_refused_under_any_key(key):
     record = conversation("a")
     record["messages"][-1][key] = "Hm."
-    assert to_conversation(record) == Refused(f"{key} would be read but not trained: run step-jepa prepare")
+    with pytest.raises(Rejected, match=f"^{key} would be read but not trained: run step-jepa prepare"):
+        to_conversation(record)
     record["messages"].append({"role": "assistant", "content": "b"})
-    assert isinstance(to_conversation(record), Conversation)
+    assert to_conversation(record | {"steps": None}).steps == ["b"]
+
+
+def test_records_from_python_are_read_as_those_of_files():
+    """A data frame has NaN where a cell is empty; steps are texts; ShareGPT's names of roles."""
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a\n\nb"}]
+    assert to_conversation({"messages": turns, "steps": float("nan"), "tools": float("nan")}) == Conversation(
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\n\nb"}], ["a", "b"]
+    )
+    for steps in ([1, 2], "ab"):
+        with pytest.raises(Rejected, match=r"^steps is not a list of texts"):
+            to_conversation({"messages": turns, "steps": steps})
 
 
 # Frames
@@ -246,10 +261,9 @@ def test_many_rows_of_a_shape_are_rendered_in_one_call(tokenizer):
     calls = []
     render = other.apply_chat_template
     other.apply_chat_template = lambda *args, **kwargs: calls.append(args) or render(*args, **kwargs)
-    examples = encode_rows(other, [*rows, Refused("no")])
+    examples = encode_rows(other, rows)
     assert len(calls) == 3  # all of them, and a frame for each shape
-    assert examples[:-1] == [encode(tokenizer, row.messages, row.steps) for row in rows]
-    assert examples[-1] == Refused("no")
+    assert examples == [encode(tokenizer, row.messages, row.steps) for row in rows]
 
 
 def test_a_row_that_does_not_fit_the_frame_is_looked_at_by_itself(tokenizer):

@@ -338,7 +338,7 @@ def test_no_predictors_are_remembered_by_the_export(tokenizer, records, tmp_path
         ({"a": []}, "one data set"),
         (iter([]), "one data set"),
         ([], "it is empty"),
-        ([{"messages": [{"role": "assistant", "content": None}]}], "`content` is text"),
+        ([{"messages": [{"role": "assistant", "content": None}]}], "messages, turn 1: give turns"),
         ([{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}], "reasoning_content"),
         ([{"messages": [{"role": "user", "content": "a"}]}], "must end with an assistant turn"),
     ],

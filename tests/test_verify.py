@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 
 from step_jepa.batches import attention
 from step_jepa.cli import main
-from step_jepa.data import encoding, tokens
+from step_jepa.data import encoder, tokens
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
@@ -61,7 +61,7 @@ def test_all_checks_pass(name, options, tmp_path, records, capsys):
 
 def every_example(change):
     """Examples that are encoded wrongly."""
-    return lambda patch: patch.setattr(encoding, "encode_rows", lambda *args: map(change, tokens.encode_rows(*args)))
+    return lambda patch: patch.setattr(encoder, "encode_rows", lambda *args: map(change, tokens.encode_rows(*args)))
 
 
 def shifted(example):

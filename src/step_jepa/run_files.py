@@ -45,13 +45,13 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in unfinished_files(path):
         abandoned.unlink(missing_ok=True)
-    unfinished = _unfinished(path)
+    begun = unfinished(path)
     try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        with begun.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines([text] if isinstance(text, str) else text)
-        os.replace(unfinished, path)
+        os.replace(begun, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        begun.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def staged(folder: Path) -> Iterator[Path]:
     """A folder for files that are to appear in `folder` together, at the end. One that is there in a file's place is
     replaced, a link too; nothing is touched where writing fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    stage = _unfinished(folder / "export")
+    stage = unfinished(folder / "export")
     try:
         stage.mkdir()
         yield stage
@@ -71,7 +71,7 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _unfinished(path: Path) -> Path:
+def unfinished(path: Path) -> Path:
     """What this process writes before it is called `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
@@ -91,8 +91,8 @@ def remove_unfinished(folder: Path) -> None:
             abandoned.unlink()
 
 
-def _is_being_written(unfinished: Path) -> bool:
-    process = unfinished.name.split(".")[-2]
+def _is_being_written(file: Path) -> bool:
+    process = file.name.split(".")[-2]
     is_ours = process.isdigit() and len(process) < 10  # larger numbers are no process, and psutil does not take them
     return not is_ours or psutil.pid_exists(int(process))
 

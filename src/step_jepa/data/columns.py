@@ -27,23 +27,15 @@ RESPONSES = (
 )
 THINKING = (*REASONING, "thoughts", "chain_of_thought", "complex_cot", "cot")
 SOLUTION = (
-    *("deepseek_response", "generated_solution", "r1_solution_1", "generations", "response", "completion", "output"),
-    *("generation", "rationale", "explanation", "canonical_solution"),
-)
+    "deepseek_response", "generated_solution", "r1_solution_1", "generations", "response", "completion", "output",
+    "generation", "rationale", "explanation", "canonical_solution",
+)  # fmt: skip
 EITHER = ("solution", "answer", "ground_truth_solution")  # a solution or a truth, by what it holds
 TRUTH = (
-    *(
-        "truth",
-        "ground_truth",
-        "ground_truth_answer",
-        "expected_answer",
-        "final_answer",
-        "reference_answer",
-        "gt_answer",
-    ),
-    *("gold_answer", "gt_ans", "answer_number", "target", "reward_model.ground_truth", "correct", "answer", "solution"),
+    "truth", "ground_truth", "ground_truth_answer", "expected_answer", "final_answer", "reference_answer", "gt_answer",
+    "gold_answer", "gt_ans", "answer_number", "target", "reward_model.ground_truth", "correct", "answer", "solution",
     "ground_truth_solution",
-)
+)  # fmt: skip
 # What says whether a solution is right; only what is known to mean yes is learned from.
 VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid")
 SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there

@@ -13,11 +13,23 @@ from typing import Any, Protocol, TypeAlias
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Refused, to_conversation
-from step_jepa.data.encoding import Encoder, RawRow, encoded
+from step_jepa.data.cache import encoded
+from step_jepa.data.conversations import to_conversation
+from step_jepa.data.encoder import Encoder, RawRow
 from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
-from step_jepa.data.records import ReadArguments
-from step_jepa.data.sources import TRAIN, Line, Source, Splits, numbered, of_dataset, open_source, record_limit
+from step_jepa.data.records import ReadArguments, Rejected
+from step_jepa.data.sources import (
+    TRAIN,
+    Line,
+    Source,
+    Splits,
+    log_notes,
+    no_records,
+    numbered,
+    of_dataset,
+    open_source,
+    record_limit,
+)
 from step_jepa.data.tokens import Encoding, Example, encode_rows
 from step_jepa.errors import UserError
 
@@ -66,13 +78,13 @@ def load_and_prepare_dataset(
     source, encoder = opened(data, splits), encoder_of(data, tokenizer, max_length, encoding)
     if source.endless:
         raise UserError("a stream is for training alone: give data of known length, or a file")
-    rows = islice(raw_rows(source), limit)
-    prepared = encoded(encoder, rows, lambda: f"{limit} {source.digest()}", num_proc)
+    name = source.name or "the data set"
+    prepared = encoded(encoder, islice(raw_rows(source), limit), lambda: f"{limit} {source.digest()}", num_proc)
     if not len(prepared.examples):
         reason = f"no whole step fits into max_length = {max_length}: raise it" if prepared.left_out else "it is empty"
-        raise UserError(f"{source.name or 'the data set'}: no example to use, {reason}")
+        raise UserError(f"{name}: no example to use, {reason}")
+    log_notes(name, prepared.notes)
     if prepared.left_out:
-        name = source.name or "the data set"
         logger.warning("%s: %d examples are left out, of which no whole step fits", name, prepared.left_out)
     return prepared
 
@@ -90,7 +102,7 @@ def raw_rows(source: Source) -> Iterator[RawRow]:
     rows = source.rows()
     first = list(islice(rows, 1))
     if not first and source.name:
-        raise UserError(f"{source.name} holds no records: give a file with one JSON object a line")
+        raise no_records(source.name)
     for number, (line, raw) in enumerate(chain(first, rows)):
         yield RawRow(number, line, raw)
 
@@ -159,7 +171,10 @@ def to_example(
     Raises:
         UserError: the record cannot be used.
     """
-    (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
-    if isinstance(example, Refused):
-        raise UserError(f"{where}: {example.reason}")
+    try:
+        (example,) = encode_rows(tokenizer, [to_conversation(record)], encoding)
+        if isinstance(example, Rejected):
+            raise example
+    except Rejected as reason:
+        raise UserError(f"{where}: {reason}") from reason
     return example

@@ -3,7 +3,7 @@ grow with their number."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, overload
 
@@ -99,11 +99,13 @@ class Examples(Sequence[Example]):
 
 @dataclass
 class PreparedData:
-    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits."""
+    """Examples, how many were cut to `max_length`, and how many were left out because not one whole step fits; what was
+    changed in, or is not used of, how many of the records."""
 
     examples: Sequence[Example]
     cut: int
     left_out: int
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         examples = Examples.of(self.examples)

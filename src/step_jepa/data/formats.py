@@ -6,7 +6,7 @@ from typing import Any
 
 from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, is_result, solution_of, truth_of
 from step_jepa.data.labelled_steps import STEP_TAG, read_math_shepherd, read_prm800k, read_processbench, read_stepwise
-from step_jepa.data.reader import Reader, tools_of
+from step_jepa.data.reader import Reader
 from step_jepa.data.records import (
     Answer,
     Message,
@@ -25,7 +25,7 @@ from step_jepa.data.records import (
     without_annotations,
 )
 from step_jepa.data.steps import final_answer, stated_answer
-from step_jepa.data.turns import REASONING, TURNS, answered, is_turns, required_messages, thinking_beside
+from step_jepa.data.turns import REASONING, TURNS, answered, is_turns, required_messages, thinking_beside, tools_of
 
 ANNOTATIONS = "calculator annotations left out (--keep_annotations)"
 
@@ -169,7 +169,6 @@ def _read_gsm_symbolic(raw: RawRecord, args: ReadArguments) -> Reading:
         raise Rejected(f"solution disagrees with its answer: {answer} and {value}")
     reader = Reader(raw, args)
     reader.columns.used |= {"metadata": "solution and truth", "answer": "truth"}
-    reader.columns.used |= {"template": "template"}
     return reader.reading(make_record(reader.question(), reader.cut(without_annotations(solution, args)), answer))
 
 

@@ -1,7 +1,7 @@
 """`step-jepa prepare`: raw records to conversations with steps, as JSON lines. No model is known here."""
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,12 +15,12 @@ from rich.text import Text
 from tqdm import tqdm
 
 from step_jepa.data.records import (
-    NOT_USED,
     ReadArguments,
     Reading,
     Rejected,
     format_of,
     has_solution,
+    noted,
     parsed_record,
     to_reading,
 )
@@ -114,8 +114,8 @@ class _Sorting:
             return None
         self.step_counts.append(reading["total_steps"])
         self.counts.update(reading.notes)
-        self.counts[NO_SOLUTION] += not has_solution(reading)
-        self.counts[NO_TRUTH] += reading["answer"] is None
+        self.counts.update([NO_SOLUTION] if not has_solution(reading) else [])
+        self.counts.update([NO_TRUTH] if reading["answer"] is None else [])
         return reading
 
     def summary(self) -> Table:
@@ -127,20 +127,11 @@ class _Sorting:
         reasons = Counter(reject["reason"].partition(":")[0] for reject in self.rejected)
         for reason, count in reasons.most_common():
             table.add_row(Text(f"rejected: {reason}"), str(count))
-        for note, count in self._noted().items():
+        for note, count in noted(self.counts).items():
             table.add_row(Text(note), str(count))
         table.add_row("steps per example (min / median / max)", f"{min(counts)} / {median(counts):g} / {max(counts)}")
         table.add_row("answers of one step (no pair to learn from)", str(counts.count(1)))
         return table
-
-    def _noted(self) -> dict[str, int]:
-        """What is said of how many records; columns that are unused equally often stand together."""
-        noted = {note: count for note, count in self.counts.most_common() if count and not note.startswith(NOT_USED)}
-        unused: dict[int, list[str]] = defaultdict(list)
-        for note, count in self.counts.most_common():
-            if note.startswith(NOT_USED):
-                unused[count].append(note.removeprefix(NOT_USED))
-        return noted | {NOT_USED + ", ".join(keys): count for count, keys in unused.items()}
 
 
 def _explain(raw: Any, args: PrepareArguments) -> None:

@@ -1,6 +1,5 @@
 """One raw record on its way: its columns, the turns before the answer, and what is said of it in the end."""
 
-import json
 from typing import Any
 
 from step_jepa.data.columns import CONTEXT, OPTIONS, QUESTION, SYSTEM, Columns, refuse_wrong
@@ -12,11 +11,11 @@ from step_jepa.data.records import (
     ReadArguments,
     Reading,
     Record,
-    Rejected,
     cut_into_steps,
     required_text,
+    required_texts,
 )
-from step_jepa.data.turns import is_turns, required_messages
+from step_jepa.data.turns import is_turns, required_messages, tools_of
 
 EARLIER_TURNS = "with earlier assistant turns: steps are those of the last"
 SYSTEM_ADDED = "system turn added (--system_prompt)"
@@ -35,8 +34,9 @@ class Reader:
 
     def reading(self, record: Record) -> Reading:
         """The record, with what became of the columns."""
-        tools = self.columns.find(["tools"])
-        if tools:
+        if isinstance(self.columns.raw.get("template"), int):
+            self.columns.take("template", "template")
+        if tools := self.columns.find(["tools"]):
             record["tools"] = tools_of(self.columns.take(tools, "tools"))
         turns = [message["role"] for message in record["messages"][:-1]]
         notes = [*self.notes, *([EARLIER_TURNS] if "assistant" in turns else [])]
@@ -85,20 +85,6 @@ class Reader:
         return answer
 
 
-def tools_of(tools: Any) -> list[Any]:
-    """Those that the conversation may call; data sets write them as JSON, too."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise Rejected(f"tools is neither a list nor the JSON of one: {error}") from error
-    if not isinstance(tools, list):
-        raise Rejected("tools is not a list")
-    return tools
-
-
 def _options(options: Any, key: str) -> str:
-    texts = [options] if isinstance(options, str) else options
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Rejected(f"{key} is not a list of texts")
+    texts = [options] if isinstance(options, str) else required_texts({key: options}, key)
     return "\n".join(text.strip() for text in texts)

@@ -5,6 +5,7 @@ and reads its records with what stands under "For readers" below.
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -47,6 +48,17 @@ class Reading(dict[str, Any]):
     def __init__(self, record: Mapping[str, Any], roles: dict[str, str], notes: list[str]) -> None:
         super().__init__(record)
         self.roles, self.notes = roles, notes
+
+
+def noted(counts: Mapping[str, int]) -> dict[str, int]:
+    """What is said of how many records; columns that are unused equally often stand together."""
+    most_first = Counter(counts).most_common()
+    changed = {note: count for note, count in most_first if not note.startswith(NOT_USED)}
+    unused: dict[int, list[str]] = defaultdict(list)
+    for note, count in most_first:
+        if note.startswith(NOT_USED):
+            unused[count].append(note.removeprefix(NOT_USED))
+    return changed | {NOT_USED + ", ".join(keys): count for count, keys in unused.items()}
 
 
 @dataclass(frozen=True)

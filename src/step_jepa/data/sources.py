@@ -8,6 +8,7 @@ A source is named by one text: `FILE`, `GLOB`, `FOLDER`, `hub/id`, or a generato
 import glob
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,15 +16,16 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from step_jepa.data.files import BY_DATASETS, DELIMITERS, JSON, file_rows, kind_of
 from step_jepa.data.generated import GENERATED, GENERATED_BY_DEFAULT, generated_rows
-from step_jepa.data.records import ReadArguments, Record, Rejected, to_record
+from step_jepa.data.records import ReadArguments, Reading, Record, Rejected, noted, to_reading
 from step_jepa.errors import UserError
 from step_jepa.run_files import file_digest
 
 logger = logging.getLogger(__name__)
+REMEDY = "step-jepa prepare has options for that"
 BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
 Line = int | str  # of several files with the name of the file before it
 Splits = Sequence[str]
@@ -63,14 +65,26 @@ def read_records(source: str, wanted: Splits = TRAIN, **options: Any) -> Iterato
         UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
     """
     args = ReadArguments(**options)
-    for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
-        yield usable_record(source, line, raw, args)
+    notes: Counter[str] = Counter()
+    try:
+        for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
+            reading = usable_record(source, line, raw, args)
+            notes.update(reading.notes)
+            yield cast(Record, dict(reading))
+    finally:  # the reader may want no more
+        log_notes(source, notes)
 
 
-def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Record:
+def log_notes(source: str, notes: Mapping[str, int]) -> None:
+    """Say what was changed in records and what of them is not used, in a line each."""
+    for note, count in noted(notes).items():
+        logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
+
+
+def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Reading:
     """The record of a line. Raises UserError, which names the line, where it cannot be used."""
     try:
-        return to_record(raw, args)
+        return to_reading(raw, args)
     except Rejected as error:
         raise UserError(
             f"{place(source, line)}: {error}; correct it or run step-jepa prepare, which sets such lines aside"
@@ -89,8 +103,13 @@ def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Ite
     if not first and args.skip:
         raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
     if not first:
-        raise UserError(f"{source} holds no records: give a file with one JSON object a line")
+        raise no_records(source)
     yield from chain(first, rows)
+
+
+def no_records(source: str) -> UserError:
+    """What is said of an empty source."""
+    return UserError(f"{source} holds no records: give a file with one JSON object a line")
 
 
 def record_limit(source: str, args: ReadArguments) -> int | None:

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from step_jepa.data.dataset import raw_rows
-from step_jepa.data.encoding import Encoder
-from step_jepa.data.sources import Source
+from step_jepa.data.encoder import Encoder
+from step_jepa.data.sources import REMEDY, Source
 from step_jepa.data.tokens import Example
-from step_jepa.errors import UserError
+from step_jepa.errors import UserError, say_once
 
 logger = logging.getLogger(__name__)
 BATCH = 64  # rows that are encoded at once
@@ -51,6 +51,8 @@ class ExampleStream:
             if part.left_out and not self._warned:
                 self._warned = True
                 logger.warning("an example of the stream is left out, as are others of which no whole step fits")
+            for note in part.notes:
+                say_once(f"{self.source.name}: {note} ({REMEDY})")
             for example in part.examples:
                 yield replace(example, index=index)
                 index += 1

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from step_jepa.data.conversations import Conversation, Refused
+from step_jepa.data.conversations import Conversation
 from step_jepa.data.offsets import Span as Span  # the type of this module's spans
 from step_jepa.data.offsets import Tokens, tokenised
 from step_jepa.data.records import Message, Rejected
@@ -104,14 +104,14 @@ class Example:
 
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Conversation | Refused],
+    rows: Sequence[Conversation],
     options: Encoding = Encoding(),
-) -> list[Example | Refused]:
+) -> list[Example | Rejected]:
     """Tokens, labels and step spans of conversations whose last turns, the assistant's, are trained.
 
     Args:
         tokenizer: a fast one, with a chat template.
-        rows: as `to_conversation` makes them; what it refuses stays as it is.
+        rows: as `to_conversation` makes them.
         options: what else is encoded, and how.
 
     Returns:
@@ -121,16 +121,11 @@ def encode_rows(
         UserError: the tokenizer has no chat template, or gives no offsets.
     """
     chat = ChatFormat.of(tokenizer)
-    conversations = {place: row for place, row in enumerate(rows) if isinstance(row, Conversation)}
-    turns = _turns(chat, conversations, options) if options.turns else {}
-    texts = _texts(chat, conversations.values(), options)
-    encoded: list[Example | Refused] = []
-    for place, row in enumerate(rows):
-        if isinstance(row, Conversation):
-            encoded.append(_example_or_refused(chat, row, next(texts), turns.get(place), options))
-        else:
-            encoded.append(row)
-    return encoded
+    turns = _turns(chat, rows, options) if options.turns else {}
+    return [
+        _example_or_rejected(chat, row, text, turns.get(place), options)
+        for place, (row, text) in enumerate(zip(rows, _texts(chat, rows, options), strict=True))
+    ]
 
 
 def encode(
@@ -153,8 +148,8 @@ def encode(
         UserError: the boundaries could only be guessed.
     """
     (example,) = encode_rows(tokenizer, [Conversation(messages, steps)], options)
-    if isinstance(example, Refused):
-        raise UserError(f"{where}: {example.reason}")
+    if isinstance(example, Rejected):
+        raise UserError(f"{where}: {example}")
     return example
 
 
@@ -172,15 +167,15 @@ def _texts(chat: ChatFormat, conversations: Collection[Conversation], options: E
         yield _Text(row, next(tokens)) if isinstance(row, Rendered) else row
 
 
-def _example_or_refused(
+def _example_or_rejected(
     chat: ChatFormat, row: Conversation, text: _Text | Rejected, turns: Turns | None, options: Encoding
-) -> Example | Refused:
+) -> Example | Rejected:
+    if isinstance(text, Rejected):
+        return text
     try:
-        if isinstance(text, Rejected):
-            raise text
         return _example(chat, row, text, turns, options)
     except Rejected as reason:
-        return Refused(str(reason))
+        return reason
 
 
 def _example(
@@ -335,10 +330,10 @@ def last_user_turn(messages: Sequence[Message]) -> int | None:
     return next(turns, None)
 
 
-def _turns(chat: ChatFormat, conversations: Mapping[int, Conversation], options: Encoding) -> dict[int, Turns]:
+def _turns(chat: ChatFormat, conversations: Sequence[Conversation], options: Encoding) -> dict[int, Turns]:
     """The last user turn and the answer alone, of each conversation that has them."""
-    questions = {place: last_user_turn(row.messages) for place, row in conversations.items()}
-    asked = {place: conversations[place].messages[turn] for place, turn in questions.items() if turn is not None}
+    questions = enumerate(last_user_turn(row.messages) for row in conversations)
+    asked = {place: conversations[place].messages[turn] for place, turn in questions if turn is not None}
     users = _alone(chat, asked, options)
     answers = _alone(chat, {place: conversations[place].messages[-1] for place in users}, options)
     return {place: Turns(users[place], answer) for place, answer in answers.items()}

@@ -1,5 +1,6 @@
-"""Turns as data sets write them -> turns as chat templates read them: `role` and `content`, which is text."""
+"""Turns and tools, as data sets write them -> as chat templates read them: turns with `role` and `content`, a text."""
 
+import json
 from typing import Any
 
 from step_jepa.data.records import Message, RawRecord, Rejected, column
@@ -42,6 +43,18 @@ def thinking_beside(message: Message) -> str:
     if len({thought.strip() for thought in thoughts.values()}) > 1:
         raise Rejected(f"thinking is given twice: {' and '.join(thoughts)}")
     return next(iter(thoughts.values()), "")
+
+
+def tools_of(tools: Any) -> list[Any]:
+    """Those that the conversation may call; data sets write them as JSON, too. Raises Rejected."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise Rejected(f"tools is neither a list nor the JSON of one: {error}") from error
+    if not isinstance(tools, list):
+        raise Rejected("tools is not a list")
+    return tools
 
 
 def _message(turn: Any, where: str) -> Message:

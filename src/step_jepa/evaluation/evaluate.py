@@ -263,8 +263,9 @@ def _write_results(folder: Path, rows: list[dict[str, Any]], views: Views, summa
 
 
 def longest_solution(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens of the longest answer that the records have: as many, and one to stop, are enough for it."""
-    return max(len(tokenizer(record["messages"][-1]["content"])["input_ids"]) for record in records)
+    """Tokens of the longest solution, 0 where there is none: as many, and one to stop, are enough for it."""
+    solutions = (record["messages"][-1]["content"] for record in records if has_solution(record))
+    return max((len(tokenizer(solution)["input_ids"]) for solution in solutions), default=0)
 
 
 def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -14,8 +14,7 @@ from rich.text import Text
 
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
-from step_jepa.experiments.budget import Budget
-from step_jepa.experiments.cost import Cost, OutOfTime, cost_table, timed_costs
+from step_jepa.experiments.cost import Budget, Cost, OutOfTime, cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results

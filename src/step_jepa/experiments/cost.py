@@ -1,13 +1,16 @@
-"""What runs will cost, from a few optimisation steps and answers of each condition."""
+"""What runs will cost, from a few optimisation steps and answers of each condition; whether there is time for them."""
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
+from statistics import mean
 
 from rich.table import Table
 from rich.text import Text
@@ -133,3 +136,30 @@ def cost_table(costs: Mapping[str, Cost], runs: Sequence[Run], workers: int) -> 
         steps, answers = (str(cost.steps), f"{cost.step:.2f}"), (str(cost.answers), f"{cost.answer:.2f}")
         table.add_row(Text(condition), seeds, *steps, *answers, str(timedelta(seconds=round(cost.seconds))))
     return table
+
+
+class Budget:
+    """Whether there is time for another run. They come one after another, all runs of a seed together.
+
+    The pace is that of the runs so far. A seed is begun if all of its runs should end in time, and a run of a seed that
+    is begun while there is any time left: what is given is exceeded by less than one run.
+
+    Args:
+        deadline: by the clock of `time.monotonic`.
+        conditions: runs of a seed.
+    """
+
+    def __init__(self, deadline: float, conditions: int) -> None:
+        self.deadline, self.conditions = deadline, conditions
+        self.starts: list[float] = []
+        self.seeds: set[int] = set()
+
+    def allows(self, run: Run) -> bool:
+        """To be asked right before a run would start, which then does."""
+        now = time.monotonic()
+        lasted = [after - before for before, after in pairwise([*self.starts, now])]
+        runs = 1 if run.seed in self.seeds else self.conditions
+        needed = mean(lasted) * runs if lasted and runs > 1 else 0.0
+        self.starts.append(now)
+        self.seeds.add(run.seed)
+        return now + needed < self.deadline

@@ -70,14 +70,7 @@ def setup_model_and_tokenizer(
     if isinstance(model, str | os.PathLike):
         folder = resolve(str(model))
         tokenizer = processing_class or load_tokenizer(folder, plain=plain, template=template)
-        if "model_type" not in (config_overrides or {}):
-            _refuse_bare_tokenizer(folder)
-        if config_overrides is None:
-            network = _load(folder, quantization_config, model_init_kwargs or {})
-        else:
-            network = _random(folder, tokenizer, config_overrides, model_init_kwargs or {}, seed)
-        network.loaded_from = folder  # an adapter that was merged goes by the name of its base
-        network.loaded_weights = _check_weights(network, folder)
+        network = _named(folder, tokenizer, quantization_config, config_overrides, model_init_kwargs or {}, seed)
     else:
         _check_module(processing_class, quantization_config, config_overrides)
         assert processing_class is not None
@@ -94,6 +87,21 @@ def setup_model_and_tokenizer(
     if predictor_head == "linear" and not hasattr(network, "predictor_head"):
         _add_predictor_head(network)
     return network, tokenizer
+
+
+def _named(
+    folder: str, tokenizer: Any, quantization: Any, overrides: dict[str, Any] | None, options: dict[str, Any], seed: int
+) -> Any:
+    """The model of a folder or hub id: its weights, or with overrides random ones. Raises UserError."""
+    if "model_type" not in (overrides or {}):
+        _refuse_bare_tokenizer(folder)
+    if overrides is None:
+        network = _load(folder, quantization, options)
+    else:
+        network = _random(folder, tokenizer, overrides, options, seed)
+    network.loaded_from = folder  # an adapter that was merged goes by the name of its base
+    network.loaded_weights = _check_weights(network, folder)
+    return network
 
 
 def _check_weights(model: Any, name: str) -> str:

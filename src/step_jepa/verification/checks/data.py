@@ -7,7 +7,7 @@ from statistics import median_high
 from typing import Any
 
 from step_jepa.data import tokens
-from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.conversations import to_conversation
 from step_jepa.data.template_notes import mending_switch, prompt_difference
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.verification.checks.registry import CheckResult, register_check
@@ -77,7 +77,6 @@ def check_generation_prompt(context: VerificationContext) -> CheckResult:
     """Other engines prompt with what precedes the answer in training, as far as an argument of the template can have it
     so."""
     conversation = to_conversation(context.records[0])
-    assert isinstance(conversation, Conversation)  # there are examples
     difference = prompt_difference(context.tokenizer, conversation)
     if difference is None:
         return CheckResult(True, "the chat template's prompt is what precedes the answer in training")
