@@ -132,6 +132,7 @@ def vars_of(trainer):
         ({"pair_tokens": 18}, [2, 3, 4, 5]),
         ({"pair_tokens": 3}, [2]),
         ({"pair_tokens": 2}, []),
+        ({"pair_tokens": 6}, [5]),
         ({"pair_tokens": 3, "target": "context"}, [0, 0, 0]),
         ({"pair_tokens": 3, "pairs": "first"}, [2]),
         ({"pair_tokens": 2, "pairs": "first"}, []),
@@ -144,6 +145,7 @@ def test_pairs_within_a_budget(options, targets):
     assert max(added) <= options.get("pair_tokens", 18)
     assert max(len(row.pairs) for row in rows) == len(targets)
     assert max(added) == sum(targets) + len(targets)
+    assert min(len(row.pairs) for row in rows) >= min(len(targets), 1)  # none that fits is lost to one that does not
     if len(targets) == 4:
         assert all(row == rows[0] for row in rows)
 

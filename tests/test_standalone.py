@@ -109,8 +109,8 @@ def test_the_answer_is_found_where_it_stands_and_not_where_its_words_occur():
     assert example.spans == [(45, 49)]
 
 
-def test_a_token_belongs_to_the_step_of_its_first_character():
-    assert encode(tiny_tokenizer(), conversation("a. b."), ["a.", "b."], 100).spans == [(20, 23), (23, 24)]
+def test_a_token_belongs_to_the_step_that_it_spells():
+    assert encode(tiny_tokenizer(), conversation("a. b."), ["a.", "b."], 100).spans == [(20, 22), (22, 24)]
 
 
 def test_multi_byte_characters_share_offsets():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from step_jepa import standalone
 from step_jepa.data import tokens
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.template import PLAIN_TEMPLATE
@@ -50,6 +51,32 @@ def with_template(tokenizer, template):
     return other
 
 
+def test_a_token_that_brings_its_space_along_is_of_the_step_that_it_spells():
+    """Else the step before would hold a word of what is to be predicted."""
+    tokenizer = smollm2_tokenizer()
+    for content, steps, expected in (
+        (
+            "He has 3. She has 4.",
+            ["He has 3.", "She has 4."],
+            [["He", " has", " ", "3", "."], [" She", " has", " ", "4", "."]],
+        ),
+        ("for x:\n    y\n  z", ["for x:", "y", "z"], [["for", " x", ":", "\n   "], [" y", "\n "], [" z"]]),
+    ):
+        record = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": content}]}
+        example = encoded(tokenizer, {**record, "steps": steps})
+        assert [pieces(tokenizer, example, span) for span in example.steps] == expected
+        assert standalone.encode(tokenizer, record["messages"], steps, 1000).spans == example.steps
+
+
+def test_either_implementation_takes_the_headers_space_for_content():
+    header = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer, record = with_template(smollm2_tokenizer(), header), conversation("He has 3.", "She has 4.")
+    example = encoded(tokenizer, record)
+    assert pieces(tokenizer, example, example.steps[0]) == [" He", " has", " ", "3", ".", "\n", "\n"]
+    by_standalone = standalone.encode(tokenizer, record["messages"], record["steps"], 1000)
+    assert (by_standalone.spans, by_standalone.labels) == (example.steps, example.labels)
+
+
 def test_literal_row(tokenizer):
     example = encoded(tokenizer, conversation("ab.", "c"))
     assert example.text == "<|start|>user\nHow many?<|end|>\n<|start|>assistant\nab.\n\nc<|end|>\n"
@@ -84,7 +111,7 @@ def test_contents_where_steps_share_a_token(tokenizer):
     record = {"messages": [{"role": "assistant", "content": "ab\n\nd\n\nce"}], "steps": ["a", "b", "d", "ce"]}
     example = encoded(other, record)
     parts = [pieces(other, example, span) for span in example.steps]
-    assert parts == [["ab"], ["\n\n"], ["d", "\n\nc"], ["e"]]
+    assert parts == [["ab"], ["\n\n"], ["d"], ["\n\nc", "e"]]
     assert example.contents == [12, 13, 14, 16]  # b lies in the token before: its own one is all that it has
     record = {"messages": [{"role": "assistant", "content": "ab"}], "steps": ["a", "b"]}
     assert (encoded(other, record).steps, encoded(other, record).contents) == ([(11, 12), (12, 12)], [12, 12])
@@ -173,10 +200,10 @@ def merging(tokenizer, *merges, trim=False):
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_a_space_belongs_to_the_token_that_begins_with_it(tokenizer, trim):
+def test_a_space_belongs_to_the_step_whose_token_begins_with_it(tokenizer, trim):
     other = merging(tokenizer, ("\u0120", "c"), trim=trim)
     example = encode(other, [{"role": "assistant", "content": "a cd"}], ["a", "cd"])
-    assert [pieces(other, example, span) for span in example.steps] == [["a", " c"], ["d"]]
+    assert [pieces(other, example, span) for span in example.steps] == [["a"], [" c", "d"]]
 
 
 def test_tokens_that_straddle_the_start_are_refused(tokenizer):

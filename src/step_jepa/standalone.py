@@ -81,9 +81,13 @@ def encode(
     ids, offsets = list(tokens["input_ids"]), list(tokens["offset_mapping"])
     first, last = content_tokens(text, offsets, start, end)
 
-    # A token belongs to the step that holds its first character, and a separator to the step that it closes.
+    # A token belongs to the step that holds its first character that is no whitespace: " She" spells the step that
+    # begins with "She". Whitespace alone, such as a blank line, belongs to the step that it closes.
+    def begins(token: int, at: int) -> bool:
+        return offsets[token][1] > at and not text[offsets[token][0] : at].strip()
+
     step_starts = [start + at for at in find_steps(messages[-1]["content"], steps)]
-    borders = [next((i for i in range(first, last) if offsets[i][0] >= at), last) for at in step_starts] + [last]
+    borders = [next((i for i in range(first, last) if begins(i, at)), last) for at in step_starts] + [last]
     spans = list(pairwise(borders))
     if any(a == b for a, b in spans):
         raise ValueError("a step has no token that starts in it: join it to its neighbour")

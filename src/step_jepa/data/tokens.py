@@ -1,7 +1,7 @@
 """Conversation -> ids, labels and step spans, by the character offsets of the tokens in the rendered text.
 
-All spans are half-open. A token belongs to the step that holds its first character; a separator belongs to the step
-that it closes; the steps tile the trained content without gap or overlap.
+All spans are half-open. A token belongs to the step that holds its first character that is no whitespace; whitespace
+alone belongs to the step that it closes; the steps tile the trained content without gap or overlap.
 """
 
 import re
@@ -193,7 +193,7 @@ def _example(
     answer = rendered.content(len(messages) - 1)
     content = _content_tokens(text, answer)
     chars = _shifted(step_characters(rendered.text[slice(*answer)], conversation.steps), answer[0])
-    spans = _step_tokens(tokens, content, chars)
+    spans = _step_tokens(text, content, chars)
     return Example(
         text=rendered.text,
         input_ids=tokens.ids,
@@ -266,10 +266,18 @@ def _content_tokens(text: _Text, content: Span) -> range:
     return range(first, tokens.first_from(stop))
 
 
-def _step_tokens(tokens: Tokens, content: range, chars: list[Span]) -> list[Span]:
-    """The token span of each step: a token belongs to the step that holds its first character."""
-    inner_edges = [tokens.first_from(start) for start, _ in chars[1:]]
+def _step_tokens(text: _Text, content: range, chars: list[Span]) -> list[Span]:
+    """The token span of each step."""
+    inner_edges = [_first_of_step(text, start) for start, _ in chars[1:]]
     return list(pairwise([content.start, *inner_edges, content.stop]))
+
+
+def _first_of_step(text: _Text, start: int) -> int:
+    """Index of the first token of the step that begins at this character. One that brings the whitespace before it
+    along, as " She" does, spells the step; with the step before, it would tell what is to be predicted."""
+    (rendered, tokens), first = text, text.tokens.first_from(start)
+    begin, end = tokens.starts[first - 1], tokens.stops[first - 1]
+    return first - 1 if end > start and rendered.text[begin:start].isspace() else first
 
 
 def _trained(chat: ChatFormat, text: _Text, content: range, options: Encoding) -> list[range]:

@@ -1,10 +1,8 @@
 """Step-JEPA: predict step i + h, read alone, from everything up to step i."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -136,6 +134,8 @@ class StepJEPA(StepOptions, Objective):
         """Why a pair with this target is left out; None where it is not."""
         if self.skip_answer_step and wanted == example.answer:
             return JUST_THE_ANSWER
+        if self.pair_tokens is not None and self._branch_tokens(example, wanted) > self.pair_tokens:
+            return f"of more than {self.pair_tokens} tokens (pair_tokens)"
         return SINK if self._is_sink(example, wanted) else None
 
     def _is_sink(self, example: Example, step: int) -> bool:
@@ -164,10 +164,14 @@ class StepJEPA(StepOptions, Objective):
     def _affordable(
         self, pairs: list[tuple[int, int]], example: Example, tokens: int, rng: Random
     ) -> list[tuple[int, int]]:
-        """All pairs where their branches have no more tokens, else as many drawn at random as have."""
-        drawn = rng.sample(pairs, len(pairs))
-        costs = list(accumulate(self._branch_tokens(example, wanted) for _, wanted in drawn))
-        return sorted(drawn[: bisect_right(costs, tokens)])
+        """All pairs where their branches have no more tokens; else those that fit, as they are drawn one by one."""
+        chosen = []
+        for pair in rng.sample(pairs, len(pairs)):
+            cost = self._branch_tokens(example, pair[1])
+            if cost <= tokens:
+                chosen.append(pair)
+                tokens -= cost
+        return sorted(chosen)
 
     def _branch_tokens(self, example: Example, wanted: int) -> int:
         """Of the branches of a pair."""

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from step_jepa import standalone
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import Batch, PlannedRows, to_device
 from step_jepa.data.sources import read_records
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
@@ -33,7 +34,7 @@ LOSS_TOLERANCE, VIEW_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 1e-3
 
 
 @dataclass
-class CompareArguments:
+class CompareArguments(TemplateOptions):
     """Which rows, and which setting of the loss (the first pair of steps, which both implementations know).
 
     Raises UserError for a number out of range."""
@@ -182,7 +183,10 @@ def compare_on(
 
 
 def _representation(model: Any, args: CompareArguments, processing_class: Any) -> Representation:
-    options = StepJEPAOptions(predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=args.max_length)
+    template = {each.name: getattr(args, each.name) for each in fields(TemplateOptions)}
+    options = StepJEPAOptions(
+        predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=args.max_length, **template
+    )
     loading = {"attn_implementation": args.attn_implementation}
     representation = Representation.load(
         model, options, seed=args.seed, processing_class=processing_class, model_init_kwargs=loading
