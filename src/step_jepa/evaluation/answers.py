@@ -53,7 +53,8 @@ def extract(text: str, truth: str | None = None) -> tuple[str | None, Rule]:
 
     boxed    what the last `\boxed{}` holds, if its braces balance and it is not empty
     hashes   else what follows the last "####" on its line
-    stated   else, where the truth is a letter or a word, what follows the last "answer is" or "Answer:", or the only word
+    stated   else, where the truth is a letter or a word, what follows the last "answer is" or "Answer:",
+             or the only word there is
     number   else the last number
     none     else None
     The first two are `steps.final_answer`, the function that finds the ground truth in a reference solution."""
