@@ -40,7 +40,9 @@ from step_jepa.training.checkpoints import (
     checkpoints_in,
     is_readable,
     last_checkpoint,
+    say_other_schedule,
     state_of,
+    without_known_keys,
 )
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
@@ -319,7 +321,11 @@ class StandaloneTrainer(standalone.StepJEPATrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_complete(resume_from_checkpoint)
         check_resumed(self.args, self.settings, resume_from_checkpoint)
+        say_other_schedule(self.args, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(without_known_keys(self.model, load_result))  # type: ignore[no-untyped-call]
 
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> StandaloneTrainer:
