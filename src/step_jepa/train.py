@@ -198,6 +198,8 @@ def _contradictions(args: TrainArguments, config: StepJEPAConfig) -> Iterator[st
     for each in changed(config) if not args.eval_file else []:
         if each.name in ("diagnostics_rows", "diagnostics_steps") and getattr(config, each.name):
             yield f"--{each.name} is read with --eval_file alone: add that, or leave it out"
+    if config.streaming and config.dataset_num_proc > 1 and not args.eval_file:
+        yield "--dataset_num_proc tokenises before training, and --streaming tokenises rows as they come: leave one out"
     if config.eval_on_start and not args.eval_file:
         yield "--eval_on_start needs --eval_file: add that, or leave it out"
 
