@@ -100,6 +100,34 @@ def test_judged_as_a_person_would(text, truth, rule, verdict):
     assert (found_by, is_correct(answer, truth)) == (rule, verdict)
 
 
+@pytest.mark.parametrize(
+    ("text", "truth", "answer", "rule", "verdict"),
+    [
+        ("21 / 3 = 7.\nAnswer is A", "A", "A", "stated", RIGHT),
+        ("The answer is A", "A", "A", "stated", RIGHT),
+        ("So the answer is A because 3 < 4.", "A", "A", "stated", RIGHT),
+        ("Answer: (A)", "a", "A", "stated", RIGHT),
+        ("**Answer:** B) 21", "b", "B", "stated", RIGHT),
+        ("the correct option is: (c).", "C", "c", "stated", RIGHT),
+        ("The answer is B. No, the answer is C.", "B", "C", "stated", WRONG),
+        ("The answer is a number, 7", "A", "7", "number", WRONG),
+        (r"\boxed{(A)}", "A", "(A)", "boxed", RIGHT),
+        ("#### A) 21", "A", "A) 21", "hashes", RIGHT),
+        ("#### (B)", "A", "(B)", "hashes", WRONG),
+        ("the answer is False.", "false", "False", "stated", RIGHT),
+        ("Snow melts at 0 C.\nThe answer is: **no**", "No", "no", "stated", RIGHT),
+        ("false", "False", "false", "stated", RIGHT),
+        ("The answer is Evelyn.", "Evelyn", "Evelyn", "stated", RIGHT),
+        ("The answer is evelyn.", "Evelyn", "evelyn", "stated", WRONG),
+        ("The answer is A: 7", "7", "7", "number", RIGHT),
+        ("The answer is x.", "2x", None, "none", WRONG),
+    ],
+)
+def test_letters_and_words(text, truth, answer, rule, verdict):
+    assert extract(text, truth) == (answer, rule)
+    assert is_correct(answer, truth) == verdict
+
+
 PROBLEM = "Question: Bob has 3 apples and eats 1. How many are left?\nAnswer: Bob has 3 - 1 = 2 apples left.\n#### 2"
 
 

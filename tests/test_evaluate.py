@@ -296,6 +296,11 @@ def judged(*texts, truth="5", match="math", truncated=False) -> dict:
     return judge(record, [Generation(0, k, text, truncated, 3) for k, text in enumerate(texts)], match)
 
 
+def test_letters_are_judged_and_vote():
+    row = judged("7.\nAnswer is A", "The answer is B", "Answer: (a)", truth="A")
+    assert (row["extracted"], row["rule"], row["correct"], row["votes"]) == ("A", "stated", True, 2)
+
+
 def test_every_example_counts():
     rows = [
         *(judged("#### 5"), judged("#### 6"), judged("no idea"), judged("5 5 5 5", truncated=True)),

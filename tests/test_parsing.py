@@ -386,6 +386,13 @@ def test_help_of_a_small_command(capsys):
     assert "--help-all" not in page
 
 
+@pytest.mark.parametrize("command", ["evaluate", "verify", "audit", "pairing"])
+def test_headings_say_nothing_of_errors(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert "Raises" not in capsys.readouterr().out
+
+
 def test_the_first_page_of_help_needs_no_torch():
     script = (
         "import sys\nfrom step_jepa.cli import dispatch\ndispatch(['--help'], [])\nassert 'torch' not in sys.modules"

@@ -391,6 +391,14 @@ def test_what_is_missing_is_said(home, tmp_path):
     assert "started from was not evaluated: step-jepa evaluate --model_name base" in words
 
 
+def test_random_weights_are_not_to_be_evaluated(home, tmp_path):
+    out = copy(home, tmp_path, "a", "after_b")
+    options = out / "a" / "step_jepa.json"
+    options.write_text(json.dumps({**json.loads(options.read_text()), "pretrain": True}))
+    words = Page(render(read_folders([str(out / "a"), str(out / "after_b")]))).words()
+    assert "started from was not evaluated" not in words
+
+
 def test_few_and_collapsed_views_have_no_map(home, tmp_path):
     out = copy(home, tmp_path, "after_a")
     path = out / "after_a" / "views.safetensors"

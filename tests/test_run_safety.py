@@ -328,6 +328,10 @@ def test_an_export_ends_where_training_taught_it_to(trained, tmp_path):
         (["--keep_adapter"], "--keep_adapter is read by --lora alone"),
         (["--diagnostics_rows", "4"], "--diagnostics_rows is read with --eval_file alone"),
         (["--eval_on_start", "True"], "--eval_on_start needs --eval_file"),
+        (
+            ["--streaming", "--max_steps", "1", "--dataset_num_proc", "2"],
+            "--dataset_num_proc tokenises before training",
+        ),
         (["--logging_steps", "inf"], "logging_steps = inf: give a finite number"),
         (["--lr_scheduler_kwargs", '{"num_cycels": 2}'], "unexpected keyword argument 'num_cycels'"),
         (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "20"], "drops all 9 rows"),

@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from test_one_pass import batch_of, trainer_for
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.data.tokens import IGNORED
@@ -251,6 +251,45 @@ def test_twins_of_an_adapter(tokenizer, records, tmp_path, options, tied):
     moved, slow = trainer.model.get_parameter(name), target_encoder.get_buffer(name.replace(".", "/"))
     assert moved.abs().sum() > 0
     assert bool(slow.abs().sum() > 0) == ("target_encoder" in options)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_a_resumed_longer_run_says(tokenizer, records, tmp_path, caplog, tied):
+    options = {"lr_scheduler_type": "linear", "logging_steps": 1}
+    model, same = (tiny_model(tie_word_embeddings=tied) for _ in range(2))
+    run(tokenizer, records, tmp_path, model, max_steps=2, save_strategy="steps", save_steps=2, **options)
+    config = StepJEPAConfig(
+        output_dir=str(tmp_path), **{**QUIET, **STEPS, "lbd": 1.0, "pairs": "all", **options, "max_steps": 4}
+    )
+    longer = StepJEPARepresentationTrainer(same, config, records, processing_class=tokenizer)
+    before = []
+    longer.add_callback(_NoteLearningRate(before))
+    longer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert before == pytest.approx([0, 0.0025])
+    assert "is of a run of 2 steps: the linear schedule is made anew over 4 steps" in caplog.text
+    assert "missing keys" not in caplog.text
+
+
+class _NoteLearningRate(TrainerCallback):
+    def __init__(self, noted):
+        self.noted = noted
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.noted.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_gradient_of_zero_is_said_once(tokenizer, records, tmp_path, caplog):
+    class _Ruin(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            model.model.norm.weight.requires_grad_(False).zero_()
+
+    config = StepJEPAConfig(output_dir=str(tmp_path), **{**QUIET, **STEPS, "max_steps": 2})
+    StepJEPARepresentationTrainer(
+        tiny_model(), config, records, processing_class=tokenizer, callbacks=[_Ruin()]
+    ).train()
+    assert caplog.text.count("the gradient of step") == 1
+    assert "step 1 is exactly zero" in caplog.text
+    assert "lower --learning_rate" in caplog.text
 
 
 def test_resuming_with_other_options_is_refused(tokenizer, records, tmp_path):

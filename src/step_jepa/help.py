@@ -61,7 +61,8 @@ def _groups(types: list[Any]) -> dict[str, list[Option]]:
 def _heading(kind: Any, field: Field) -> str:
     if TrainingArguments.__dataclass_fields__.get(field.name) is field:  # inherited, not declared anew by us
         return OTHERS
-    return facts(field).group or (kind.__doc__ or kind.__name__).strip().splitlines()[0].rstrip(".")
+    summary = (kind.__doc__ or kind.__name__).strip().splitlines()[0]
+    return facts(field).group or summary.partition(" Raises ")[0].rstrip(".")
 
 
 def _add(group: Any, field: Field, hint: Any) -> None:

@@ -40,7 +40,9 @@ from step_jepa.training.checkpoints import (
     checkpoints_in,
     is_readable,
     last_checkpoint,
+    say_other_schedule,
     state_of,
+    without_known_keys,
 )
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
@@ -196,6 +198,8 @@ def _contradictions(args: TrainArguments, config: StepJEPAConfig) -> Iterator[st
     for each in changed(config) if not args.eval_file else []:
         if each.name in ("diagnostics_rows", "diagnostics_steps") and getattr(config, each.name):
             yield f"--{each.name} is read with --eval_file alone: add that, or leave it out"
+    if config.streaming and config.dataset_num_proc > 1 and not args.eval_file:
+        yield "--dataset_num_proc tokenises before training, and --streaming tokenises rows as they come: leave one out"
     if config.eval_on_start and not args.eval_file:
         yield "--eval_on_start needs --eval_file: add that, or leave it out"
 
@@ -319,7 +323,11 @@ class StandaloneTrainer(standalone.StepJEPATrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_complete(resume_from_checkpoint)
         check_resumed(self.args, self.settings, resume_from_checkpoint)
+        say_other_schedule(self.args, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(without_known_keys(self.model, load_result))  # type: ignore[no-untyped-call]
 
 
 def standalone_trainer(args: TrainArguments, config: StepJEPAConfig) -> StandaloneTrainer:

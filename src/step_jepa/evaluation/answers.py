@@ -8,7 +8,7 @@ from typing import Literal
 from step_jepa.data.steps import boxes, final_answer
 from step_jepa.evaluation.mathematics import same
 
-Rule = Literal["boxed", "hashes", "number", "text", "none"]
+Rule = Literal["boxed", "hashes", "stated", "number", "text", "none"]
 
 # Spaces that a number may have between its digits: LaTeX's, and those of Unicode
 _SPACE = re.compile(r"(?<!\\)\\[,;:!~ ]|(?<!\\)~|\\(?:thin|med|thick)?space\b|[^\S\n]")
@@ -36,14 +36,25 @@ _ROOT = re.compile(r"\\sqrt ?\(([^()]*)\)")
 _TWO_NUMBERS = re.compile(r"(?<![_^])\d +\.?\d")  # a subscript and what follows it are none
 _AFTER_HASHES = re.compile(r"####[^\S\n]*[^\s#]\S*")
 _WORDS = re.compile(r"\S*\w\S*")
+_CHOICE = re.compile(r"\W*([a-zA-Z])(?:\W*|\).*)", re.DOTALL)  # A, (A), A) 21
+_IS = r"(?:\s+is\b\s*:?|\**\s*:)[\s:*_\"'$(\[]*"
+# A lower-case letter before another word is an article
+_STATED_CHOICE = re.compile(
+    rf"\b(?i:(?:answer|option|choice){_IS}(?:(?:option|choice)\s+)?)\(?([A-Z]|[a-z](?!\s+[a-z]))(?![\w'])"
+)
+_STATED_WORD = re.compile(rf"\banswer{_IS}([^\W\d_]{{2,}})", re.IGNORECASE)
+_ONE_WORD = re.compile(r"\W*([^\W\d_]+)\W*")
+_VERDICTS = {"true", "false", "yes", "no"}
 REMARK = 30  # words that may follow an answer
 
 
-def extract(text: str) -> tuple[str | None, Rule]:
+def extract(text: str, truth: str | None = None) -> tuple[str | None, Rule]:
     r"""The answer that a text gives, and the rule that found it.
 
     boxed    what the last `\boxed{}` holds, if its braces balance and it is not empty
     hashes   else what follows the last "####" on its line
+    stated   else, where the truth is a letter or a word, what follows the last "answer is" or "Answer:",
+             or the only word there is
     number   else the last number
     none     else None
     The first two are `steps.final_answer`, the function that finds the ground truth in a reference solution."""
@@ -51,23 +62,44 @@ def extract(text: str) -> tuple[str | None, Rule]:
         return boxed, "boxed"
     if after_hashes := final_answer(text.replace(r"\boxed", "")):
         return after_hashes, "hashes"
+    if stated := _stated(text, (truth or "").strip()):
+        return stated, "stated"
     numbers = _NUMBER.findall(_SPACE.sub(" ", text))
     return (numbers[-1], "number") if numbers else (None, "none")
+
+
+def _stated(text: str, truth: str) -> str | None:
+    """The letter or word that a text says its answer is; None where the truth is neither."""
+    if not truth.isalpha():
+        return None
+    if alone := _ONE_WORD.fullmatch(text):
+        return alone[1]
+    found = (_STATED_CHOICE if len(truth) == 1 else _STATED_WORD).findall(text)
+    return found[-1] if found else None
 
 
 def is_correct(answer: str | None, truth: str) -> bool:
     """Whether the answer is the same text as the truth, or the same mathematics (math-verify).
 
     What is understood in part is no other's equal, nor are two numbers with only a space between: 4@5, 3 4. One number
-    each are 12 345, 3 1/2 and 1e3. Units are not compared: of an answer in words its only number counts. A truth in
-    other words, such as a name or a regular expression, must be met letter by letter. Never raises: what cannot be
-    judged is wrong."""
+    each are 12 345, 3 1/2 and 1e3. Units are not compared: of an answer in words its only number counts. One letter is
+    a choice, which (a) names as well as A, and true, false, yes and no are the same in capitals. A truth in other
+    words, such as a name or a regular expression, must be met letter by letter. Never raises: what cannot be judged is
+    wrong."""
     if answer is None:
         return False
-    if _unwrapped(answer) == _unwrapped(truth):
+    if _unwrapped(answer) == _unwrapped(truth) or _same_word(_unwrapped(answer), _unwrapped(truth)):
         return True
     given, wanted = _mathematics(answer), _mathematics(truth)
     return given is not None and wanted is not None and same(given, wanted)
+
+
+def _same_word(answer: str, truth: str) -> bool:
+    """Whether both are the same choice, or the same of true, false, yes and no."""
+    if len(truth) == 1 and truth.isalpha():
+        choice = _CHOICE.fullmatch(answer)
+        return choice is not None and choice[1].lower() == truth.lower()
+    return truth.lower() in _VERDICTS and answer.rstrip(".").lower() == truth.lower()
 
 
 def over_generated(text: str) -> bool:

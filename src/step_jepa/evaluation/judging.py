@@ -44,7 +44,7 @@ def judge(record: Mapping[str, Any], generations: Sequence[Generation], match: M
 def _judged(generation: Generation, truth: str | None, match: Match) -> dict[str, Any]:
     text = generation.prediction.strip()
     if match == "math":
-        answer, rule = extract(text)
+        answer, rule = extract(text, truth)
         goes_on = over_generated(text)
         correct = None if truth is None else text == truth or is_correct(answer, truth)
     else:

@@ -63,9 +63,10 @@ def _ends_with(folder: Path, relative: Path) -> bool:
 
 
 def not_evaluated_before(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Run]:
-    """Runs of whose base model, known by its name, there is no evaluation."""
+    """Runs of whose base model, known by its name, there is no evaluation; random weights are no model's."""
     models = {evaluation.model for evaluation in evaluations}
-    return [run for run in runs if run.settings.get("model_name") not in models]
+    tuned = [run for run in runs if not run.options.get("pretrain")]
+    return [run for run in tuned if run.settings.get("model_name") not in models]
 
 
 def not_evaluated_after(labelled: Sequence[LabelledEvaluation], runs: Sequence[Run]) -> list[Run]:

@@ -117,6 +117,29 @@ def check_resumed(config: Any, settings: Mapping[str, Any], checkpoint: str) -> 
     _compare(checkpoint, RUN_FILE, SETTINGS_OF_THE_RUN, settings)
 
 
+def say_other_schedule(config: Any, checkpoint: str) -> None:
+    """Say that a learning rate which follows the number of steps does not go on as it was, where that is another."""
+    before, now = state_of(checkpoint).max_steps, config.max_steps
+    if now > 0 and now != before and not config.lr_scheduler_type.startswith("constant") and config.should_log:
+        logger.warning(
+            "%s is of a run of %d steps: the %s schedule is made anew over %d steps, from the second step on; the "
+            "first still has the learning rate that the checkpoint ended with",
+            *(checkpoint, before, str(config.lr_scheduler_type.value), now),
+        )
+
+
+def without_known_keys(model: Any, loaded: Any) -> Any:
+    """What `Trainer` says of a checkpoint that was loaded, without missing keys of parameters that are stored
+    elsewhere: our own, beside the model's files, and those that are tied to another.
+
+    Args:
+        model: that it was loaded into.
+        loaded: a named tuple of missing_keys and unexpected_keys.
+    """
+    elsewhere = {*(model._keys_to_ignore_on_save or ()), *getattr(model, "all_tied_weights_keys", ())}
+    return loaded._replace(missing_keys=[key for key in loaded.missing_keys if key not in elsewhere])
+
+
 def _compare(checkpoint: str, file: str, names: Iterable[str], values: Mapping[str, Any]) -> None:
     path = Path(checkpoint, file)
     before = read_json(path) if path.exists() else {}

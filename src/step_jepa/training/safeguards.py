@@ -1,5 +1,6 @@
 """Callbacks that end training rather than go on for nothing: where a number is no longer finite, and on SIGTERM."""
 
+import logging
 import math
 import signal
 import threading
@@ -15,16 +16,33 @@ from transformers import TrainerCallback
 from step_jepa.errors import UserError
 from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
 
+logger = logging.getLogger(__name__)
+
 REMEDY = "lower --learning_rate, raise --warmup_steps, or clip gradients with --max_grad_norm"
 
 
 class FiniteNumbers(TrainerCallback):
-    """Raises UserError at the first gradient, held-out loss or weight that is not finite, before anything is saved."""
+    """Raises UserError at the first gradient, held-out loss or weight that is not finite, before anything is saved.
+    Warns once of a gradient that is zero: nothing is learnt from there on, as after steps far too long."""
+
+    def __init__(self) -> None:
+        self._warned = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not args.fp16:  # whose loss scaler leaves out such steps itself
             gradients = (parameter.grad for parameter in model.parameters())
-            self._check(gradients, args, state.global_step + 1, "the gradient")
+            norm = self._check(gradients, args, state.global_step + 1, "the gradient")
+            self._warn_of_zero(norm, args, state.global_step + 1)
+
+    def _warn_of_zero(self, norm: Tensor, args: Any, step: int) -> None:
+        # Without a language-model loss, a step has none where it has no pair.
+        if not self._warned and args.gamma > 0 and not norm:
+            self._warned = True
+            logger.warning(
+                "the gradient of step %d is exactly zero: the model learns nothing (unless no token of the step has a "
+                "label) and may be ruined: %s",
+                *(step, REMEDY),
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if control.should_save or control.should_training_stop:
@@ -39,11 +57,14 @@ class FiniteNumbers(TrainerCallback):
                 raise _diverged(args, state.global_step, name)
 
     @staticmethod
-    def _check(tensors: Iterable[Tensor | None], args: Any, step: int, what: str) -> None:
+    def _check(tensors: Iterable[Tensor | None], args: Any, step: int, what: str) -> Tensor:
+        """Their norm."""
         present = [tensor for tensor in tensors if tensor is not None]
         norm: Any = get_total_norm(present)
-        if not torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm):
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not torch.isfinite(norm):
             raise _diverged(args, step, what)
+        return norm  # type: ignore[no-any-return]
 
 
 def _diverged(args: Any, step: int, what: str) -> UserError:

@@ -41,7 +41,7 @@ from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
-from step_jepa.training.checkpoints import check_complete, check_resumed
+from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
 from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
@@ -468,6 +468,7 @@ class RepresentationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_complete(resume_from_checkpoint)
         check_resumed(self.args, self._settings(), resume_from_checkpoint)
+        say_other_schedule(self.args, resume_from_checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
             logger.info(
                 "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"
@@ -477,6 +478,9 @@ class RepresentationTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_predictors(self.model, resume_from_checkpoint)
         self.jepa.state.resume(resume_from_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(without_known_keys(self.model, load_result))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
