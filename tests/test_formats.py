@@ -281,8 +281,8 @@ def test_turns_of_tools():
     assert record["tools"] == tools
     assert record["messages"][1:3] == [{**asked[1], "content": ""}, {"role": "tool", "content": "3"}]
     assert to_record(record, ReadArguments()) == record
-    called = to_record({"messages": asked}, ReadArguments())
-    assert (called["messages"][-1], called["steps"]) == ({**asked[1], "content": ""}, [])
+    with pytest.raises(Rejected, match=r"^no text to train on: tool calls alone$"):
+        to_record({"messages": asked}, ReadArguments())
     spoken = to_record({"messages": [asked[0], {**asked[1], "content": "I add.\n\nSo:"}]}, ReadArguments())
     assert (spoken["messages"][-1]["tool_calls"], spoken["steps"]) == (calls, ["I add.", "So:"])
     with pytest.raises(Rejected, match=r"^tools is neither a list nor the JSON of one"):

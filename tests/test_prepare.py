@@ -223,6 +223,15 @@ def test_options_reach_the_steps():
         ({"messages": [USER, assistant("a b")], "steps": ["a"]}, "text follows the last step"),
         ({"prompt": "q", "completions": [" "]}, "no steps"),
         (
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]},
+            "^no text to train on: tool calls alone$",
+        ),
+        ({**RAW, "deepseek_grade": "No"}, "^marked as wrong: deepseek_grade is No$"),
+        (
+            dict.fromkeys("abcdefghij", 1),
+            "^format not recognised: keys a, b, c, d, e, f, g, h, ...; .*`step-jepa prepare --columns question=KEY,",
+        ),
+        (
             {"messages": [USER, assistant("a")], "answer": ["2"]},
             r"answer is neither text nor a number: it is a list, \['2'\]",
         ),

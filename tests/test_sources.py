@@ -201,3 +201,51 @@ def test_sources_beside_a_yaml_file(tmp_path):
         assert relative_to(tmp_path, [TrainArguments], {"train_file": name}) == {"train_file": str(tmp_path / name)}
     for name in ("openai/gsm8k:main[test]", "no/*.csv"):
         assert relative_to(tmp_path, [TrainArguments], {"train_file": name}) == {"train_file": name}
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_configuration_is_no_split(tmp_path, saved, by_option):
+    data = DatasetDict({name: Dataset.from_list(ROWS) for name in ("train", "test")})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    if saved:
+        data.save_to_disk(str(folder))
+    else:
+        data["test"].to_parquet(str(folder / "test.parquet"))
+    source, options = (str(folder), {"dataset_config": "test"}) if by_option else (f"{folder}:test", {})
+    with pytest.raises(UserError, match=r"for a split write .*set\[test\]"):
+        list(read_records(source, **options))
+
+
+def folder_of_files(folder, *names):
+    folder.mkdir()
+    for number, name in enumerate(names):
+        rows = [{"question": f"{name} {row}", "answer": "1 + 1\n#### 2"} for row in range(number + 1)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if name.endswith(".parquet"):
+            Dataset.from_list(rows).to_parquet(str(folder / name))
+        elif name.endswith(".csv"):
+            Dataset.from_list(rows).to_csv(str(folder / name))
+        else:
+            (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return str(folder)
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "b.csv"), ("a.jsonl", "b.jsonl.gz", "c.parquet")])
+def test_files_of_several_kinds_are_all_read(tmp_path, names):
+    questions = [record["question"] for record in read_records(folder_of_files(tmp_path / "set", *names))]
+    assert questions == [f"{name} {row}" for number, name in enumerate(names) for row in range(number + 1)]
+
+
+def test_files_in_no_split_are_named(tmp_path, caplog):
+    folder = folder_of_files(tmp_path / "set", "train_part.jsonl", "more.jsonl", "notes.csv")
+    with caplog.at_level(logging.INFO, "step_jepa"):
+        assert [record["question"] for record in read_records(folder)] == ["train_part.jsonl 0"]
+    assert f"{folder}: in no split, and not read: more.jsonl, notes.csv" in caplog.messages
+
+
+def test_files_that_cannot_be_read_together(tmp_path):
+    folder = folder_of_files(tmp_path / "set", "a.txt", "b.txt", "c.jsonl")
+    with pytest.raises(UserError, match=r"a.txt, b.txt cannot be read together with c.jsonl"):
+        list(read_records(folder))

@@ -37,7 +37,7 @@ TRUTH = (
     "ground_truth_solution",
 )  # fmt: skip
 # What says whether a solution is right; only what is known to mean yes is learned from.
-VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid")
+VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid", "deepseek_grade")
 SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there
 _YES = ("yes", "true", "1", "1.0")
 

@@ -145,7 +145,7 @@ def _explain(raw: Any, args: PrepareArguments) -> None:
     for key in parsed:
         table.add_row(Text(theirs.get(key, key)), Text(reading.roles.get(key, unnamed)))
     for key in ("question", "steps", "answer"):
-        table.add_row(Text(f"-> {key}"), Text(_line(reading[key]).strip()))
+        table.add_row(Text(f"-> {key}"), Text(json.dumps(reading[key], ensure_ascii=False)))
     Console().print(table)
 
 

@@ -20,6 +20,7 @@ from step_jepa.options import check_bounds, option
 SYSTEM_PROMPT = "Reason step by step, then give the final answer."
 NOT_USED = "not used: "  # before the name of a column, in a note
 Message = dict[str, Any]  # `role` and `content`, and whatever else a chat template reads
+_SHOWN_KEYS = 8
 RawRecord = dict[str, Any]
 
 
@@ -198,8 +199,8 @@ def to_reading(raw: Any, args: ReadArguments) -> Reading:
     _refuse_half_characters(reading)
     if not has_solution(reading) and not args.for_evaluation:
         raise Rejected(
-            "no solution to learn: there is only a result, for evaluation (--for_evaluation keeps it; where it is all "
-            "that is to be learned, name its column: --columns solution=KEY)"
+            "no solution to learn: there is only a result, for evaluation (step-jepa prepare --for_evaluation keeps "
+            "it; where it is all that is to be learned, name its column: step-jepa prepare --columns solution=KEY)"
         )
     return reading
 
@@ -273,10 +274,10 @@ def format_of(raw: RawRecord) -> str:
     for name in format_names():
         if _FORMATS[name].fits(keys):
             return name
-    looked_for = "; ".join(" and ".join(sorted(each.keys)) for each in reversed(_FORMATS.values()))
+    shown = ", ".join(list(raw)[:_SHOWN_KEYS]) + (", ..." if len(raw) > _SHOWN_KEYS else "")
     raise Rejected(
-        f"format not recognised: keys {', '.join(raw)}; looked for are {looked_for}. "
-        "Name yours: --columns question=KEY,solution=KEY"
+        f"format not recognised: keys {shown}; question and solution columns are looked for, see docs/formats.md; "
+        "name them by `step-jepa prepare --columns question=KEY,solution=KEY`"
     )
 
 
@@ -309,8 +310,8 @@ def make_record(
     if isinstance(answer, list):
         answer = steps_as_given(answer)
     last = {**(turn or {}), "role": "assistant", "content": answer.content}
-    if not answer.steps and not last.get("tool_calls"):
-        raise Rejected("no steps")
+    if not answer.steps:
+        raise Rejected("no text to train on: tool calls alone" if last.get("tool_calls") else "no steps")
     return {
         "question": last_question(context),
         "answer": truth,

@@ -243,23 +243,60 @@ def _of_folder(source: str, address: _Address, wanted: Splits, *, stream: bool) 
     folder = Path(address.name)
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _of_saved(source, address, wanted)
-    with _refusals(source):
+    with _refusals(source, _as_split(address)):
         builder = load_dataset_builder(str(folder), address.config)
     files = builder.config.data_files or {}
-    splits = {str(split): list(map(Path, paths)) for split, paths in files.items()}
+    splits = _with_left_files(source, folder, {str(split): list(map(Path, paths)) for split, paths in files.items()})
     split = _chosen(source, address.split, list(splits), wanted)
     if all(map(_is_read_here, chain.from_iterable(splits.values()))):
         return _of_files(source, splits, split)
     return _loaded(source, address, split, stream=stream)
 
 
+def _with_left_files(source: str, folder: Path, splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """`datasets` takes files of one kind alone. All that are read here are added where nothing says splits; else those
+    that are in none are named. Raises UserError for files that cannot be read together."""
+    from datasets.data_files import resolve_pattern
+
+    taken = set(chain.from_iterable(splits.values()))
+    left = sorted({Path(path) for path in resolve_pattern("**", str(folder)) if _is_read_here(Path(path))} - taken)
+    if not left:
+        return splits
+    if _tells_splits(folder):
+        logger.info("%s: in no split, and not read: %s", source, _names(left))
+        return splits
+    if others := [path for path in taken if not _is_read_here(path)]:
+        raise UserError(f"{source}: {_names(others)} cannot be read together with {_names(left)}: take some out")
+    return {"train": sorted([*taken, *left])}
+
+
+def _tells_splits(folder: Path) -> bool:
+    """Whether names of files, or the card, say which files make a split."""
+    from datasets.data_files import get_data_patterns
+
+    card = folder / "README.md"
+    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return True
+    return bool(get_data_patterns(str(folder)) != {"train": ["**"]})
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(sorted(path.name for path in paths))
+
+
 def _is_read_here(path: Path) -> bool:
     return kind_of(path) in (*JSON, *DELIMITERS, *BY_DATASETS)
+
+
+def _as_split(address: _Address) -> str:
+    return f"for a split write {address.name}[{address.config}]"
 
 
 def _of_saved(source: str, address: _Address, wanted: Splits) -> Source:
     from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
 
+    if address.config:
+        raise UserError(f"{source}: a saved data set has no configuration; {_as_split(address)}")
     with _refusals(source):
         saved = load_from_disk(address.name)
     splits: Mapping[str, Dataset] = saved if isinstance(saved, DatasetDict) else {"train": saved}
@@ -303,8 +340,9 @@ def numbered(records: Iterable[Any]) -> Iterator[tuple[Line, Any]]:
 
 
 @contextmanager
-def _refusals(source: str) -> Iterator[None]:
-    """What the hub, the network and loaders raise, all their own, becomes a UserError that names the source."""
+def _refusals(source: str, remedy: str = "") -> Iterator[None]:
+    """What the hub, the network and loaders raise, all their own, becomes a UserError that names the source; and
+    the remedy, where there is no such configuration."""
     try:
         yield
     except UserError:
@@ -314,6 +352,8 @@ def _refusals(source: str) -> Iterator[None]:
         if Path(source).is_dir():
             what = "no data set could be loaded"
         reason = " ".join(str(error).split()) or type(error).__name__
+        if remedy and "BuilderConfig" in reason:
+            reason += f"; {remedy}"
         if source in GENERATED:  # a folder has its name
             reason += f"; {BUILTIN}{source} is generated"
         raise UserError(f"{source}: {what}: {reason}") from error

@@ -8,6 +8,7 @@ from step_jepa.data.records import Message, RawRecord, Rejected, column
 TURNS = ("messages", "conversations", "conversation")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what templates read as the thinking of a turn
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"} | {
+    "function_call": "assistant",
     "function_response": "tool",
     "observation": "tool",
 }
