@@ -124,6 +124,21 @@ def test_a_system_turn_that_the_template_leaves_out_is_said(tokenizer, caplog):
     assert "leaves out the system turn" in caplog.text
 
 
+@pytest.mark.parametrize("renders", [False, True])
+def test_tools_and_calls_that_the_template_leaves_out_are_said(renders, tokenizer, caplog):
+    added = "{{ tools }}{% for m in messages %}{{ m.tool_calls }}{% endfor %}" if renders else ""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    question, answer = conversation("a")["messages"]
+    calling = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    record = {"messages": [question, *calling, answer], "steps": ["a"], "tools": tools}
+    say_what_is_special(
+        settled(tokenizer, added + CHATML), [to_conversation(conversation("a")), to_conversation(record)]
+    )
+    said = [what for what in ("`tools`", "tool calls") if f"leaves out {what}, which is not trained" in caplog.text]
+    assert said == ([] if renders else ["`tools`", "tool calls"])
+
+
 def test_arguments_are_defaults_of_the_saved_template(tokenizer, tmp_path):
     record = conversation("a")
     difference = "answers are trained behind '<think>' where other engines prompt with ''"

@@ -1,7 +1,8 @@
 """What a chat template does with conversations that their owner may not expect."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,12 +18,13 @@ _SWITCHES = [{name: value} for name in ("enable_thinking", "thinking") for value
 
 def say_what_is_special(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation]) -> None:
     """What the template does with conversations like these that their owner may not expect, each said once. Looked at
-    is the first of each succession of roles."""
-    seen: set[tuple[str, ...]] = set()
+    is the first of each succession of roles, with and without tools and calls."""
+    seen: set[tuple[Any, ...]] = set()
     for conversation in conversations:
-        roles = tuple(message["role"] for message in conversation.messages)
-        if roles not in seen:
-            seen.add(roles)
+        turns = [(message["role"], bool(message.get("tool_calls"))) for message in conversation.messages]
+        kind = (*turns, bool(conversation.tools))
+        if kind not in seen:
+            seen.add(kind)
             _say_what_is_special(tokenizer, conversation)
 
 
@@ -35,6 +37,8 @@ def _say_what_is_special(tokenizer: PreTrainedTokenizerBase, conversation: Conve
         say_once("the chat template leaves out the system turn: give another --chat_template, or take it out")
     if sum(message["role"] == "assistant" for message in messages) > 1:
         say_once("some rows have several assistant turns: --train_turns last trains the last of each, all trains all")
+    for what in _left_out_of_tools(tokenizer, conversation):
+        say_once(f"the chat template leaves out {what}, which is not trained: give another --chat_template")
     if (difference := prompt_difference(tokenizer, conversation)) is not None:
         say_once(difference)
 
@@ -43,6 +47,17 @@ def _leaves_out_system(tokenizer: PreTrainedTokenizerBase, messages: list[Messag
     system, *turns = messages
     word = placeholder(0, thinks=False)
     return word not in (rendered(tokenizer, [{**system, "content": word}, *turns]) or word)
+
+
+def _left_out_of_tools(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Iterator[str]:
+    """What can be taken away without a change of the text."""
+    messages, tools = conversation.messages, conversation.tools
+    text = rendered(tokenizer, messages, tools=tools)
+    if tools and text == rendered(tokenizer, messages):
+        yield "`tools`"
+    without = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in messages]
+    if without != messages and text == rendered(tokenizer, without, tools=tools):
+        yield "tool calls"
 
 
 def prompt_difference(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str | None:
