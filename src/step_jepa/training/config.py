@@ -40,7 +40,7 @@ from step_jepa.options import (
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, run_options, write_json
 
-# Deviations of the published LLM-JEPA code (docs/options.md), each to be set alone; "llm_jepa" means all of them.
+# Deviations of the published LLM-JEPA code (docs/from-llm-jepa.md), each to be set alone; "llm_jepa" means all of them.
 COMPAT = {
     "train_all": "labels on everything but padding",
     "unlabelled_end": "tokens that equal the pad token carry no label, so that with pad = eos the end is never learned",
