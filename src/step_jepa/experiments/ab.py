@@ -58,9 +58,7 @@ class AbArguments:
     test_file: str = option(help="The same, of problems that train_file does not have.", is_path=True)
     output_dir: str = option(help="Where everything goes.")
     budget: str = option("2h", help="Time for all of it, such as 90m or 2h.")
-    recipe: str | None = option(
-        None, help="YAML file of `train` options, instead of ours with LoRA.", is_path=True
-    )
+    recipe: str | None = option(None, help="YAML file of `train` options, instead of ours with LoRA.", is_path=True)
     max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
 
     def __post_init__(self) -> None:

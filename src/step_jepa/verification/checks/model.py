@@ -149,7 +149,7 @@ def check_trunk(context: VerificationContext) -> CheckResult:
 # Numbers
 
 
-@register_check("one pass = two passes", remedy="see the README, If the two disagree")
+@register_check("one pass = two passes", remedy="see docs/trust.md")
 def check_one_pass(context: VerificationContext) -> CheckResult:
     """The adapted implementation in one pass against the standalone one in two."""
     args = CompareArguments(
