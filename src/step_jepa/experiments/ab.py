@@ -53,7 +53,7 @@ console = Console(highlight=False, soft_wrap=True)
 class AbArguments:
     """Which model on which data, in how much time."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     test_file: str = option(help="The same, of problems that train_file does not have.", is_path=True)
     output_dir: str = option(help="Where everything goes.")
