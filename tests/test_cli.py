@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from step_jepa import standalone
 from step_jepa.cli import COMMANDS, main
 from step_jepa.data.tokens import IGNORED
-from step_jepa.parsing import parse
+from step_jepa.parsing import SHIPPED, parse
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]
@@ -102,7 +102,7 @@ def test_recipes_and_overrides(train_file, model_folder, tmp_path):
     from step_jepa.adapted import StepJEPAConfig
     from step_jepa.train import TrainArguments
 
-    for recipe in (ROOT / "recipes").glob("*.yaml"):
+    for recipe in (SHIPPED / "recipes").glob("*.yaml"):
         needed = ["--train_file", train_file, "--model_name", model_folder, "--output_dir", str(tmp_path)]
         types = [TrainArguments, StepJEPAConfig]
         args, config = parse("train", types, ["--config", str(recipe), *needed, "--lbd", "0.7"])
@@ -194,11 +194,10 @@ def test_benchmark_two_passes_give_the_views_of_one(tokenizer, records, tmp_path
 
 def test_the_demo_runs_end_to_end(model_folder, tmp_path, capsys):
     if find_spec("reasoning_gym") is None:  # not to be imported: see sources.py
-        pytest.skip("reasoning-gym (the demo extra) is not installed")
+        pytest.skip("reasoning-gym is not installed")
     out = tmp_path / "demo"
     small = ["--train_problems", "6", "--test_problems", "3", "--max_new_tokens", "8", "--max_steps", "2"]
-    recipe = ROOT / "recipes" / "demo.yaml"
-    assert code("demo", "--output_dir", out, "--model_name", model_folder, "--recipe", recipe, *small) == 0
+    assert code("demo", "--output_dir", out, "--model_name", model_folder, *small) == 0
     table = capsys.readouterr().out
     for words in ("held-out LM loss", "cosine, unpaired views", "accuracy", "seconds per training step"):
         assert words in table

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -31,6 +30,7 @@ from step_jepa.evaluation.generation import Generation, Prompt, SamplingParamete
 from step_jepa.evaluation.judging import judge, majority_vote, summarise
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.parsing import SHIPPED
 from step_jepa.rows.branches import trunk
 from step_jepa.run_files import last_modified, run_options, write_whole
 from step_jepa.training.config import heldout_options
@@ -727,7 +727,7 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
 
 @pytest.fixture
 def lm_eval_task():
-    path = Path(__file__).parents[1] / "recipes" / "lm_eval" / "step_jepa_task.py"
+    path = SHIPPED / "recipes" / "lm_eval" / "step_jepa_task.py"
     spec = importlib.util.spec_from_file_location("step_jepa_task", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

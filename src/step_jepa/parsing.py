@@ -29,6 +29,7 @@ from step_jepa.help import page
 from step_jepa.options import facts, is_required, kinds_of, members_of, options_of
 
 CONFIG = "config"
+SHIPPED = Path(__file__).resolve().parent / "shipped"  # recipes/ and experiments/
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
@@ -94,10 +95,13 @@ def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) ->
 def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, Any]:
     """The options that a YAML file holds, as values; relative paths are read from the file's folder.
 
+    Where no file lies at a relative path, the shipped one of that name is read, such as recipes/demo.yaml.
+
     A dataclass that holds tables of other commands' options may have a static method
     `nested_paths(folder, values) -> values`, which applies `relative_to` to them. Raises UserError."""
+    path = _or_shipped(Path(path))
     try:
-        options = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read {path} ({reason}): give a YAML file of options") from error
@@ -106,11 +110,17 @@ def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, A
     options = _by_field_name(options)
     if CONFIG in options:
         raise UserError(f"{path} names another file of options: write them into one")
-    folder = Path(path).parent
+    folder = path.parent
     for kind in types:
         if hasattr(kind, "nested_paths"):
             options = kind.nested_paths(folder, options)
     return dict(relative_to(folder, types, options))
+
+
+def _or_shipped(path: Path) -> Path:
+    """The file, or the shipped one that it names where it is not there, from whichever folder."""
+    shipped = SHIPPED.joinpath(*(part for part in path.parts if part != ".."))
+    return shipped if shipped.is_file() and not path.exists() else path
 
 
 class _Parser(ArgumentParser):

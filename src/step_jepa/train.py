@@ -64,9 +64,7 @@ class TrainArguments:
     """What is trained on what; everything else is in StepJEPAConfig."""
 
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True, group=DATA)
-    model_name: str = option(
-        help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True, group=MODEL
-    )
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True, group=MODEL)
     approach: Literal["adapted", "standalone"] = option(
         "adapted", help="adapted: every option, one pass. standalone: one readable file, two passes.", group=RUN
     )

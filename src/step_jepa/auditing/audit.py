@@ -43,7 +43,7 @@ Array = NDArray[Any]
 class AuditArguments(TemplateOptions):
     """Which rows, by which model. Raises UserError for a number out of range and for a picture in another format."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     limit: int | None = option(200, help="Take the first so many records only.", least=1)
     batch_size: int = option(4, help="Rows read at once.", least=1)

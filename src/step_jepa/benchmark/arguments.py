@@ -14,7 +14,7 @@ from step_jepa.options import check_bounds, option
 class BenchmarkArguments:
     """Which rows, how many at a time, how often. Raises UserError for what cannot be measured."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str | None = option(
         None, help="Prepared records, or whatever `step-jepa prepare` reads; not with --lengths.", is_path=True
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from step_jepa.data import chains
 from step_jepa.data.records import ReadArguments
+from step_jepa.demo_packages import COMMAND
 from step_jepa.errors import UserError
 
 GSM_SYMBOLIC = "gsm_symbolic"
@@ -64,7 +65,7 @@ def _problem(problems: Any, index: int, template: int) -> dict[str, Any]:
 def _gsm_symbolic_problems(seed: int, size: int) -> Any:
     spec = importlib.util.find_spec("reasoning_gym")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{GSM_SYMBOLIC} needs the package reasoning-gym: pip install 'step-jepa[demo]'")
+        raise UserError(f"{GSM_SYMBOLIC} needs the package reasoning-gym: {COMMAND}")
     with _bare_packages(Path(spec.submodule_search_locations[0])):
         module = importlib.import_module("reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic")
         problems = module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=seed, size=size))

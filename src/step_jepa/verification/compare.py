@@ -39,7 +39,7 @@ class CompareArguments(TemplateOptions):
 
     Raises UserError for a number out of range."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     limit: int = option(32, help="How many rows.", least=1)
     predictors: int = option(1, help="K, the predictor tokens.", least=0)

@@ -31,7 +31,7 @@ STYLES: dict[bool | None, str] = {True: "green", False: "bold red", None: "dim"}
 class VerifyArguments(TemplateOptions):
     """What is verified. Raises UserError for a number out of range."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the weights in the demo extra).", is_path=True)
+    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     limit: int = option(200, help="Rows whose tokens are checked.", least=1)
     rows: int = option(3, help="Rows that the model reads: the shortest with two pairs, or one.", least=1)

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from step_jepa.data.dataset import to_example
-from step_jepa.data.records import answerable
+from step_jepa.data.records import Record, answerable
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
@@ -33,7 +33,7 @@ def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:
     return {"test": Dataset.from_list(rows)}
 
 
-def _prompt(record: dict[str, Any], tokenizer: Any, where: str) -> str:
+def _prompt(record: Record, tokenizer: Any, where: str) -> str:
     example = to_example(answerable(record), tokenizer, where)
     text = example.text[: example.chars[0][0]]
     if tokenizer(text, add_special_tokens=False)["input_ids"] != example.input_ids[: example.steps[0][0]]:
