@@ -1,5 +1,4 @@
-"""`step-jepa ab`: SFT, Step-JEPA, its shuffled control and its published form on a user's own data, as much as fits into
-the time given."""
+"""`step-jepa ab`: SFT, Step-JEPA, its shuffled control and its published form on a user's own data, in a given time."""
 
 import re
 import time
