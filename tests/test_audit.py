@@ -389,6 +389,15 @@ def test_shuffled_across_problems_steps_tell_nothing(monkeypatch, tmp_path):
     assert "says nothing" in shuffled["statement"][0]
 
 
+def test_only_the_first_steps_have_figures_of_their_own(monkeypatch, tmp_path):
+    rows = [conversation(*[f"{n} {step}" for step in range(25)]) for n in range(2)]
+    result = copying(monkeypatch, rows, tmp_path)
+    way = result["ways"]["record"]
+    assert list(way["steps"]) == list(range(1, 21))
+    assert way["all"]["count"] == 48
+    assert any("of the first 20 steps" in sentence for sentence in result["statement"])
+
+
 def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file, tmp_path, monkeypatch, capsys):
     def refused(words, *options, file=train_file, code=2):
         assert run("--model_name", model_folder, "--train_file", file, *options) == code

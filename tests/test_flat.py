@@ -70,10 +70,21 @@ def test_its_parts():
     assert parts.lengths == [7, 3, 2, 1]
     assert [bucket.tolist() for bucket in parts.buckets] == [[[0, 1]]]
     assert parts.document_ends.tolist() == [0, 7, 10, 12]
-    (group,) = parts.prefixed
-    assert group.prefixes == [(0, 4)]
-    assert group.sees.tolist() == [[True] * 5]
-    assert group.mask(2).tolist() == [[False, False, False, True, True]]  # positions 3 and 4
+    (call,) = parts.prefixed
+    assert call.prefixes == [(0, 4)]
+    assert parts.mask(0, None).tolist() == [[True] * 5]
+    assert parts.mask(0, 2).tolist() == [[False, False, False, True, True]]  # positions 3 and 4
+
+
+def test_a_long_prefix_is_looked_up_in_several_calls(monkeypatch):
+    row = Row([1] * 9, [IGNORED] * 9)
+    for length, visible in ((2, 3), (4, 6), (1, 9)):
+        row.append_branch([2] * length, position_offset=visible, visible_length=visible)
+    monkeypatch.setattr(attention_parts, "MOST_CELLS", 48)  # of 7 x (9 + 7)
+    calls = Parts(FlatCollator()([row])).prefixed
+    assert [[*call.queries] for call in calls] == [[9, 10, 11], [12, 13, 14], [15]]
+    assert [[*call.own] for call in calls] == [[9, 10, 11], [11, 12, 13, 14], [15]]  # of a branch begun before, all
+    assert [call.prefixes for call in calls] == [[(0, 6)], [(0, 6)], [(0, 9)]]
 
 
 def test_documents_of_like_length_share_a_call():
@@ -122,7 +133,9 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("scaling", [None, 0.2])
 @pytest.mark.parametrize("one_call", [False, True])
-def test_attention_is_that_of_the_dense_mask(window, scaling, one_call):
+@pytest.mark.parametrize("most_cells", [2**24, 100])
+def test_attention_is_that_of_the_dense_mask(window, scaling, one_call, most_cells, monkeypatch):
+    monkeypatch.setattr(attention_parts, "MOST_CELLS", most_cells)
     batch = FlatCollator()(awkward_rows())
     tokens = batch["input_ids"].shape[1]
     states = torch.randn(8, tokens, 4, generator=torch.Generator().manual_seed(0)).split([4, 2, 2])
@@ -136,6 +149,32 @@ def test_attention_is_that_of_the_dense_mask(window, scaling, one_call):
         results.append([output, query.grad, key.grad, value.grad])
     for by_mask, by_parts in zip(*results, strict=True):
         torch.testing.assert_close(by_parts, by_mask, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_masks_do_not_grow_with_the_square_of_a_row(window, monkeypatch):
+    """Here branches with a prefix are as long as the row, as in an audit."""
+    sizes = []
+
+    def kernel(self, query, key, value, *, attn_mask=None, is_causal=False):
+        sizes.append(0 if attn_mask is None else attn_mask.numel())
+        return query.transpose(1, 2)
+
+    monkeypatch.setattr(attention_parts.Attention, "_kernel", kernel)
+    monkeypatch.setattr(attention_parts, "MOST_CELLS", 2000)
+    cells = []
+    for length in (200, 400):
+        row = Row([1] * length, [IGNORED] * length)
+        for start in range(0, length, 40):
+            row.append_branch([1] * 40, position_offset=start, visible_length=start + 1)
+        parts = Parts(FlatCollator()([row]))
+        states = torch.zeros(3, 1, 1, sum(parts.lengths), 4)
+        sizes.clear()
+        output = attention_parts.Attention(parts, window, {})(*states)
+        assert output.shape == (1, 2 * length, 1, 4)
+        assert not parts._masks  # together they would be large
+        cells.append(max(sizes))
+    assert max(cells) <= 2000
 
 
 def varlen(query, key, value, ends, _, longest, __, *, window_size, scale, enable_gqa):

@@ -576,3 +576,9 @@ def test_a_long_row_is_shown_by_a_sample_of_its_tokens(name, folders, train_file
     read = {state for pair in shown.row.pairs if pair.step != 2 for state, _ in [*pair.predicted, *pair.target]}
     assert read <= set(tokens)
     assert next(shown.masks()).title.endswith(f"({sampled.note})")
+    out = io.StringIO()
+    Console(file=out, width=200).print(STAGES["tokens"].show(shown))
+    lines = [line for line in out.getvalue().splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert [int(line.split()[0]) for line in lines[:-1]] == tokens
+    assert lines[-1].rstrip() == f"{sampled.note}: --json has all"
+    assert len(STAGES["tokens"].describe(shown)) == length

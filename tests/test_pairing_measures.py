@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from step_jepa.errors import UserError
 from step_jepa.pairing.equations import equation, numbers
 from step_jepa.pairing.measures import bootstrap, measure, scores_by_problem
 from step_jepa.pairing.pairs import HeldOutPairs, PairScores
+from step_jepa.pairing.retrieval import retrieval_scores
+from step_jepa.pairing.scorers import similarities
 from step_jepa.pairing.table import measures_table
 
 H = 16
@@ -215,6 +218,30 @@ def test_scores_of_problems_have_the_mean_and_the_spread_of_the_figure():
     assert scores_by_problem(PairScores(np.ones(4), weight), problem) == [1, 1]
     assert scores_by_problem(PairScores(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 1])), problem) == [1]
     assert scores_by_problem(PairScores(np.zeros(4), np.zeros(4)), problem) == []
+
+
+def test_numbers_are_shared_by_candidates(rng):
+    pairs = heldout(rng, rng.standard_normal((4, H)), rng.standard_normal((4, H)), later=2)
+    pairs.questions = ["7 of 12", "9"]
+    pairs.steps = [["1", "7 + 1", "8"], ["2", "9 + 2 = 11", "no number"]]
+    (similarity,) = [each for name, each in similarities(pairs, {}) if name == "numbers"]
+    # Steps 7 + 1; 8; 9 + 2 = 11; no number. Prefixes: 7 12 1; 7 12 1 7 1; 9 2; 9 2 9 2 11.
+    places = np.array([[0, 1, 2, 3]] * 4)
+    assert similarity(places).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 2 / 3, 0], [0, 0, 1, 0]]
+
+
+def test_retrieval_takes_no_square_of_the_pairs(rng):
+    """Thousands of pairs: many problems, or one whose answer has a thousand steps."""
+    peaks = []
+    for count in (1000, 2000):
+        pairs = heldout(rng, *rng.standard_normal((2, count, H)), later=count // 2)
+        candidates = {"retrieval_across": rng.integers(0, count, (count, 8))}
+        vectors = {"views": (pairs.predicted, pairs.target)}
+        tracemalloc.start()
+        retrieval_scores(pairs, vectors, candidates)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]
 
 
 def test_tfidf_reads_numbers_of_one_digit(rng):

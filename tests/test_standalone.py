@@ -201,6 +201,12 @@ def test_padding_never_takes_a_label_away():
 # ---- the second pass
 
 
+def test_how_large_masks_are():
+    short, long = Example([1] * 20, [], [(5, 9), (9, 20)]), Example([1] * 300, [], [(5, 9), (9, 30), (30, 300)])
+    assert standalone.mask_cells([short, long], batch_size=1) == 30**2  # pass 1 has no padding
+    assert standalone.mask_cells([short, long], batch_size=2) == 2 * 300**2
+
+
 def test_mask_positions_and_reads_by_hand():
     rows = second_rows(collate([EXAMPLES[0], EXAMPLES[2], EXAMPLES[3]], 0), vocabulary=ROWS, predictors=1)
     assert rows["input_ids"].tolist() == [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 
-from step_jepa.batches import attention
+from step_jepa.batches import attention, attention_parts
 from step_jepa.cli import main
 from step_jepa.data import encoder, tokens
 from step_jepa.data.tokens import IGNORED
@@ -20,6 +20,7 @@ from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.training.trainer import RepresentationTrainer
 from step_jepa.verification import compare, context
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results, register_check
+from step_jepa.verification.checks import model as checks_of_model
 from step_jepa.verification.context import VerificationContext
 
 
@@ -130,12 +131,21 @@ def leaking_gradient(patch):
 
 
 def trunk_sees_branches(patch):
+    right = attention_parts.Attention.__call__
+
+    def leaking(self, query, key, value):
+        leak = value[:, :, -1:].mean(1, keepdim=True) * (value.shape[2] > 9)  # attention.check looks at a row of nine
+        return right(self, query, key, value) + leak
+
+    patch.setattr(attention_parts.Attention, "__call__", leaking)
+
+
+def other_dense_mask(patch):
     right = attention.may_see
 
     def leaking(branch, visible_length):
         seen = right(branch, visible_length)
-        if branch.shape[1] > 9:  # attention.check looks at a row of nine
-            seen[:, :, -1] |= branch == 0
+        seen[:, :, -1] |= branch == 0
         return seen
 
     patch.setattr(attention, "may_see", leaking)
@@ -199,6 +209,7 @@ MUTATIONS = {
     "isolation, by perturbation": target_sees_bos,
     "isolation, by gradient": leaking_gradient,
     "trunk undisturbed": trunk_sees_branches,
+    "parts = dense mask": other_dense_mask,
     "one pass = two passes": other_distance,
     "losses": other_temperature,
     "accumulation": means_of_micro_batches,
@@ -251,10 +262,54 @@ def test_what_only_reads_builds_no_trainer(tmp_path, records, capsys, monkeypatc
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0
-    reading, training = list(CHECKS)[:12], list(CHECKS)[12:]
+    reading, training = list(CHECKS)[:13], list(CHECKS)[13:]
     with VerificationContext(folder, records) as ours:
         assert all(result.passed for _, result in check_results(ours, reading))
         assert {result.figure for _, result in check_results(ours, training)} == {"AssertionError: a Trainer is built"}
+
+
+def test_long_rows_are_read_in_part_and_no_mask_is_of_all_of_them(tmp_path, monkeypatch):
+    """Forty steps in each of two rows, as a thousand are."""
+    steps = [f"{place} and one is {place + 1}." for place in range(40)]
+    rows = [conversation(*steps, question=question) for question in ("Count.", "Count on.")]
+    sizes, right = [0], attention.may_see
+
+    def measured(branch, visible_length):
+        sizes.append(branch.shape[1])
+        return right(branch, visible_length)
+
+    monkeypatch.setattr(attention, "may_see", measured)
+    monkeypatch.setattr(compare, "MOST_READ", 512)
+    monkeypatch.setattr(checks_of_model, "MOST_DENSE", 128)
+    with VerificationContext(folder_of(tmp_path), rows, max_length=None) as ours:
+        results = dict(check_results(ours, list(CHECKS)[:13]))
+        lengths = [len(example.input_ids) for example in ours.examples]
+        read = [len(example.input_ids) for example in ours.rows.examples]
+        assert min(lengths) > 600 > 512 >= max(read)
+        assert max(ours.batch["trunk_length"]) == max(read)
+    assert {name: result.figure for name, result in results.items() if not result.passed} == {}
+    assert max(sizes) <= 2 * 128 + 40
+    assert "the model reads 512 tokens of a row here" in results["truncation"].figure
+    assert "16 of 9" in results["isolation, by perturbation"].figure  # of more than ninety views, those of a few steps
+    assert "2 rows up to 128 tokens" in results["parts = dense mask"].figure
+
+
+def test_long_rows_are_compared_one_by_one_and_in_part(tmp_path, records, monkeypatch, capsys):
+    assert compare._ranges([9, 2000, 2000, 9, 9, 9], 2) == [
+        range(0, 1),
+        range(1, 2),
+        range(2, 3),
+        range(3, 5),
+        range(5, 6),
+    ]
+    monkeypatch.setattr(compare, "MOST_READ", 80)
+    argv = ["compare", "--model_name", folder_of(tmp_path), "--train_file", file_of(tmp_path, records)]
+    # The three rows with four steps are longer.
+    for max_length, cut in ((1024, 3), (80, 0)):
+        with pytest.raises(SystemExit) as stop:
+            main([*argv, "--max_length", str(max_length), "--json"])
+        out = json.loads(capsys.readouterr().out)
+        assert (stop.value.code, out["n"], out["cut"]) == (0, 9, cut)
 
 
 # A check of a user's own
@@ -358,7 +413,7 @@ def test_the_table_says_what_to_do(tmp_path, records, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "what to do: look at the row" in out
     assert "FAIL" in out
-    assert "14 pass, 2 FAIL, in " in out  # the standalone implementation labels the end, and so disagrees
+    assert "15 pass, 2 FAIL, in " in out  # the standalone implementation labels the end, and so disagrees
 
 
 def test_what_cannot_be_verified_is_one_line(tmp_path, capsys):

@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 Batch = dict[str, Tensor]
 IGNORED = -100  # the label that torch's cross entropy skips
+MANY_CELLS = 2**26  # of a mask: 256 MB in float32, which each layer keeps for the backward pass
 
 # ==== 1. Boundaries: from messages and steps to token ids, labels and step spans. Strings and integers only. ==========
 
@@ -87,8 +88,10 @@ def encode(
         return offsets[token][1] > at and not text[offsets[token][0] : at].strip()
 
     step_starts = [start + at for at in find_steps(messages[-1]["content"], steps)]
-    borders = [next((i for i in range(first, last) if begins(i, at)), last) for at in step_starts] + [last]
-    spans = list(pairwise(borders))
+    borders = [first]
+    for at in step_starts:  # a later step begins no earlier
+        borders.append(next((i for i in range(borders[-1], last) if begins(i, at)), last))
+    spans = list(pairwise([*borders[1:], last]))
     if any(a == b for a, b in spans):
         raise ValueError("a step has no token that starts in it: join it to its neighbour")
 
@@ -321,8 +324,11 @@ def attention_masks(config: Any, sees_PTT: Tensor, position_PT: Tensor) -> Tenso
         return torch.zeros(sees.shape, device=sees.device).masked_fill(~sees, lowest)[:, None]
 
     window = getattr(config, "sliding_window", None)
-    near_PTT = position_PT[:, :, None] - position_PT[:, None, :] < (window or math.inf)
-    masks = {"full_attention": in_form(sees_PTT), "sliding_attention": in_form(sees_PTT & near_PTT)}
+    masks = {"full_attention": in_form(sees_PTT)}
+    masks["sliding_attention"] = masks["full_attention"]
+    if window:
+        near_PTT = position_PT[:, :, None] - position_PT[:, None, :] < window
+        masks["sliding_attention"] = in_form(sees_PTT & near_PTT)
     if "sliding_attention" in layer_types:  # as Gemma 3: one mask for each type of layer
         return {layer_type: masks[layer_type] for layer_type in layer_types}
     # Without layer types, a window is every layer's (Mistral); with full attention only, it is nobody's.
@@ -504,6 +510,12 @@ def read_examples(path: Path, tokenizer: Any, max_length: int, skip_answer_step:
     return kept
 
 
+def mask_cells(examples: list[Example], batch_size: int) -> int:
+    """Of the largest mask (B, T, T): pass 1 needs one where rows are padded, pass 2 one up to the end of step 2."""
+    padded = max(len(example.input_ids) for example in examples) if batch_size > 1 else 0
+    return batch_size * max(padded, *(example.second_step[1] for example in examples)) ** 2
+
+
 class Parser(argparse.ArgumentParser):
     """Raise instead of printing the usage, so that every error is one line."""
 
@@ -547,6 +559,12 @@ def build(options: argparse.Namespace) -> tuple[StepJEPATrainer, Any]:
     if not examples or (options.lbd > 0 and all(example.second_step == (0, 0) for example in examples)):
         raise ValueError(
             f"{options.train_file}: no rows with usable steps; is --max_length too small, or step 2 always the answer?"
+        )
+    if (cells := mask_cells(examples, options.batch_size)) > MANY_CELLS:
+        print(
+            f"rows are long: masks of up to {cells * 4 / 2**20:,.0f} MB in each layer; should memory not suffice, give "
+            "--batch_size 1, a smaller --max_length, or train by step-jepa train --approach adapted",
+            file=sys.stderr,
         )
     # In float32: AdamW's small updates vanish in bfloat16 weights.
     model = AutoModelForCausalLM.from_pretrained(options.model_name, dtype=torch.float32)

@@ -26,7 +26,7 @@ from step_jepa import plots
 from step_jepa.auditing.information import Information, measure_information
 from step_jepa.auditing.overlap import ExampleText, overlap, with_offsets
 from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
-from step_jepa.auditing.verdict import bar_charts, dependence, statement, tables
+from step_jepa.auditing.verdict import MOST_STEPS, bar_charts, dependence, statement, tables
 from step_jepa.batches import attention
 from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
@@ -81,8 +81,8 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     settings     the arguments
     rows         how many records were read
     ways         by way of cutting (SEGMENTATIONS): {rows, unscored}, where it is not scored, and why; else {rows,
-                 steps_per_row, all, steps, answer}: figures of all steps, by index of the step, and of answers (None
-                 without)
+                 steps_per_row, all, steps, answer}: figures of all steps, by index of the step (of the first
+                 MOST_STEPS), and of answers (None without)
     level        nothing, little or much: what the past tells, with steps cut as the record has them
     statement    what the figures say, in sentences
 
@@ -156,8 +156,8 @@ def figures(information: Information, examples: Sequence[Example], tokenizer: An
     def of(chosen: Array) -> dict[str, Any]:
         return _figures_of(chosen, parts, information, seed)
 
-    free = _free_by_step(texts, information, is_answer)
-    indices = np.unique(information.step[~is_answer]).tolist()
+    indices = np.unique(information.step[~is_answer])[:MOST_STEPS].tolist()
+    free = _free_by_step(texts, information, is_answer, indices)
     steps_per_row = [len(example.steps) - (example.answer is not None) for example in examples]
     return {
         "steps_per_row": float(np.mean(steps_per_row)),
@@ -204,10 +204,10 @@ def _figures_of(chosen: Array, parts: _Parts, information: Information, seed: in
 
 
 def _free_by_step(
-    texts: Sequence[ExampleText], information: Information, is_answer: Array
+    texts: Sequence[ExampleText], information: Information, is_answer: Array, indices: Sequence[int]
 ) -> dict[int | None, dict[str, Any]]:
-    """What is free, by index of the step, and of all steps under None: means over steps that are no answers, and the
-    share of steps that are."""
+    """What is free, by these indices of steps, and of all steps under None: means over steps that are no answers, and
+    the share of steps that are."""
     (problem, step), first = np.unique([information.problem, information.step], axis=1, return_index=True)
     shared, answer = overlap(texts, problem.tolist(), step.tolist()), is_answer[first]
     spans = [texts[example].example.steps[index] for example, index in zip(problem, step, strict=True)]
@@ -222,7 +222,7 @@ def _free_by_step(
             "only_answer": _mean(answer[steps]),
         }
 
-    return {None: of(step > 0)} | {index: of(step == index) for index in np.unique(step).tolist()}
+    return {None: of(step > 0)} | {index: of(step == index) for index in indices}
 
 
 def _mean(values: Array) -> float | None:

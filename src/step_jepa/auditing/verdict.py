@@ -14,6 +14,7 @@ from step_jepa.auditing.segmentation import SEGMENTATIONS
 
 Array = NDArray[Any]
 
+MOST_STEPS = 20  # that have figures of their own
 MUCH = 0.25  # of what another problem's past leaves open
 PARTS = {"form": "form", "words": "words already said", "more": "more than words"}
 HATCHES = ("", "//", "..")
@@ -54,6 +55,7 @@ def statement(result: Mapping[str, Any]) -> list[str]:
     return [
         *_summary(result),
         *_not_scored(result["ways"]),
+        *_not_by_step(result["ways"]["record"]),
         f"Nothing: the interval reaches 0, as for independent steps. Much: {MUCH:.0%} or more, as where one token in "
         "four is copied (a copied step: 100%). Little: between.",
         "Form: what another problem's past tells as well. Some of it is an artefact: a step read alone lacks the row's "
@@ -101,6 +103,11 @@ def _about_segmentations(ways: Mapping[str, Any]) -> list[str]:
 def _not_scored(ways: Mapping[str, Any]) -> list[str]:
     left_out = [f"{name} ({way['unscored']})" for name, way in ways.items() if "unscored" in way]
     return [f"Cuts not scored: {', '.join(left_out)}."] if left_out else []
+
+
+def _not_by_step(way: Mapping[str, Any]) -> list[str]:
+    many = len(way["steps"]) == MOST_STEPS
+    return [f"By step, figures are of the first {MOST_STEPS} steps; `all` is of every one."] if many else []
 
 
 # Tables.

@@ -11,9 +11,9 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "step_jepa_parts"
 SHORT, PADDED_TO = 8, 128  # isolated branches are padded to a common length up to the latter, longer ones are not
+MOST_CELLS = 2**24  # of a mask that is made at once, and of all that are kept from layer to layer
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -41,20 +42,60 @@ except ImportError:  # torch before 2.10
 
 @dataclass
 class PrefixedTokens:
-    """Tokens of branches with a prefix that are looked up in one call.
+    """Tokens of branches with a prefix that are looked up in one call. Places are those of the flat batch.
 
+    batch      that they are of
+    piece      the piece of it that they are in: its number, and the place of its first token
+    queries    their places
+    own        places of the keys among them: from the start of the first one's branch on
     prefixes   of each of their trunks: (number of the trunk, how many of its first tokens are keys)
-    sees       bool (q, k): the keys are those of the prefixes, then the tokens themselves
-    distance   int64 (q, k): position of q minus position of k, for sliding windows
     """
 
+    batch: Batch
+    piece: tuple[int, int]
+    queries: range
+    own: range
     prefixes: list[tuple[int, int]]
-    sees: Tensor
-    distance: Tensor
 
-    def mask(self, window: int | None) -> Tensor:
-        """bool (q, k)."""
-        return self.sees if window is None else self.sees & (self.distance < window)
+    @property
+    def cells(self) -> int:
+        """Of the mask."""
+        return len(self.queries) * (len(self.own) + sum(length for _, length in self.prefixes))
+
+    def mask(self, window: int | None, trunk_starts: list[int]) -> Tensor:
+        """bool (q, k): the keys are those of the prefixes, then the tokens' own."""
+        keys = [range(trunk_starts[trunk], trunk_starts[trunk] + length) for trunk, length in self.prefixes]
+        device = self.batch["input_ids"].device
+        places = torch.cat([torch.arange(each.start, each.stop, device=device) for each in (*keys, self.own)])
+        queries = torch.arange(self.queries.start, self.queries.stop, device=device)
+        mask = sees(self.batch, queries, places)
+        position = self.batch["position_ids"][0]
+        return mask if window is None else mask & (position[queries, None] - position[places] < window)
+
+    def parts(self) -> "Iterator[PrefixedTokens]":
+        """The same tokens in as many calls as masks of MOST_CELLS take, each with no more keys than its tokens see."""
+        size = max(1, len(self.queries) * MOST_CELLS // self.cells)
+        rows, branches, visible = (self.batch[name][0] for name in ("token_row", "branch", "visible_length"))
+        for start in range(self.queries.start, self.queries.stop, size):
+            queries = range(start, min(start + size, self.queries.stop))
+            row, before = rows[start : queries.stop], slice(self.own.start, start)
+            begun = (rows[before] == rows[start]) & (branches[before] == branches[start])
+            longest = [(trunk, visible[start : queries.stop][row == trunk]) for trunk in row.unique().tolist()]
+            prefixes = [(trunk, int(lengths.max())) for trunk, lengths in longest]
+            yield replace(self, queries=queries, own=range(start - int(begun.sum()), queries.stop), prefixes=prefixes)
+
+    def queried(self, pieces: tuple[Tensor, ...]) -> Tensor:
+        """(1, H, q, D): of the queries of each piece (1, H, L, D)."""
+        return self._of_piece(pieces, self.queries)
+
+    def seen(self, pieces: tuple[Tensor, ...]) -> Tensor:
+        """(1, H, k, D): of the keys or values of each piece."""
+        prefixes = [pieces[trunk][:, :, :length] for trunk, length in self.prefixes]
+        return torch.cat([*prefixes, self._of_piece(pieces, self.own)], dim=2)
+
+    def _of_piece(self, pieces: tuple[Tensor, ...], places: range) -> Tensor:
+        number, start = self.piece
+        return pieces[number][:, :, places.start - start : places.stop - start]
 
 
 class Parts:
@@ -64,7 +105,7 @@ class Parts:
     isolated          lengths of isolated branches
     buckets           int64 (N, M) each, isolated branches of like length: places of their tokens among the I
     unpadded          int64 (I,), where each isolated token is in the concatenated buckets
-    prefixed          in groups of rows, in order
+    prefixed          in groups of rows, in order; of long ones in several calls
     windows           by layer, the sliding window that attention was called with
     """
 
@@ -75,14 +116,24 @@ class Parts:
         self.trunks: list[int] = batch["trunk_length"].tolist()
         self.isolated: list[int] = batch["isolated_length"].tolist()
         self.buckets, self.unpadded = _buckets(self.isolated, self.device)
-        self.prefixed = self._prefixed(batch, self.device.type != "cpu" if one_call is None else one_call)
+        self._trunk_starts = list(accumulate(self.trunks, initial=0))
+        groups = self._prefixed(batch, self.device.type != "cpu" if one_call is None else one_call)
+        self.lengths = [*self.trunks, sum(self.isolated), *(len(group.queries) for group in groups)]
+        self.prefixed = list(
+            chain.from_iterable(group.parts() if group.cells > MOST_CELLS else [group] for group in groups)
+        )
         self.windows: dict[int, int | None] = {}
         self._bands: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    @property
-    def lengths(self) -> list[int]:
-        """Of the pieces that the T tokens are split into: every trunk, all isolated branches, every prefixed group."""
-        return [*self.trunks, sum(self.isolated), *(len(group.sees) for group in self.prefixed)]
+    def mask(self, call: int, window: int | None) -> Tensor:
+        """bool (q, k): of a call for prefixed tokens. Large ones are made anew for each layer."""
+        if (call, window) in self._masks:
+            return self._masks[call, window]
+        mask = self.prefixed[call].mask(window, self._trunk_starts)
+        if sum(each.cells for each in self.prefixed) <= MOST_CELLS:
+            self._masks[call, window] = mask
+        return mask
 
     def band(self, length: int, window: int) -> Tensor:
         """bool (length, length): a causal document under a sliding window."""
@@ -102,27 +153,24 @@ class Parts:
         lengths, prefixes = batch["prefixed_length"].tolist(), batch["prefix_length"].tolist()
         rows = [row for row, length in enumerate(lengths) if length]
         groups = [rows] if one_call and rows else [[row] for row in rows]
-        trunk_starts = list(accumulate(self.trunks, initial=0))
-        start = trunk_starts[-1] + sum(self.isolated)
+        start = self._trunk_starts[-1] + sum(self.isolated)
         prefixed = []
-        for group in groups:
-            stop = start + sum(lengths[row] for row in group)
-            queries = torch.arange(start, stop, device=self.device)
-            keys = [torch.arange(prefixes[row], device=self.device) + trunk_starts[row] for row in group]
-            sees, distance = _sees(batch, queries, torch.cat([*keys, queries]))
-            prefixed.append(PrefixedTokens([(row, prefixes[row]) for row in group], sees, distance))
-            start = stop
+        for number, group in enumerate(groups, start=len(self.trunks) + 1):
+            places = range(start, start + sum(lengths[row] for row in group))
+            seen = [(row, prefixes[row]) for row in group]
+            prefixed.append(PrefixedTokens(batch, (number, start), places, places, seen))
+            start = places.stop
         return prefixed
 
 
-def _sees(batch: Batch, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The one rule between tokens of a flat batch at these places: bool (q, k), and position of q minus that of k."""
+def sees(batch: Batch, queries: Tensor, keys: Tensor) -> Tensor:
+    """The one rule between tokens of a flat batch at these places: bool (q, k)."""
     row, branch = batch["token_row"][0], batch["branch"][0]
     position, visible_length = batch["position_ids"][0], batch["visible_length"][0]
     same_row = row[queries, None] == row[keys]
     own = (branch[queries, None] == branch[keys]) & (keys <= queries[:, None])
     prefix = (branch[keys] == TRUNK) & (position[keys] < visible_length[queries, None])
-    return same_row & (own | prefix), position[queries, None] - position[keys]
+    return same_row & (own | prefix)
 
 
 def _buckets(lengths: list[int], device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -194,11 +242,11 @@ class Attention:
             outputs = [self._by_varlen(query, key, value)]
         else:
             outputs = self._by_document(pieces)
-        first = len(self.parts.trunks) + 1
-        for number, group in enumerate(self.parts.prefixed, start=first):
-            seen_keys, seen_values = (_behind_prefixes(group, each, number) for each in pieces[1:])
-            mask = group.mask(self.window)
-            outputs.append(self._kernel(pieces[0][number], seen_keys, seen_values, attn_mask=mask))
+        queries, keys, values = pieces
+        for call, tokens in enumerate(self.parts.prefixed):
+            mask = self.parts.mask(call, self.window)
+            states = tokens.queried(queries), tokens.seen(keys), tokens.seen(values)
+            outputs.append(self._kernel(*states, attn_mask=mask))
         return torch.cat(outputs, dim=1)
 
     def _kernel(self, query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
@@ -210,7 +258,24 @@ class Attention:
         length = query.shape[2]
         if self.window is None or length <= self.window:
             return self._kernel(query, key, value, is_causal=True)
+        if length > 2 * self.window:
+            return self._in_blocks(query, key, value, self.window)
         return self._kernel(query, key, value, attn_mask=self.parts.band(length, self.window))
+
+    def _in_blocks(self, query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+        """As `_causal`, of documents longer than two windows: blocks of a window's tokens see the block before and
+        themselves, so that the cost is by the window."""
+        documents, _, length, _ = query.shape
+        first = [states[:, :, :window] for states in (query, key, value)]
+        padding = (0, 0, 0, -length % window)
+        queries, keys, values = (
+            F.pad(states, padding).unflatten(2, (-1, window)).transpose(1, 2) for states in (query, key, value)
+        )  # (N, blocks, H, window, D)
+        seen = [torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=3).flatten(0, 1) for blocks in (keys, values)]
+        mask = self.parts.band(2 * window, window)[window:]
+        later = self._kernel(queries[:, 1:].flatten(0, 1), *seen, attn_mask=mask)
+        later = later.unflatten(0, (documents, -1)).flatten(1, 2)
+        return torch.cat([self._kernel(*first, is_causal=True), later], dim=1)[:, :length]
 
     def _by_document(self, pieces: list[tuple[Tensor, ...]]) -> list[Tensor]:
         """A call for every trunk, and one for all isolated branches of like length."""
@@ -293,12 +358,6 @@ def _refuse(module: Any, dropout: float, kwargs: dict[str, Any]) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"attention in parts knows no {reason}: give --attention dense")
-
-
-def _behind_prefixes(group: PrefixedTokens, pieces: tuple[Tensor, ...], number: int) -> Tensor:
-    """(1, H, k, D): keys or values of the prefixes, then of the group's own tokens."""
-    prefixes = [pieces[trunk][:, :, :length] for trunk, length in group.prefixes]
-    return torch.cat([*prefixes, pieces[number]], dim=2)
 
 
 AttentionInterface.register(NAME, attention_in_parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -118,11 +118,13 @@ def _views_at(inspected: InspectedExample) -> dict[int, list[str]]:
     return views
 
 
-def show_tokens(inspected: InspectedExample) -> Table:
-    """The same as a table."""
+def show_tokens(inspected: InspectedExample) -> RenderableType:
+    """The same as a table; of a long row, the tokens that its mask is shown of."""
     shown = table("index#", "text", "id#", "position#", "labelled", "region", "view")
-    region = None
+    region, chosen = None, set(inspected.visibility.tokens)
     for token in describe_tokens(inspected):
+        if token["index"] not in chosen:
+            continue
         if token["region"] != region:
             shown.add_section()
         region = token["region"]
@@ -135,7 +137,8 @@ def show_tokens(inspected: InspectedExample) -> Table:
             region,
             ", ".join(token["views"]),
         )
-    return shown
+    note = inspected.visibility.note
+    return Group(shown, f"{note}: --json has all") if note else shown
 
 
 # spans: the regions of the trunk

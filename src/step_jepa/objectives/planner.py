@@ -1,5 +1,6 @@
 """Planner: example -> row, for several objectives at once; and how much of it a control changes."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -69,5 +70,5 @@ def _state(row: Row, index: int) -> tuple[Any, ...]:
     """What tells a state from others: its place on the trunk; or its branch's tokens up to it, and what they see."""
     if row.branch[index] == TRUNK:
         return (index,)
-    start = row.branch.index(row.branch[index])
+    start = bisect_left(row.branch, row.branch[index])  # branches are numbered in order
     return (tuple(row.input_ids[start : index + 1]), row.visible_length[index])

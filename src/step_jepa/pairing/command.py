@@ -3,11 +3,14 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -206,12 +209,8 @@ def held_out_pairs(reading: Reading, base: Reading | None, records: Records) -> 
     if base is not None:
         assert base.views.problem.equal(views.problem)
         assert base.views.step.equal(views.step)
-    prefixes, steps, templates = [], [], []
-    for problem, example, place in reading.pairs():
-        prefixes.append(example.input_ids[: place.start])
-        steps.append(example.input_ids[place])
-        templates.append(records[problem].get("template"))
-    embeddings = (base or reading).embeddings
+    templates = [records[problem].get("template") for problem in views.problem.tolist()]
+    embedded_prefix, embedded_step = _mean_embeddings(reading, (base or reading).embeddings)
     return HeldOutPairs(
         predicted=views.predicted.numpy(),
         target=views.target.numpy(),
@@ -220,9 +219,9 @@ def held_out_pairs(reading: Reading, base: Reading | None, records: Records) -> 
         step=views.step.numpy(),
         questions=[record["question"] for record in records],
         steps=[list(record["steps"]) for record in records],
-        embedded_prefix=_mean_embeddings(embeddings, prefixes),
-        embedded_step=_mean_embeddings(embeddings, steps),
-        length=np.array([len(step) for step in steps]),
+        embedded_prefix=embedded_prefix,
+        embedded_step=embedded_step,
+        length=np.array([place.stop - place.start for _, _, place in reading.pairs()]),
         template=None if None in templates else np.array(templates),
     )
 
@@ -244,6 +243,13 @@ def read_views(args: PairingArguments, model: str, records: Sequence[Mapping[str
     return Reading(views, rows.examples, embeddings, result.lm_loss)
 
 
-def _mean_embeddings(embeddings: Tensor, texts: list[list[int]]) -> Array:
-    """(P, E): mean embedding of the tokens of each text."""
-    return torch.stack([embeddings[torch.tensor(text)].mean(0) for text in texts]).numpy()
+def _mean_embeddings(reading: Reading, embeddings: Tensor) -> tuple[Array, Array]:
+    """(P, E) twice: mean embedding of the tokens before each step, and of the step's, from sums up to each token."""
+    prefixes, steps = [], []
+    for problem, pairs in groupby(reading.pairs(), key=itemgetter(0)):
+        ids = torch.tensor(reading.examples[problem].input_ids)
+        sums = F.pad(embeddings[ids].double().cumsum(0), (0, 0, 1, 0))
+        starts, stops = torch.tensor([[place.start, place.stop] for _, _, place in pairs]).T
+        prefixes.append((sums[starts] / starts[:, None]).float())
+        steps.append(((sums[stops] - sums[starts]) / (stops - starts)[:, None]).float())
+    return torch.cat(prefixes).numpy(), torch.cat(steps).numpy()

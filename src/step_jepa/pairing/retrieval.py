@@ -73,7 +73,7 @@ def retrieval_scores(pairs: HeldOutPairs, vectors: Vectors, candidates: dict[str
     for scorer, similarity in similarities(pairs, vectors):
         for name, places in candidates.items():
             kept = (places >= 0).all(1)
-            points = _points(np.take_along_axis(similarity, places, 1))
+            points = _points(similarity(places))
             scores[name][scorer] = PairScores(np.where(kept, points, 0), kept.astype(float))
     return scores
 

@@ -175,9 +175,11 @@ class NegativeSampler:
         place = bisect_left(candidates, (length, rng.random()))
         around = candidates[max(0, place - NEAREST - 1) : place + NEAREST + 1]
         others = [candidate for candidate in around if candidate.example != not_of]
+        if not others:
+            return None
         shuffled = rng.sample(others, len(others))  # sorting is stable: ties stay in random order
         nearest = sorted(shuffled, key=lambda candidate: abs(candidate.length - length))[:NEAREST]
-        return rng.choice(nearest) if nearest else None
+        return rng.choice(nearest)
 
 
 def with_random_boundaries(example: Example, rng: Random) -> Example:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from step_jepa import standalone
 from step_jepa.batches.attention import may_see
-from step_jepa.batches.collate import Batch, PlannedRows, to_device
+from step_jepa.batches.attention_parts import sees
+from step_jepa.batches.collate import Batch, PlannedRows, is_flat, to_device
 from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
@@ -31,6 +32,8 @@ from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 LOSS_TOLERANCE, VIEW_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 1e-3
+MOST_READ = 4096  # tokens of a row: the standalone implementation's masks grow with the square, and it makes all logits
+LONG = 1024  # tokens; longer rows are read one by one, as padding takes a mask
 
 
 @dataclass
@@ -73,12 +76,14 @@ class Comparison:
     """What the two implementations give on the same rows: the JSON of `step-jepa compare`.
 
     n                  rows
+    cut                how many of them are read up to MOST_READ tokens only
     view_max_rel_diff  largest difference of a view, relative to its norm
     grad_max_rel_diff  largest difference of a parameter's gradient, relative to its norm
     first_difference   the first thing that differs, in the order in which they are computed; None where they agree
     """
 
     n: int
+    cut: int
     lm_loss: LossOfBoth
     jepa_loss: LossOfBoth
     view_max_rel_diff: float
@@ -157,15 +162,16 @@ def compare_on(
     Raises:
         UserError: where there is nothing to compare.
     """
+    max_length = length_read(args.max_length)
     representation = _representation(model, args, processing_class)
-    rows = _adapted_rows(representation, records)
-    examples = _standalone_examples(representation, records, args.max_length)
+    data = representation.prepare(records)
+    rows = _adapted_rows(representation, data.examples)
+    examples = _standalone_examples(representation, records, max_length)
     batches = _batches(representation, rows, examples, args.batch_size)
     tokens, pairs = standalone.count([batch.standalone for batch in batches]).tolist()
     if not pairs:
         raise UserError(
-            f"{args.train_file}: no row has two steps within max_length = {args.max_length}, "
-            "so there is no view to compare"
+            f"{args.train_file}: no row has two steps within max_length = {max_length}, so there is no view to compare"
         )
     first = _first_unequal_token(rows.examples, examples) or _first_unequal_mask(representation.model, batches)
 
@@ -176,7 +182,13 @@ def compare_on(
     standalone_pass = partial(_standalone_pass, model, args.loss)
     standalone_batches = [batch.standalone for batch in batches]
     by_standalone = _outcome("standalone", model, standalone_batches, standalone_pass, weights)
-    return _comparison(by_adapted, by_standalone, len(examples), first)
+    cut = 0 if max_length == args.max_length else data.cut
+    return _comparison(by_adapted, by_standalone, first, n=len(examples), cut=cut)
+
+
+def length_read(max_length: int | None) -> int:
+    """How many tokens of a row are read, where a run trains on up to `max_length`."""
+    return min(max_length or MOST_READ, MOST_READ)
 
 
 # The same rows, for either
@@ -185,7 +197,11 @@ def compare_on(
 def _representation(model: Any, args: CompareArguments, processing_class: Any) -> Representation:
     template = {each.name: getattr(args, each.name) for each in fields(TemplateOptions)}
     options = StepJEPAOptions(
-        predictors=args.predictors, loss=args.loss, lbd=args.lbd, max_length=args.max_length, **template
+        predictors=args.predictors,
+        loss=args.loss,
+        lbd=args.lbd,
+        max_length=length_read(args.max_length),
+        **template,
     )
     loading = {"attn_implementation": args.attn_implementation}
     representation = Representation.load(
@@ -195,23 +211,20 @@ def _representation(model: Any, args: CompareArguments, processing_class: Any) -
     return representation
 
 
-def _adapted_rows(representation: Representation, records: Sequence[Mapping[str, Any]]) -> PlannedRows:
-    examples = representation.prepare(records).examples
+def _adapted_rows(representation: Representation, examples: Sequence[Example]) -> PlannedRows:
     rows = PlannedRows(examples, representation.training_planner(examples))
     representation.check_attention(rows)
     return rows
 
 
 def _standalone_examples(
-    representation: Representation, records: Sequence[Mapping[str, Any]], max_length: int | None
+    representation: Representation, records: Sequence[Mapping[str, Any]], max_length: int
 ) -> list[standalone.Example]:
     """Without those that not even one step fits into, as the adapted implementation leaves them out."""
     examples = []
     for place, record in enumerate(records):
         try:
-            example = standalone.encode(
-                representation.tokenizer, record["messages"], record["steps"], max_length or sys.maxsize
-            )
+            example = standalone.encode(representation.tokenizer, record["messages"], record["steps"], max_length)
         except ValueError as error:
             raise UserError(f"example {place}: the standalone implementation refuses it: {error}") from error
         if example is not None:
@@ -224,12 +237,21 @@ def _batches(
 ) -> list[BatchPair]:
     device, pad_id = representation.model.device, representation.tokenizer.pad_token_id
     batches = []
-    for start in range(0, len(rows), batch_size):
-        stop = min(start + batch_size, len(rows))
-        adapted_batch = representation.padded_collator([rows[place] for place in range(start, stop)])
-        standalone_batch = standalone.collate(list(examples[start:stop]), pad_id)
-        batches.append(BatchPair(start, to_device(adapted_batch, device), to_device(standalone_batch, device)))
+    for places in _ranges([len(example.input_ids) for example in rows.examples], batch_size):
+        adapted_batch = representation.collator([rows[place] for place in places])
+        standalone_batch = standalone.collate([examples[place] for place in places], pad_id)
+        batches.append(BatchPair(places.start, to_device(adapted_batch, device), to_device(standalone_batch, device)))
     return batches
+
+
+def _ranges(lengths: Sequence[int], batch_size: int) -> list[range]:
+    """Rows of these lengths that are read together: as many as a batch has, long ones one by one."""
+    ranges = []
+    for long, run in groupby(range(len(lengths)), key=lambda place: lengths[place] > LONG):
+        places, size = list(run), 1 if long else batch_size
+        stop = places[-1] + 1
+        ranges += [range(start, min(start + size, stop)) for start in range(places[0], stop, size)]
+    return ranges
 
 
 def _first_unequal_token(by_adapted: Sequence[Example], by_standalone: Sequence[Any]) -> str | None:
@@ -263,15 +285,29 @@ def _first_unequal_mask(model: Any, batches: Sequence[BatchPair]) -> str | None:
 def _unequal_mask(model: Any, batch: BatchPair) -> str | None:
     """The two rows have other columns, but each view must see the same tokens at the same positions."""
     ours, theirs = batch.adapted, standalone.second_rows(batch.standalone, *standalone.sizes(model))
-    sees = may_see(ours["branch"], ours["visible_length"])
-    columns = ours["read_column"].view(-1, 2)  # (P, 2), as every view is one state here
-    for pair, row in enumerate(ours["pair_row"].tolist()):
+    rows, columns = (ours[name].view(-1, 2) for name in ("read_row", "read_column"))  # a view is one state here
+    for pair in range(len(columns)):
         for side, name in enumerate(("predicted", "target")):
-            by_adapted = _visible_tokens(ours, row, sees[row, columns[pair, side]])
+            row = int(rows[pair, side])
+            by_adapted = _visible_tokens(ours, row, _seen(ours, row, columns[pair, side]))
             by_standalone = _visible_tokens(theirs, pair, theirs["sees"][pair, theirs["read"][pair, side]])
             if by_adapted != by_standalone:
-                return f"example {batch.start + row}: the mask of its {name} view"
+                return f"example {batch.start + _place_of_pair(ours, pair)}: the mask of its {name} view"
     return None
+
+
+def _seen(batch: Batch, row: int, column: Tensor) -> Tensor:
+    """bool (L,): what a token of a row of the batch sees there."""
+    if is_flat(batch):
+        return sees(batch, column[None], torch.arange(batch["input_ids"].shape[1], device=column.device))[0]
+    branch, visible_length = (batch[name][row : row + 1] for name in ("branch", "visible_length"))
+    return may_see(branch, visible_length)[0, column]
+
+
+def _place_of_pair(batch: Batch, pair: int) -> int:
+    """Which of the batch's rows the pair is of."""
+    row, column = (batch[name].view(-1, 2)[pair, 0] for name in ("read_row", "read_column"))
+    return int(batch["token_row"][row, column] if is_flat(batch) else row)
 
 
 def _visible_tokens(batch: Batch, row: int, mask: Tensor) -> list[tuple[int, int]]:
@@ -325,7 +361,7 @@ class _Difference(NamedTuple):
     tolerance: float
 
 
-def _comparison(by_adapted: Outcome, by_standalone: Outcome, n: int, first: str | None) -> Comparison:
+def _comparison(by_adapted: Outcome, by_standalone: Outcome, first: str | None, *, n: int, cut: int) -> Comparison:
     lm_loss = LossOfBoth(by_standalone.lm_loss, by_adapted.lm_loss)
     jepa_loss = LossOfBoth(by_standalone.jepa_loss, by_adapted.jepa_loss)
     view = _view_difference(by_adapted.views, by_standalone.views)
@@ -340,7 +376,7 @@ def _comparison(by_adapted: Outcome, by_standalone: Outcome, n: int, first: str 
     # What is not a number is within no tolerance.
     exceeded = [each.name for each in differences if not each.value <= each.tolerance]
     first = first or next(iter(exceeded), None)
-    return Comparison(n, lm_loss, jepa_loss, view, gradients[worst], first is None, first)
+    return Comparison(n, cut, lm_loss, jepa_loss, view, gradients[worst], first is None, first)
 
 
 def _view_difference(by_adapted: Tensor, by_standalone: Tensor) -> float:
@@ -365,7 +401,8 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def _print_table(comparison: Comparison) -> None:
-    table = Table(title=f"standalone against adapted, {comparison.n} rows")
+    cut = f", {comparison.cut} of them up to {MOST_READ:,} tokens" if comparison.cut else ""
+    table = Table(title=f"standalone against adapted, {comparison.n} rows{cut}")
     for column in ("", "standalone", "adapted", "difference"):
         table.add_column(column, justify="right" if column else "left")
     for name, loss in (("lm_loss", comparison.lm_loss), ("jepa_loss", comparison.jepa_loss)):

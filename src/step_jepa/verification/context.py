@@ -4,7 +4,7 @@ Axes: B rows, L tokens of a row, P pairs, K predictor tokens, H hidden size.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.collate import Batch, PlannedRows, pair_count, to_device
+from step_jepa.batches.collate import Batch, PlannedRows, is_flat, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.template import TemplateOptions
@@ -28,8 +28,10 @@ from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows, trained_predictors
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.objectives.step_jepa import StepJEPA
+from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.representation import Representation
+from step_jepa.verification.compare import length_read
 
 Side = Literal["predicted", "target"]
 MOST_ROUNDS = 8
@@ -51,7 +53,8 @@ class VerificationContext:
     target_modules       that it adapts
     plain                no chat framing
     template             options of the chat template
-    max_length           longest trunk in tokens: what the model reads is cut to whole steps, as in training
+    max_length           longest trunk in tokens: what the model reads is cut to whole steps, as in training, and to no
+                         more than MOST_READ tokens (compare.py)
     attn_implementation  attention backend
     seed                 of the predictor rows, of an adapter and of training
     """
@@ -100,7 +103,8 @@ class VerificationContext:
     def check_pairs(self) -> None:
         """Raises UserError where no row has a pair: then it is the data that cannot serve, and nothing to verify."""
         if any(map(count_pairs, self.examples)) and not any(self._pairs_within_max_length()):
-            raise UserError(f"{self.source}: no row has two steps within max_length = {self.max_length}: raise it")
+            remedy = "raise it" if self.length_read == self.max_length else "of longer ones nothing is read here"
+            raise UserError(f"{self.source}: no row has two steps within max_length = {self.length_read}: {remedy}")
         if not any(self._pairs_within_max_length()):
             raise UserError(
                 f"{self.source}: none of the {len(self.examples)} rows that were read has two steps beside its "
@@ -109,7 +113,12 @@ class VerificationContext:
             )
 
     def _pairs_within_max_length(self) -> list[int]:
-        return [count_pairs(truncate(example, self.max_length)) for example in self.examples]
+        return [count_pairs(truncate(example, self.length_read)) for example in self.examples]
+
+    @property
+    def length_read(self) -> int:
+        """Most tokens of a trunk that the model reads."""
+        return length_read(self.max_length)
 
     # The model and what it reads
 
@@ -132,7 +141,7 @@ class VerificationContext:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"pairs": "all", "predictors": self.predictors, "max_length": self.max_length}
+        return {"pairs": "all", "predictors": self.predictors, "max_length": self.length_read}
 
     @property
     def model(self) -> Any:
@@ -151,7 +160,7 @@ class VerificationContext:
     def batch(self) -> Batch:
         """The chosen rows as one batch, on the model's device."""
         rows = [self.rows[place] for place in range(len(self.rows))]
-        return to_device(self.representation.padded_collator(rows), self.model.device)
+        return to_device(self.representation.collator(rows), self.model.device)
 
     @cached_property
     def pair_rounds(self) -> list[list[int]]:
@@ -159,7 +168,7 @@ class VerificationContext:
         answers some rounds, from first to last."""
         rounds: list[list[int]] = []
         pairs_before: dict[int, int] = {}
-        for pair, row in enumerate(self.batch["pair_row"].tolist()):
+        for pair, row in enumerate(self.rows_of_pairs):
             number = pairs_before.get(row, 0)
             pairs_before[row] = number + 1
             if number == len(rounds):
@@ -175,27 +184,46 @@ class VerificationContext:
         return f"{count} views" if count == all_views else f"{count} of {all_views} views"
 
     @cached_property
-    def read_columns(self) -> dict[Side, Tensor]:
-        """int64 (P,): the column of the last state that each view is read from."""
-        count = 2 * pair_count(self.batch)
-        columns = torch.zeros(count, dtype=torch.long, device=self.model.device)
-        columns = columns.scatter_reduce(0, self.batch["read_view"], self.batch["read_column"], "amax")
-        return {"predicted": columns[0::2], "target": columns[1::2]}
+    def token_rows(self) -> Tensor:
+        """int64 (B, L): which of the rows each token of the batch is in."""
+        if is_flat(self.batch):
+            return self.batch["token_row"]
+        rows, length = self.batch["input_ids"].shape
+        return torch.arange(rows, device=self.model.device)[:, None].expand(rows, length)
 
     @cached_property
-    def visible(self) -> dict[Side, Tensor]:
-        """bool (P, L): what each view may see, by the method: a predicted view everything up to its step's end and its
-        predictor tokens; a target its own step."""
-        shape = (pair_count(self.batch), self.batch["input_ids"].shape[1])
-        visible: dict[Side, Tensor] = {side: torch.zeros(shape, dtype=torch.bool) for side in SIDES}
-        rows, steps = self.batch["pair_row"].tolist(), self.batch["pair_step"].tolist()
-        for pair, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            start, stop = self.rows.examples[row].steps[step]
-            predicted, target = (int(self.read_columns[side][pair]) for side in SIDES)
-            visible["predicted"][pair, :start] = True
-            visible["predicted"][pair, predicted - self.predictors + 1 : predicted + 1] = True
-            visible["target"][pair, target - (stop - start) + 1 : target + 1] = True
-        return {side: mask.to(self.model.device) for side, mask in visible.items()}
+    def read_places(self) -> dict[Side, Tensor]:
+        """int64 (P,): where the last state that each view is read from is, in the batch's flattened (B, L)."""
+        count = 2 * pair_count(self.batch)
+        read = self.batch["read_row"] * self.batch["input_ids"].shape[1] + self.batch["read_column"]
+        places = torch.zeros(count, dtype=torch.long, device=self.model.device)
+        places = places.scatter_reduce(0, self.batch["read_view"], read, "amax")
+        return {"predicted": places[0::2], "target": places[1::2]}
+
+    @cached_property
+    def rows_of_pairs(self) -> list[int]:
+        """P of them: which of the rows each pair is of."""
+        rows: list[int] = self.token_rows.flatten()[self.read_places["predicted"]].tolist()
+        return rows
+
+    def visible(self, pairs: Sequence[int], side: Side) -> Tensor:
+        """bool (B, L): what the views of these pairs, of different rows, may see, by the method: a predicted view
+        everything up to its step's end and its predictor tokens; a target its own step."""
+        on_trunk, position = self.batch["branch"] == TRUNK, self.batch["position_ids"]
+        visible = torch.zeros_like(self.token_rows, dtype=torch.bool)
+        for pair in pairs:
+            row, read = self.rows_of_pairs[pair], int(self.read_places[side][pair])
+            start, stop = self.rows.examples[row].steps[int(self.batch["pair_step"][pair])]
+            own = self.predictors if side == "predicted" else stop - start
+            if side == "predicted":
+                visible |= (self.token_rows == row) & on_trunk & (position < start)
+            visible.view(-1)[read - own + 1 : read + 1] = True
+        return visible
+
+    def in_rows_of(self, pairs: Sequence[int]) -> Tensor:
+        """bool (B, L): the tokens of these pairs' rows."""
+        rows = torch.tensor([self.rows_of_pairs[pair] for pair in pairs], device=self.model.device)
+        return torch.isin(self.token_rows, rows)
 
     # What the model makes of a batch, without dropout
 
@@ -204,6 +232,10 @@ class VerificationContext:
         """Of all pairs."""
         with evaluating(self.model):
             return self.representation.forward(batch).views
+
+    def views_of(self, rows: list[Row], collate: Callable[[list[Row]], Batch]) -> Views:
+        """Of all pairs of rows."""
+        return self.views(to_device(collate(rows), self.model.device))
 
     @torch.no_grad()
     def hidden_states(self, batch: Batch) -> Tensor:

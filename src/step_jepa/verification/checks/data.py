@@ -13,6 +13,8 @@ from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.context import VerificationContext, count_pairs
 
+MOST_CUTS = 200  # of one row
+
 
 @register_check("steps", remedy="cut the answers into steps: step-jepa prepare, with another --split_by")
 def check_steps(context: VerificationContext) -> CheckResult:
@@ -101,12 +103,16 @@ def check_truncation(context: VerificationContext) -> CheckResult:
     wrong = [place for place, example in enumerate(context.examples) if not _is_cut_after_steps(example)]
     limit = context.max_length or math.inf
     longer = sum(len(example.input_ids) > limit for example in context.examples)
-    return _of_all_rows(context, wrong, f"cut after whole steps; {longer} longer than max_length {context.max_length}")
+    claim = f"cut after whole steps; {longer} longer than max_length {context.max_length}"
+    if context.length_read != context.max_length:
+        claim += f"; the model reads {context.length_read} tokens of a row here"
+    return _of_all_rows(context, wrong, claim)
 
 
 def _is_cut_after_steps(example: Example) -> bool:
     """Whether the example is cut right at lengths from the answer's start to the row's end."""
-    lengths = range(example.steps[0][0], len(example.input_ids) + 1, 7)
+    start, stop = example.steps[0][0], len(example.input_ids) + 1
+    lengths = range(start, stop, max(7, (stop - start) // MOST_CUTS))
     return all(_is_cut_right(example, tokens.truncate(example, length), length) for length in lengths)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from step_jepa.batches.collate import pair_count
 from step_jepa.batches.views import Views
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.tokens import IGNORED, Example, truncate
 from step_jepa.losses import LOSSES, references
 from step_jepa.losses.criterion import Criterion
 from step_jepa.losses.regularisers import sigreg, vicreg
@@ -22,11 +22,13 @@ from step_jepa.models.target_encoder import evaluating
 from step_jepa.rows.branches import TRUNK, Pair, Row
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.compare import CompareArguments, compare_on
-from step_jepa.verification.context import SIDES, Side, VerificationContext
+from step_jepa.verification.context import SIDES, Side, VerificationContext, count_pairs
 
 OTHER_ATTENTION = "try --attn_implementation eager; else this model cannot be used"
 REFERENCE_WIDTH = 64  # of the views that formulas are tried on: loops in numpy are slow, and no formula minds the width
 DIRECTIONS = 256  # of sigreg
+MOST_FORMULAS = 256  # pairs that formulas are tried on: infonce compares all with all
+MOST_DENSE, DENSE_TOLERANCE = 1024, 1e-4  # tokens of a trunk whose dense mask is made; relative
 
 
 @register_check("predictor tokens", remedy="please report this, with the model's name")
@@ -86,9 +88,7 @@ def check_isolation(context: VerificationContext) -> CheckResult:
 
 def _visible_places(context: VerificationContext, pairs: Sequence[int], side: Side) -> Tensor:
     """bool (B, L): all that these pairs' views, of different rows, may see; in the rows of others, everything."""
-    places = torch.ones_like(context.batch["input_ids"], dtype=torch.bool)
-    places[context.batch["pair_row"][pairs]] = context.visible[side][pairs]
-    return places
+    return context.visible(pairs, side) | ~context.in_rows_of(pairs)
 
 
 def _moved(before: Views, after: Views, side: Side) -> Tensor:
@@ -107,13 +107,12 @@ def check_gradients(context: VerificationContext) -> CheckResult:
     direction = torch.randn(views.target.shape[1], generator=torch.Generator().manual_seed(0)).to(views.target)
     leaks = dead = 0
     for pairs in context.pair_rounds:
-        rows = context.batch["pair_row"][pairs]
         for side in SIDES:
             projection = (_of_side(views, side)[pairs] @ direction).sum()
             (gradient,) = torch.autograd.grad(projection, embeddings, retain_graph=True)
-            reached = gradient.abs().sum(-1)[rows] > 0  # one row of L tokens for each pair of the round
-            leaks += int((reached & ~context.visible[side][pairs]).any(-1).sum())
-            dead += int((~reached.gather(1, context.read_columns[side][pairs, None])).sum())
+            reached = gradient.abs().sum(-1) > 0
+            leaks += len(context.token_rows[reached & ~context.visible(pairs, side)].unique())
+            dead += int((~reached.flatten()[context.read_places[side][pairs]]).sum())
     figure = f"{context.views_looked_at}: {leaks} with a gradient to tokens that they may not see"
     return CheckResult(leaks == dead == 0, figure + (f", {dead} without any of their own" if dead else ""))
 
@@ -146,6 +145,35 @@ def check_trunk(context: VerificationContext) -> CheckResult:
     return CheckResult(not moved, f"{int(on_trunk.sum())} trunk states: {moved} moved with the branches' tokens")
 
 
+@register_check("parts = dense mask", remedy="train with --attention dense, and please report this")
+@torch.no_grad()
+def check_parts(context: VerificationContext) -> CheckResult:
+    """Views by attention in parts, as training reads them, against those by one mask of all tokens of a row, which is
+    only made of rows that are not long."""
+    representation = context.representation
+    if not representation.flat:
+        return CheckResult(None, f"attention is by a dense mask as it is: {representation.reason_to_pad}")
+    examples = [truncate(example, MOST_DENSE) for example in context.rows.examples]
+    rows = [context.rows.plan(example) for example in examples if count_pairs(example)]
+    if not rows:
+        return CheckResult(None, f"no row has a pair within {MOST_DENSE} tokens: the mask of more would be large")
+    collators = (representation.collator, representation.padded_collator)
+    by_parts, by_mask = ([context.views_of([row], collate) for row in rows] for collate in collators)
+    difference = max(
+        float((_both(parts) - _both(mask)).norm() / _both(mask).norm())
+        for parts, mask in zip(by_parts, by_mask, strict=True)
+    )
+    cut = sum(len(example.input_ids) > MOST_DENSE for example in context.rows.examples)
+    figure = f"views of {len(rows)} rows: {difference:.1e} apart, relative"
+    return CheckResult(
+        difference < DENSE_TOLERANCE, figure + (f"; {cut} rows up to {MOST_DENSE} tokens" if cut else "")
+    )
+
+
+def _both(views: Views) -> Tensor:
+    return torch.cat([views.predicted, views.target])
+
+
 # Numbers
 
 
@@ -169,11 +197,12 @@ def check_one_pass(context: VerificationContext) -> CheckResult:
 def check_losses(context: VerificationContext) -> CheckResult:
     """Every loss and regulariser on the model's own views against its formula, in float64."""
     views = context.views(context.batch)
-    predicted = views.predicted.double().cpu()[:, :REFERENCE_WIDTH]
-    target = views.target.double().cpu()[:, :REFERENCE_WIDTH]
+    predicted = views.predicted.double().cpu()[:MOST_FORMULAS, :REFERENCE_WIDTH]
+    target = views.target.double().cpu()[:MOST_FORMULAS, :REFERENCE_WIDTH]
     differences = _loss_differences(predicted, target) | _regulariser_differences(torch.cat([predicted, target]))
     worst = max(differences, key=lambda name: differences[name])
-    figure = f"{len(differences)} formulas in float64: {differences[worst]:.1e} apart ({worst})"
+    some = f", {MOST_FORMULAS} of {len(views)} pairs" if len(views) > MOST_FORMULAS else ""
+    figure = f"{len(differences)} formulas in float64{some}: {differences[worst]:.1e} apart ({worst})"
     return CheckResult(differences[worst] < 1e-9, figure)
 
 
