@@ -27,7 +27,7 @@ from step_jepa.experiments.design import (
     ASSUMED,
     RESULTS_CSV,
     RESULTS_TEXT,
-    Comparison,
+    Contrast,
     ExperimentArguments,
     Plan,
     Run,
@@ -203,13 +203,12 @@ def _conclude(
     console.print(Text(f"{names} and cells lie in {args.output_dir}"))
 
 
-def _comparable(comparisons: Sequence[Comparison], finished: Sequence[RunResult]) -> list[Comparison]:
-    """Those of two conditions that have a seed in common."""
+def _comparable(comparisons: Sequence[Contrast], finished: Sequence[RunResult]) -> list[Contrast]:
+    """Those of conditions that have a seed in common."""
     seeds: dict[str, set[int]] = {}
     for result in finished:
         seeds.setdefault(result.condition, set()).add(result.seed)
-    none: set[int] = set()
-    return [each for each in comparisons if seeds.get(each.condition, none) & seeds.get(each.baseline, none)]
+    return [each for each in comparisons if set.intersection(*(seeds.get(name, set()) for name in each.conditions))]
 
 
 def _machine(finished: Sequence[RunResult]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from step_jepa import statistics
-from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Comparison
+from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Contrast
 from step_jepa.experiments.run import RunResult, Seconds
 from step_jepa.run_files import RESULTS_FILE, read_json, write_json, write_whole
 from step_jepa.statistics import ALPHA, Components, ConditionSummary, Difference, Interval
@@ -173,8 +173,8 @@ def score_tables(runs: Sequence[RunResult], measures: Sequence[str]) -> dict[str
 def summarise(
     runs: Sequence[RunResult],
     measures: Sequence[str],
-    comparisons: Sequence[Comparison],
-    primary: Comparison,
+    comparisons: Sequence[Contrast],
+    primary: Contrast,
     about: About,
 ) -> ExperimentResults:
     """The results of finished runs.
@@ -194,7 +194,7 @@ def summarise(
         about=about,
         measures=list(measures),
         conditions={name: _condition_result(name, of_condition, tables) for name, of_condition in by_condition.items()},
-        free=_free_figures(by_condition.get(primary.baseline, []), measures),
+        free=_free_figures(by_condition.get(primary.conditions[-1], []), measures),
         comparisons=_compared(tables, comparisons, (measures[0], primary)),
     )
 
@@ -232,14 +232,13 @@ def _free_figures(runs: Sequence[RunResult], measures: Sequence[str]) -> FreeFig
 
 
 def _compared(
-    tables: Mapping[str, Any], comparisons: Sequence[Comparison], primary: tuple[str, Comparison]
+    tables: Mapping[str, Any], comparisons: Sequence[Contrast], primary: tuple[str, Contrast]
 ) -> list[ComparisonResult]:
     """Every comparison on every measure; `primary` is one of these pairs."""
-    differences: dict[tuple[str, Comparison], Difference] = {}
+    differences: dict[tuple[str, Contrast], Difference] = {}
     for measure, table in tables.items():
         for comparison in comparisons:
-            difference = statistics.difference(table, comparison.condition, comparison.baseline)
-            differences[measure, comparison] = difference
+            differences[measure, comparison] = comparison.difference(table)
     adjusted = statistics.holm({key: difference.p for key, difference in differences.items()})
     results = []
     for key, difference in differences.items():
