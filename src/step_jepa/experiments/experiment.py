@@ -117,17 +117,18 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     run = plan.runs[0]
     problems = len(read_lines(run.test_file))
     problems = min(problems, run.evaluate.get("limit") or problems)
-    seeds, comparisons = len(args.seeds), len(plan.comparisons) * len(args.measures)
+    seeds, others = len(args.seeds), len(plan.comparisons) * len(args.measures) - 1
     if min(seeds, problems) < 2:
         return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
     alone = statistics.detectable(assumed, seeds, problems)
-    one_of_many = statistics.detectable(assumed, seeds, problems, comparisons=comparisons)
+    first = statistics.detectable(assumed, seeds, problems, comparisons=max(1, others))
+    of_others = f", as the first of {others} others by Holm one of {first:.3g}" if others else ""
     if alone > 1 and args.measures == [ACCURACY]:
         return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."
     return (
         f"Stated before the runs: {seeds} seeds and {problems} problems show a difference of {alone:.3g} with 80 % "
-        f"power at 5 %, as the first of {comparisons} comparisons by Holm one of {one_of_many:.3g}, if its variance is "
+        f"power at 5 %{of_others}, if its variance is "
         f"{assumed.seed:.2g} between seeds, {assumed.problem:.2g} between problems and {assumed.residual:.2g} within."
     )
 

@@ -26,8 +26,9 @@ NOTES = {
     "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
     "sign flips": "p of the exact test over seeds, on these very problems; none where so few cannot reject at 5 %",
     "free": "what needs no view, by bootstrap over problems; `embedding` is of the baseline arm's models",
-    "p, Holm": "over all comparisons here",
-    "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm",
+    "p, Holm": "over all comparisons here but the primary one, which was named beforehand and stands alone",
+    "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm; the "
+    "primary one alone",
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
@@ -73,8 +74,8 @@ class FreeFigure:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment, detectable and
-    seeds_needed follow from its own variances. None where they cannot be had."""
+    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment but the primary
+    one, which has none, detectable and seeds_needed follow from its own variances. None where they cannot be had."""
 
     measure: str
     primary: bool
@@ -87,8 +88,9 @@ class ComparisonResult:
 
     @property
     def shows_difference(self) -> bool:
-        """Whether it rejects, after Holm."""
-        return self.holm is not None and self.holm <= ALPHA
+        """Whether it rejects, after Holm unless it is the primary one."""
+        decisive = self.difference.p if self.primary else self.holm
+        return decisive is not None and decisive <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -234,16 +236,20 @@ def _free_figures(runs: Sequence[RunResult], measures: Sequence[str]) -> FreeFig
 def _compared(
     tables: Mapping[str, Any], comparisons: Sequence[Contrast], primary: tuple[str, Contrast]
 ) -> list[ComparisonResult]:
-    """Every comparison on every measure; `primary` is one of these pairs."""
+    """Every comparison on every measure; `primary` is one of these pairs. It was named beforehand and decides alone;
+    Holm's family are the others."""
     differences: dict[tuple[str, Contrast], Difference] = {}
     for measure, table in tables.items():
         for comparison in comparisons:
             differences[measure, comparison] = comparison.difference(table)
-    adjusted = statistics.holm({key: difference.p for key, difference in differences.items()})
+    others = {key: difference.p for key, difference in differences.items() if key != primary}
+    adjusted = statistics.holm(others)
     results = []
     for key, difference in differences.items():
-        measure, _ = key
-        results.append(_comparison_result(measure, key == primary, difference, adjusted[key], len(differences)))
+        if key == primary:
+            results.append(_comparison_result(key[0], True, difference, None, 1))
+        else:
+            results.append(_comparison_result(key[0], False, difference, adjusted[key], len(others)))
     return results
 
 
