@@ -28,7 +28,7 @@ from step_jepa.train import TrainArguments
 Options = Mapping[str, Any]
 
 # In the experiment's folder; in its folder `data`
-RESULTS_TEXT, RESULTS_CSV = "results.md", "results.csv"
+RESULTS_TEXT, RESULTS_CSV, RESULTS_PICTURE = "results.md", "results.csv", "results.png"
 DATA_FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 ACCURACY = "accuracy"
 # 0/1 scores that differ on a fifth of the problems, and two points of accuracy between seeds
@@ -85,8 +85,8 @@ class ExperimentArguments:
     )
     comparisons: list[str] = option(
         default_factory=list,
-        help="More, as `arm - arm`, or an interaction, `(arm - arm) - (arm - arm)`. Without any are made all with the "
-        "baseline and of an arm with its controls.",
+        help="More, as `arm - arm`, or `(arm - arm) - (arm - arm)`, an interaction; made are all with the baseline and "
+        "of an arm with its controls.",
     )
     grid: dict[str, Any] = option(default_factory=dict, help="Option -> values: every arm with a JEPA term at each.")
     evaluate: dict[str, Any] = option(default_factory=dict, help="Options of `evaluate`.")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa import statistics
+from step_jepa import plots, statistics
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.experiments import results
 from step_jepa.experiments.cost import cost_table, timed_costs
@@ -26,6 +26,7 @@ from step_jepa.experiments.design import (
     ACCURACY,
     ASSUMED,
     RESULTS_CSV,
+    RESULTS_PICTURE,
     RESULTS_TEXT,
     Contrast,
     ExperimentArguments,
@@ -34,6 +35,7 @@ from step_jepa.experiments.design import (
     planned,
 )
 from step_jepa.experiments.executor import Progress, execute_all
+from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
@@ -48,7 +50,7 @@ def run(
     may_start: Callable[[Run], bool] = lambda _: True,
     closing: Callable[[ExperimentResults], str] | None = None,
 ) -> int:
-    """Execute the runs that are not finished, then write results.json, .csv and .md; 1 if one failed.
+    """Execute the runs that are not finished, then write results.json, .csv, .md and .png; 1 if one failed.
 
     Args:
         args: what is run.
@@ -198,9 +200,11 @@ def _conclude(
     summary = results.summarise(finished.results, args.measures, comparisons, plan.primary, about)
     said = [args.note, closing(summary) if closing else ""]
     summary = replace(summary, about=replace(about, closing=[sentence for sentence in said if sentence]))
-    results.write_results(summary, finished.results, Path(args.output_dir))
+    folder = Path(args.output_dir)
+    results.write_results(summary, finished.results, folder)
+    plots.save(conditions_chart(summary), str(folder / RESULTS_PICTURE))
     _print(summary)
-    names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_FILE}"
+    names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE}"
     console.print(Text(f"{names} and cells lie in {args.output_dir}"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from step_jepa import statistics
+from step_jepa.evaluation.texts import ERRORS
 from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Contrast
 from step_jepa.experiments.run import RunResult, Seconds
 from step_jepa.run_files import RESULTS_FILE, read_json, write_json, write_whole
@@ -292,13 +293,15 @@ def conditions_table(results: ExperimentResults, measure: str) -> Rows:
 
 
 def costs_table(results: ExperimentResults) -> Rows:
-    """Of every condition the means over seeds of losses, answers and costs."""
-    rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
+    """Of every condition the means over seeds of losses, answers, of whole texts also by kind of error, and costs."""
+    kinds = [kind for kind in ERRORS if all(kind in each.figures for each in results.conditions.values())]
+    errors = [f"wrong: {kind.replace('_', ' ')}" for kind in kinds]
+    rows = [["arm", "LM loss", "answers cut off", *errors, "steps", "tokens", "FLOPs", "s of training"]]
     for name, condition in results.conditions.items():
         row = [
             name,
             _number(condition.figures["lm_loss"]),
-            f"{condition.figures['truncated']:.1f}",
+            *(f"{condition.figures[figure]:.1f}" for figure in ("truncated", *kinds)),
             f"{condition.steps:.0f}",
             f"{condition.tokens:.3g}",
             f"{condition.flops:.3g}",
