@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,6 +28,7 @@ from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import (
     Comparison,
     ExperimentArguments,
+    Interaction,
     Run,
     comparisons_of,
     conditions_of,
@@ -40,7 +42,7 @@ from step_jepa.experiments.run import (
     LOG_FILE,
     RunResult,
     Seconds,
-    _correct,
+    _of_answers,
     execute,
     finished_result,
 )
@@ -150,6 +152,20 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
     ]
 
 
+def test_an_interaction_can_be_primary_and_the_only_comparison(tmp_path):
+    interaction = "(cosine - sft) - (nothing - cosine.shuffled_pairs)"
+    arms = {**EXPERIMENT["arms"], "cosine": {"objective": "step_jepa", "pairs": "all"}}
+    arms["cosine.shuffled_pairs"] = {"objective": "step_jepa", "pairs": "all"}
+    values = {**EXPERIMENT, "arms": arms, "baseline": None, "primary": interaction, "comparisons": ["cosine - sft"]}
+    plan = planned(ExperimentArguments(output_dir=str(tmp_path), **values), tmp_path)
+    gain, other = Comparison("cosine", "sft"), Comparison("nothing", "cosine.shuffled_pairs")
+    assert plan.primary == Interaction(gain, other)
+    assert plan.comparisons == [gain, Interaction(gain, other)]
+    assert str(plan.primary) == interaction
+    scores = {name: {0: [1.0, place], 1: [0.0, place]} for place, name in enumerate(plan.primary.conditions)}
+    assert plan.primary.difference(scores).difference == (0 - 1 - 2 + 3) / 2
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -174,6 +190,12 @@ def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
         ({"data": {"train": "chains", "test": "chains"}}, "data: train needs options of `prepare` such as input_file"),
         ({"data": {name: {"input_file": "chains"} for name in ("train", "test")}}, "test problems are trained on too"),
         ({"comparisons": ["cosine - ssp"]}, "comparisons: 'cosine - ssp' is no `arm - arm`"),
+        ({"comparisons": ["(cosine - sft) - (sft - ssp)"]}, "comparisons: 'sft - ssp' is no `arm - arm`"),
+        ({"primary": "cosine - ssp"}, "comparisons: 'cosine - ssp' is no `arm - arm`"),
+        ({"baseline": None}, "primary is cosine, without a baseline: write it as `arm - arm`"),
+        ({"measures": ["regex"]}, "measures: there is no regex: choose among accuracy"),
+        ({"evaluate": {"match": "exact", "also": ["rejex"]}}, "arm sft: also = rejex: give some of exact, starts_with"),
+        ({"evaluate": {"also": ["regex"]}}, "--also is read by --match exact, or another one of whole texts, alone"),
         ({"smoke": True, "smoke_changes": {"seeds": 3}}, "seeds = 3: give a list"),
         ({"shard": "2/2"}, "--shard 2/2: give i/n"),
         ({"shard": "\u00b2/4"}, "--shard \u00b2/4: give i/n with i from 0 to n - 1"),
@@ -275,7 +297,7 @@ def test_a_run_is_executed_by_one_process(tmp_path):
 def test_an_answer_with_any_line_break_of_unicode_is_one_row(tmp_path):
     rows = [{"correct": True, "prediction": "a\u2028b\u0085c"}, {"correct": None}, {"correct": False}]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    assert _correct(tmp_path / "predictions.jsonl") == [1.0, 0.0]
+    assert _of_answers(tmp_path / "predictions.jsonl") == {"accuracy": [1.0, 0.0]}
 
 
 def test_a_run_that_fails_says_why_and_takes_no_other_with_it(tmp_path):
@@ -507,6 +529,20 @@ def test_the_conclusions_are_the_primary_comparison_and_what_is_shown():
     ]
 
 
+def test_the_primary_comparison_stands_alone_and_holm_is_over_the_others():
+    draw = np.random.default_rng(1)
+    scores = {"a": draw.random((4, 20)), "b": 1 + draw.random((4, 20)), "c": draw.random((4, 20))}
+    tables = {"accuracy": {arm: dict(enumerate(values)) for arm, values in scores.items()}}
+    primary, *others = comparisons = [Comparison("b", "a"), Comparison("c", "a"), Comparison("c", "b")]
+    found = results._compared(tables, comparisons, ("accuracy", primary))
+    assert found[0].holm is None
+    assert found[0].shows_difference
+    assert "after Holm" not in found[0].sentence
+    adjusted = statistics.holm({each: each.difference(tables["accuracy"]).p for each in others})
+    assert [each.holm for each in found[1:]] == list(adjusted.values())
+    assert "after Holm over 2 comparisons" in found[1].sentence
+
+
 def test_results_are_read_as_they_were_written(undisturbed):
     content = json.loads((undisturbed / RESULTS_FILE).read_text())
     read = results.read_results(undisturbed)
@@ -560,10 +596,10 @@ def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, 
     changes = {"assumed": {"seed": 0.0001, "problem": 0.0002, "residual": 0.01}}
     assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path, "--dry_run") == 0
     alone, first = (
-        statistics.detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 4)
+        statistics.detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 3)
     )
     said = capsys.readouterr().out
-    assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 4 comparisons by Holm" in said
+    assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 3 others by Holm" in said
     assert f"one of {first:.3g}, if" in said
 
 

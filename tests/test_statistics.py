@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from itertools import product
 from math import sqrt
 
@@ -23,6 +23,7 @@ from step_jepa.statistics import (
     detectable,
     difference,
     holm,
+    interaction,
     seeds_needed,
     sentence,
     sign_flip,
@@ -105,6 +106,36 @@ def test_with_equal_seeds_it_is_the_t_over_problems():
     found = difference(against_zero(np.array([problems] * 3)), "new", "old")
     assert found.p == pytest.approx(ttest_1samp(problems, 0).pvalue)
     assert (found.same_problems, found.same_problems_p) == (None, None)
+
+
+def test_interaction_by_hand():
+    """(1 - 0) - (0 - 1) = 2 and so on: what `difference` makes of these numbers."""
+    scores = {"a": [[1, 0], [1, 1], [0, 1]], "b": [[0, 0], [1, 0], [1, 0]], "c": [[0, 1], [0, 0], [1, 1]]}
+    scores["d"] = [[1, 0], [0, 1], [0, 1]]
+    combined = [[2.0, -1.0], [0.0, 2.0], [-2.0, 1.0]]
+    found, plain = (
+        interaction(table(**scores), ("a", "b"), ("c", "d")),
+        difference(against_zero(combined), "new", "old"),
+    )
+    assert (found.condition, found.baseline) == ("(a - b)", "(c - d)")
+    assert replace(found, condition="new", baseline="old") == plain
+    assert found.difference == pytest.approx(1 / 3)
+
+
+def test_an_interaction_takes_the_seeds_that_all_four_have():
+    seeds = {"a": (0, 1, 2), "b": (1, 2, 3), "c": (1, 2), "d": (2, 1, 9)}
+    scores = {arm: {seed: [seed, 0.0] for seed in of_arm} for arm, of_arm in seeds.items()}
+    found = interaction(scores, ("a", "b"), ("c", "d"))
+    assert (found.seeds, found.left_out, found.difference) == ((1, 2), (0, 3, 9), 0)
+    with pytest.raises(UserError, match=re.escape("(a - b) and (c - e) have no seed in common")):
+        interaction({**scores, "e": {0: [1.0, 0]}}, ("a", "b"), ("c", "e"))
+
+
+def test_with_a_shared_baseline_an_interaction_is_the_difference(scores):
+    new, old = scores
+    arms = table(new=new, old=old, shared=old[::-1])
+    found = interaction(arms, ("new", "shared"), ("old", "shared"))
+    assert found.p == pytest.approx(difference(arms, "new", "old").p)
 
 
 def test_summary_by_hand():
@@ -320,6 +351,31 @@ def test_nulls_are_rejected_at_most_as_often_as_promised():
 def test_nulls_are_rejected_as_often_as_promised_closely():
     nulls, others = rejected(10_000, product((3, 5, 10), (50, 300)))
     assert {cell: rate for cell, rate in (nulls | others).items() if not 0.032 <= rate <= 0.062} == {}
+
+
+def interactions(draw, sets: int, S: int, P: int, spread: tuple[float, float, float], shift: float) -> np.ndarray:
+    """(sets, S, P), of 0/1 scores of four arms on the same problems, one of them abler by `shift`."""
+    easy = draw.normal(size=(sets, 1, P))
+    new, old, other_new, other_old = (easy + real(draw, sets, S, P, spread) for _ in range(4))
+    gain, other_gain = (new + shift > 0).astype(float) - (old > 0), (other_new > 0).astype(float) - (other_old > 0)
+    return gain - other_gain
+
+
+@pytest.mark.parametrize("spread", [(0, 0, 1), (0.3, 0, 1), (0, 0.7, 1), (0.2, 0.5, 1)])
+def test_an_interaction_of_nulls_is_rejected_as_often_as_promised(spread):
+    """Variance of neither, of seeds, of problems, of both."""
+    sets, S, P = 1000, 8, 100
+    nulls = p_values(interactions(np.random.default_rng(11), sets, S, P, spread, 0))
+    assert np.mean(nulls <= 0.05) <= 0.065
+
+
+def test_an_interaction_has_the_power_that_is_stated():
+    """80 % at an effect of 0.1 or more, of what seeds, problems and both add to 0/1 scores here."""
+    draw, (sets, S, P) = np.random.default_rng(12), (1000, 8, 440)
+    found = interactions(draw, sets, S, P, (0.1, 0.1, 1), 0.36)
+    variances = np.mean([astuple(components(values)) for values in found[:50]], 0)
+    assert detectable(Components(*variances), S, P) <= found.mean() == pytest.approx(0.1, abs=0.003)
+    assert np.mean(p_values(found) <= 0.05) >= 0.8
 
 
 def test_holm_keeps_the_rate_of_the_family(monkeypatch):

@@ -27,7 +27,8 @@ def run(args: RecipesArguments) -> None:
     elif args.names:
         print("\n".join(file.read_text(encoding="utf-8") for file in files), end="")
     else:
-        print("\n".join(f"{file.relative_to(SHIPPED)!s:42} {_first_line(file)}" for file in files))
+        described = [file for file in files if "tokenizer" not in file.parent.name]  # it says nothing of itself
+        print("\n".join(f"{file.relative_to(SHIPPED)!s:42} {_first_line(file)}" for file in described))
 
 
 def _files(name: str) -> list[Path]:

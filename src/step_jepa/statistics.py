@@ -6,6 +6,7 @@ Axes: S seeds, P problems; leading axes are any number of data sets.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
@@ -128,19 +129,52 @@ def difference(table: ScoreTable, condition: str, baseline: str, *, seed: int = 
     Raises:
         UserError: for scores that are missing or not finite, and where the two have no seed in common.
     """
-    scores, baseline_scores = _checked_scores(table, condition), _checked_scores(table, baseline)
-    seeds = sorted(scores.keys() & baseline_scores.keys())
+    return _contrast(table, (condition, baseline), {condition: 1, baseline: -1}, seed)
+
+
+def interaction(table: ScoreTable, first: tuple[str, str], second: tuple[str, str], *, seed: int = 42) -> Difference:
+    """What another factor changes in a difference: (condition minus baseline) of `first`, less that of `second`.
+
+    The four scores of a seed and problem make one number, and these are tested as those of `difference` are: nothing is
+    taken for equal in the four.
+
+    Args:
+        table: scores of the four, and of any others.
+        first: condition and baseline at one level of the other factor.
+        second: the same at its other level.
+        seed: of the bootstrap's draws.
+
+    Raises:
+        UserError: for scores that are missing or not finite, and where the four have no seed in common.
+    """
+    names = (_in_brackets(*first), _in_brackets(*second))
+    weights: Counter[str] = Counter()
+    for (condition, baseline), sign in ((first, 1), (second, -1)):
+        weights[condition] += sign
+        weights[baseline] -= sign
+    return _contrast(table, names, weights, seed)
+
+
+def _in_brackets(condition: str, baseline: str) -> str:
+    return f"({condition} - {baseline})"
+
+
+def _contrast(table: ScoreTable, names: tuple[str, str], weights: Mapping[str, int], seed: int) -> Difference:
+    """Of the weighted sum of scores, the two names being what `weights` makes a difference of."""
+    scores = {condition: _checked_scores(table, condition) for condition in weights}
+    seeds_of = [by_seed.keys() for by_seed in scores.values()]
+    seeds = sorted(set.intersection(*map(set, seeds_of)))
     if not seeds:
-        raise UserError(f"{condition} and {baseline} have no seed in common: run both with the same seeds")
-    values = np.stack([scores[each] - baseline_scores[each] for each in seeds])
+        raise UserError(f"{names[0]} and {names[1]} have no seed in common: run all of them with the same seeds")
+    values = np.stack([sum(weight * scores[name][each] for name, weight in weights.items()) for each in seeds])
     by_seed = values.mean(1)
     new_problems, same_problems = _test_for_new_problems(values), _test_for_new_seeds(by_seed)
     varies = new_problems.interval is not None
     return Difference(
-        condition=condition,
-        baseline=baseline,
+        condition=names[0],
+        baseline=names[1],
         seeds=tuple(seeds),
-        left_out=tuple(sorted(scores.keys() ^ baseline_scores.keys())),
+        left_out=tuple(sorted(set.union(*map(set, seeds_of)) - set(seeds))),
         problems=values.shape[1],
         difference=float(values.mean()),
         by_seed=tuple(by_seed.tolist()),

@@ -21,6 +21,7 @@ from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, n
 from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
 from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
 from step_jepa.evaluation.resumable import Answers, append, begun, finished, resume, start
+from step_jepa.evaluation.texts import CRITERIA
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -43,6 +44,7 @@ from step_jepa.training.config import StepJEPAOptions, heldout_options
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
+_WHOLE_TEXTS = Needs("--match exact, or another one of whole texts,", lambda args: args.match != "math")
 _DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
@@ -57,7 +59,14 @@ class EvaluateArguments(TemplateOptions):
     batch_size: int = option(16, help="Examples that are read or answered at once.", least=1)
     max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
     match: Match = option(
-        "math", help="What is right: the same mathematics as the truth; exactly its text; a text that begins so."
+        "math",
+        help="What is right: the same mathematics as the truth; exactly its text; a text that begins so; one whose "
+        "first 10 characters are the same; a regular expression that matches the same strings.",
+    )
+    also: list[str] = option(
+        default_factory=list,
+        help=f"Further criteria that each answer is judged by: some of {', '.join(CRITERIA)}.",
+        needs=_WHOLE_TEXTS,
     )
     samples: int = option(
         1, help="Answers to each problem: 1 is greedy; of more, drawn, the majority's counts.", least=1
@@ -91,6 +100,8 @@ class EvaluateArguments(TemplateOptions):
     def __post_init__(self) -> None:
         check_bounds(self)
         check_needs(self)
+        if unknown := [name for name in self.also if name not in CRITERIA]:
+            raise UserError(f"also = {unknown[0]}: give some of {', '.join(CRITERIA)}")
 
     @property
     def drawn(self) -> bool:
@@ -250,7 +261,7 @@ def _judge_all(args: EvaluateArguments, records: Sequence[Mapping[str, Any]], an
     rows = []
     for index, record in enumerate(records):
         generations = [answers[index, sample] for sample in range(args.samples)]
-        rows.append(judge(record, generations, args.match))
+        rows.append(judge(record, generations, args.match, args.also))
     return rows
 
 
@@ -289,6 +300,10 @@ def _table(summary: Mapping[str, Any]) -> Table:
         table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
     for name in ("without_truth", "no_answer", "truncated", "over_generated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
+    for name, share in summary.get("by", {}).items():
+        table.add_row(f"right by {name}", f"{share:.1%}")
+    for kind, count in summary.get("errors", {}).items():
+        table.add_row(f"wrong: {kind.replace('_', ' ')}", str(count))
     for name in HELDOUT:
         table.add_row(*_heldout_row(name, summary[name], settings))
     return table

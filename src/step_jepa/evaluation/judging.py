@@ -8,31 +8,36 @@ from scipy.stats import binomtest
 
 from step_jepa.evaluation.answers import extract, is_correct, over_generated
 from step_jepa.evaluation.generation import Generation
+from step_jepa.evaluation.texts import CRITERIA, ERRORS, error_of
 
-Match = Literal["math", "exact", "starts_with"]
+Match = Literal["math", "exact", "starts_with", "first_characters", "regex"]
 
 
 def truth_of(record: Mapping[str, Any], match: Match = "math") -> str | None:
-    """What an answer is held against: the record's `answer`. Without one, `exact` and `starts_with` take all that the
+    """What an answer is held against: the record's `answer`. Without one, the criteria of whole texts take all that the
     assistant says (a regular expression in NL-RX); `math` then knows no truth."""
     return record["answer"] or (None if match == "math" else record["messages"][-1]["content"].strip())
 
 
-def judge(record: Mapping[str, Any], generations: Sequence[Generation], match: Match = "math") -> dict[str, Any]:
+def judge(
+    record: Mapping[str, Any], generations: Sequence[Generation], match: Match = "math", also: Sequence[str] = ()
+) -> dict[str, Any]:
     """The row of predictions.jsonl.
 
     Args:
         record: the problem.
         generations: the answers to it, in the order of their samples; at least one.
         match: what is right.
+        also: names in CRITERIA, for whole texts.
 
     Returns:
         index, question, answer (the truth), and of the generation that counts prediction, extracted (its answer, None
         for none), rule (how that was found; "text" where the whole text is the answer), correct (None without a truth),
-        over_generated, truncated and new_tokens. Of several generations the one that counts is the first of the
-        majority; then there are also votes, the size of the majority, and samples, all of them in order."""
+        over_generated, truncated and new_tokens; where whole texts are judged also error (see `error_of`), and by, what
+        each criterion in `also` says. Of several generations the one that counts is the first of the majority; then
+        there are also votes, the size of the majority, and samples, all of them in order."""
     truth = truth_of(record, match)
-    samples = [_judged(generation, truth, match) for generation in generations]
+    samples = [_judged(generation, truth, match, also) for generation in generations]
     row = {"index": generations[0].index, "question": record["question"], "answer": truth}
     if len(samples) == 1:
         return {**row, **samples[0]}
@@ -41,25 +46,36 @@ def judge(record: Mapping[str, Any], generations: Sequence[Generation], match: M
     return {**row, **samples[majority[0]], "votes": len(majority), "samples": samples}
 
 
-def _judged(generation: Generation, truth: str | None, match: Match) -> dict[str, Any]:
+def _judged(generation: Generation, truth: str | None, match: Match, also: Sequence[str]) -> dict[str, Any]:
     text = generation.prediction.strip()
     if match == "math":
-        answer, rule = extract(text, truth)
-        goes_on = over_generated(text)
-        correct = None if truth is None else text == truth or is_correct(answer, truth)
+        judged = _mathematics(text, truth)
     else:
         assert truth is not None
-        answer, rule = text or None, "text" if text else "none"
-        goes_on = text.startswith(truth) and text != truth
-        correct = text == truth or (goes_on and match == "starts_with")
+        judged = _whole_text(text, truth, match, also)
     return {
         "prediction": generation.prediction,
-        "extracted": answer,
-        "rule": rule,
-        "correct": correct,
-        "over_generated": goes_on,
+        **judged,
         "truncated": generation.truncated,
         "new_tokens": generation.new_tokens,
+    }
+
+
+def _mathematics(text: str, truth: str | None) -> dict[str, Any]:
+    answer, rule = extract(text, truth)
+    correct = None if truth is None else text == truth or is_correct(answer, truth)
+    return {"extracted": answer, "rule": rule, "correct": correct, "over_generated": over_generated(text)}
+
+
+def _whole_text(text: str, truth: str, match: Match, also: Sequence[str]) -> dict[str, Any]:
+    error = error_of(text, truth)
+    return {
+        "extracted": text or None,
+        "rule": "text" if text else "none",
+        "correct": CRITERIA[match](text, truth),
+        "by": {name: CRITERIA[name](text, truth) for name in also},
+        "error": error,
+        "over_generated": error == "goes_on",
     }
 
 
@@ -83,12 +99,14 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts over judged rows: n and accuracy are of the rows with a known answer, each of which counts; no_answer (no
     rule found one), truncated and over_generated are of all rows, and a row can be in more than one of them.
 
-    sample_accuracy is the mean over single answers: it is the accuracy, unless majorities were taken."""
+    sample_accuracy is the mean over single answers: it is the accuracy, unless majorities were taken. errors are counts
+    by kind, where whole texts are judged, and by is the accuracy by each further criterion."""
     known = [row for row in rows if row["correct"] is not None]
     correct = sum(row["correct"] for row in known)
     answers: list[Mapping[str, Any]] = []
     for row in known:
         answers += row.get("samples", [row])
+    errors = [row["error"] for row in rows if "error" in row]
     return {
         "n": len(known),
         "without_truth": len(rows) - len(known),
@@ -96,6 +114,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": correct / len(known) if known else None,
         "ci95": list(wilson_interval(correct, len(known))),
         "sample_accuracy": sum(answer["correct"] for answer in answers) / len(answers) if answers else None,
+        "by": {name: sum(row["by"][name] for row in known) / len(known) for name in rows[0].get("by", ())},
+        "errors": {kind: errors.count(kind) for kind in ERRORS} if errors else {},
         "no_answer": sum(row["rule"] == "none" for row in rows),
         "truncated": sum(row["truncated"] for row in rows),
         "over_generated": sum(row["over_generated"] for row in rows),

@@ -4,6 +4,7 @@ A condition is called an arm, and a run a cell, in the files and messages that u
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from step_jepa import statistics
 from step_jepa.adapted import StepJEPAConfig, train_config
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
@@ -20,17 +22,19 @@ from step_jepa.pairing.command import PairingArguments
 from step_jepa.pairing.measures import MEASURES
 from step_jepa.parsing import from_file, from_values, relative_to
 from step_jepa.run_files import file_digest
+from step_jepa.statistics import Difference, ScoreTable
 from step_jepa.train import TrainArguments
 
 Options = Mapping[str, Any]
 
 # In the experiment's folder; in its folder `data`
-RESULTS_TEXT, RESULTS_CSV = "results.md", "results.csv"
+RESULTS_TEXT, RESULTS_CSV, RESULTS_PICTURE = "results.md", "results.csv", "results.png"
 DATA_FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 ACCURACY = "accuracy"
 # 0/1 scores that differ on a fifth of the problems, and two points of accuracy between seeds
 ASSUMED = {"seed": 0.02**2, "problem": 0.0, "residual": 0.2}
 LEAST_VARIANCE, MOST_VARIANCE = 1e-12, 1e6  # beyond these no score of ours is, and float64 loses its way
+_INTERACTION = re.compile(r"\((.+)\) - \((.+)\)")
 # What follows from the experiment; a condition that gave it would not be what it says.
 FIXED = {
     "train": {"train_file", "output_dir", "seed", "overwrite", "resume_from_checkpoint"},
@@ -73,11 +77,16 @@ class ExperimentArguments:
     recipe: dict[str, Any] = option(default_factory=dict, help="Options of `train` that all arms share.")
     data: dict[str, Any] = option(default_factory=dict, help="train and test: options of `prepare`.")
     seeds: list[int] = option(default_factory=lambda: [0, 1, 2, 3, 4], help="One cell of each arm for each.")
-    baseline: str = option("sft", help="The arm that the others are compared with.")
-    primary: str = option("", help="The arm whose comparison with the baseline decides; named beforehand.")
+    baseline: str | None = option(
+        "sft", help="The arm that the others are compared with; null: only `primary` and `comparisons` are made."
+    )
+    primary: str = option(
+        "", help="The arm whose comparison with the baseline decides, or a comparison; named beforehand."
+    )
     comparisons: list[str] = option(
         default_factory=list,
-        help="More, as `arm - arm`; made are all with the baseline and of an arm with its controls.",
+        help="More, as `arm - arm`, or `(arm - arm) - (arm - arm)`, an interaction; made are all with the baseline and "
+        "of an arm with its controls.",
     )
     grid: dict[str, Any] = option(default_factory=dict, help="Option -> values: every arm with a JEPA term at each.")
     evaluate: dict[str, Any] = option(default_factory=dict, help="Options of `evaluate`.")
@@ -169,7 +178,7 @@ class ExperimentArguments:
             raise UserError(f"assumed = {self.assumed}: give numbers for {', '.join(ASSUMED)}, {bounds}")
 
     def _check_measures(self) -> None:
-        known = [ACCURACY, *(MEASURES if self.pairing else ())]
+        known = [ACCURACY, *self.evaluate.get("also", ()), *(MEASURES if self.pairing else ())]
         for name in self.measures:
             if name.removesuffix("_to_base") not in known:
                 raise UserError(f"measures: there is no {name}: choose among {', '.join(known)}")
@@ -198,6 +207,36 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"{self.condition} - {self.baseline}"
+
+    @property
+    def conditions(self) -> tuple[str, str]:
+        return self.condition, self.baseline
+
+    def difference(self, table: ScoreTable) -> Difference:
+        """Of the scores. Raises UserError as `statistics.difference` does."""
+        return statistics.difference(table, self.condition, self.baseline)
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What changes in a comparison by another factor: the first less the second."""
+
+    first: Comparison
+    second: Comparison
+
+    def __str__(self) -> str:
+        return f"({self.first}) - ({self.second})"
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return *self.first.conditions, *self.second.conditions
+
+    def difference(self, table: ScoreTable) -> Difference:
+        """Of the scores. Raises UserError as `statistics.interaction` does."""
+        return statistics.interaction(table, self.first.conditions, self.second.conditions)
+
+
+Contrast = Comparison | Interaction
 
 
 def conditions_of(arms: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Options]:
@@ -246,9 +285,9 @@ def _points(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def comparisons_of(conditions: Mapping[str, Options], baseline: str) -> list[Comparison]:
-    """Each condition against the baseline, and against each of its own controls."""
-    comparisons = [Comparison(name, baseline) for name in conditions if name != baseline]
+def comparisons_of(conditions: Mapping[str, Options], baseline: str | None) -> list[Comparison]:
+    """Each condition against the baseline, if there is one, and against each of its own controls."""
+    comparisons = [Comparison(name, baseline) for name in conditions if baseline not in (None, name)]
     for name, options in conditions.items():
         controlled = name.removesuffix(f".{options.get('control')}")
         if controlled != name and controlled in conditions:
@@ -339,8 +378,8 @@ class Plan:
     """All runs, by seed first, so that an interrupted experiment has whole seeds; and the comparisons."""
 
     runs: list[Run]
-    comparisons: list[Comparison]
-    primary: Comparison
+    comparisons: list[Contrast]
+    primary: Contrast
 
 
 def planned(args: ExperimentArguments, folder: Path) -> Plan:
@@ -350,21 +389,31 @@ def planned(args: ExperimentArguments, folder: Path) -> Plan:
         UserError: for arms that are not there and for options that a command refuses.
     """
     conditions = conditions_of(args.arms, args.grid)
-    _check_roles(args, conditions)
+    primary = _primary(args, conditions)
     runs = _runs(args, conditions, folder)
     _check_runs(runs[: len(conditions)])  # seeds differ in nothing that could be refused
-    comparisons = comparisons_of(conditions, args.baseline)
-    comparisons += [_comparison(text, conditions) for text in args.comparisons]
-    unique = list(dict.fromkeys(comparisons))
-    return Plan(runs, unique, Comparison(args.primary, args.baseline))
+    further = [_contrast(text, conditions) for text in args.comparisons]
+    unique = list(dict.fromkeys([*comparisons_of(conditions, args.baseline), *further, primary]))
+    return Plan(runs, unique, primary)
 
 
-def _check_roles(args: ExperimentArguments, conditions: Mapping[str, Options]) -> None:
-    for role, name in (("baseline", args.baseline), ("primary", args.primary)):
-        if name not in conditions:
-            raise UserError(f"{role} is {name!r}, which is no arm: choose among {', '.join(conditions)}")
+def _primary(args: ExperimentArguments, conditions: Mapping[str, Options]) -> Contrast:
+    """Raises UserError for arms that are not there."""
+    if args.baseline is not None:
+        _check_arm_exists("baseline", args.baseline, conditions)
+    if " - " in args.primary and args.primary not in conditions:
+        return _contrast(args.primary, conditions)
+    _check_arm_exists("primary", args.primary, conditions)
+    if args.baseline is None:
+        raise UserError(f"primary is {args.primary}, without a baseline: write it as `arm - arm`, or give a baseline")
     if args.primary == args.baseline:
         raise UserError(f"primary and baseline are both {args.baseline}: nothing would be compared")
+    return Comparison(args.primary, args.baseline)
+
+
+def _check_arm_exists(role: str, name: str, conditions: Mapping[str, Options]) -> None:
+    if name not in conditions:
+        raise UserError(f"{role} is {name!r}, which is no arm: choose among {', '.join(conditions)}")
 
 
 def _runs(args: ExperimentArguments, conditions: Mapping[str, Options], folder: Path) -> list[Run]:
@@ -413,8 +462,17 @@ def _check_runs(runs: Sequence[Run]) -> None:
             raise UserError(f"arm {run.condition}: {error}") from None
 
 
+def _contrast(text: str, conditions: Mapping[str, Options]) -> Contrast:
+    if interaction := _INTERACTION.fullmatch(text):
+        return Interaction(*(_comparison(part, conditions) for part in interaction.groups()))
+    return _comparison(text, conditions)
+
+
 def _comparison(text: str, conditions: Mapping[str, Options]) -> Comparison:
     condition, _, baseline = text.partition(" - ")
     if condition not in conditions or baseline not in conditions:
-        raise UserError(f"comparisons: {text!r} is no `arm - arm`: choose among {', '.join(conditions)}")
+        raise UserError(
+            f"comparisons: {text!r} is no `arm - arm`, nor `(arm - arm) - (arm - arm)`: choose among "
+            f"{', '.join(conditions)}"
+        )
     return Comparison(condition, baseline)

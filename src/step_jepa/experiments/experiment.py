@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa import statistics
+from step_jepa import plots, statistics
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.experiments import results
 from step_jepa.experiments.cost import cost_table, timed_costs
@@ -26,14 +26,16 @@ from step_jepa.experiments.design import (
     ACCURACY,
     ASSUMED,
     RESULTS_CSV,
+    RESULTS_PICTURE,
     RESULTS_TEXT,
-    Comparison,
+    Contrast,
     ExperimentArguments,
     Plan,
     Run,
     planned,
 )
 from step_jepa.experiments.executor import Progress, execute_all
+from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
@@ -48,7 +50,7 @@ def run(
     may_start: Callable[[Run], bool] = lambda _: True,
     closing: Callable[[ExperimentResults], str] | None = None,
 ) -> int:
-    """Execute the runs that are not finished, then write results.json, .csv and .md; 1 if one failed.
+    """Execute the runs that are not finished, then write results.json, .csv, .md and .png; 1 if one failed.
 
     Args:
         args: what is run.
@@ -117,17 +119,18 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     run = plan.runs[0]
     problems = len(read_lines(run.test_file))
     problems = min(problems, run.evaluate.get("limit") or problems)
-    seeds, comparisons = len(args.seeds), len(plan.comparisons) * len(args.measures)
+    seeds, others = len(args.seeds), len(plan.comparisons) * len(args.measures) - 1
     if min(seeds, problems) < 2:
         return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
     alone = statistics.detectable(assumed, seeds, problems)
-    one_of_many = statistics.detectable(assumed, seeds, problems, comparisons=comparisons)
+    first = statistics.detectable(assumed, seeds, problems, comparisons=max(1, others))
+    of_others = f", as the first of {others} others by Holm one of {first:.3g}" if others else ""
     if alone > 1 and args.measures == [ACCURACY]:
         return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."
     return (
         f"Stated before the runs: {seeds} seeds and {problems} problems show a difference of {alone:.3g} with 80 % "
-        f"power at 5 %, as the first of {comparisons} comparisons by Holm one of {one_of_many:.3g}, if its variance is "
+        f"power at 5 %{of_others}, if its variance is "
         f"{assumed.seed:.2g} between seeds, {assumed.problem:.2g} between problems and {assumed.residual:.2g} within."
     )
 
@@ -197,19 +200,20 @@ def _conclude(
     summary = results.summarise(finished.results, args.measures, comparisons, plan.primary, about)
     said = [args.note, closing(summary) if closing else ""]
     summary = replace(summary, about=replace(about, closing=[sentence for sentence in said if sentence]))
-    results.write_results(summary, finished.results, Path(args.output_dir))
+    folder = Path(args.output_dir)
+    results.write_results(summary, finished.results, folder)
+    plots.save(conditions_chart(summary), str(folder / RESULTS_PICTURE))
     _print(summary)
-    names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_FILE}"
+    names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE}"
     console.print(Text(f"{names} and cells lie in {args.output_dir}"))
 
 
-def _comparable(comparisons: Sequence[Comparison], finished: Sequence[RunResult]) -> list[Comparison]:
-    """Those of two conditions that have a seed in common."""
+def _comparable(comparisons: Sequence[Contrast], finished: Sequence[RunResult]) -> list[Contrast]:
+    """Those of conditions that have a seed in common."""
     seeds: dict[str, set[int]] = {}
     for result in finished:
         seeds.setdefault(result.condition, set()).add(result.seed)
-    none: set[int] = set()
-    return [each for each in comparisons if seeds.get(each.condition, none) & seeds.get(each.baseline, none)]
+    return [each for each in comparisons if set.intersection(*(seeds.get(name, set()) for name in each.conditions))]
 
 
 def _machine(finished: Sequence[RunResult]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from step_jepa import statistics
-from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Comparison
+from step_jepa.evaluation.texts import ERRORS
+from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Contrast
 from step_jepa.experiments.run import RunResult, Seconds
 from step_jepa.run_files import RESULTS_FILE, read_json, write_json, write_whole
 from step_jepa.statistics import ALPHA, Components, ConditionSummary, Difference, Interval
@@ -26,8 +27,9 @@ NOTES = {
     "bootstrap": "percentiles over seeds and problems, drawn independently; too narrow with few seeds",
     "sign flips": "p of the exact test over seeds, on these very problems; none where so few cannot reject at 5 %",
     "free": "what needs no view, by bootstrap over problems; `embedding` is of the baseline arm's models",
-    "p, Holm": "over all comparisons here",
-    "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm",
+    "p, Holm": "over all comparisons here but the primary one, which was named beforehand and stands alone",
+    "could be seen": "the difference that they show with 80 % power, given their variances, as the first by Holm; the "
+    "primary one alone",
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
@@ -73,8 +75,8 @@ class FreeFigure:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment, detectable and
-    seeds_needed follow from its own variances. None where they cannot be had."""
+    """A comparison on a measure; holm is its p-value after Holm over all comparisons of the experiment but the primary
+    one, which has none, detectable and seeds_needed follow from its own variances. None where they cannot be had."""
 
     measure: str
     primary: bool
@@ -87,8 +89,9 @@ class ComparisonResult:
 
     @property
     def shows_difference(self) -> bool:
-        """Whether it rejects, after Holm."""
-        return self.holm is not None and self.holm <= ALPHA
+        """Whether it rejects, after Holm unless it is the primary one."""
+        decisive = self.difference.p if self.primary else self.holm
+        return decisive is not None and decisive <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,8 @@ def score_tables(runs: Sequence[RunResult], measures: Sequence[str]) -> dict[str
 def summarise(
     runs: Sequence[RunResult],
     measures: Sequence[str],
-    comparisons: Sequence[Comparison],
-    primary: Comparison,
+    comparisons: Sequence[Contrast],
+    primary: Contrast,
     about: About,
 ) -> ExperimentResults:
     """The results of finished runs.
@@ -194,7 +197,7 @@ def summarise(
         about=about,
         measures=list(measures),
         conditions={name: _condition_result(name, of_condition, tables) for name, of_condition in by_condition.items()},
-        free=_free_figures(by_condition.get(primary.baseline, []), measures),
+        free=_free_figures(by_condition.get(primary.conditions[-1], []), measures),
         comparisons=_compared(tables, comparisons, (measures[0], primary)),
     )
 
@@ -232,19 +235,22 @@ def _free_figures(runs: Sequence[RunResult], measures: Sequence[str]) -> FreeFig
 
 
 def _compared(
-    tables: Mapping[str, Any], comparisons: Sequence[Comparison], primary: tuple[str, Comparison]
+    tables: Mapping[str, Any], comparisons: Sequence[Contrast], primary: tuple[str, Contrast]
 ) -> list[ComparisonResult]:
-    """Every comparison on every measure; `primary` is one of these pairs."""
-    differences: dict[tuple[str, Comparison], Difference] = {}
+    """Every comparison on every measure; `primary` is one of these pairs. It was named beforehand and decides alone;
+    Holm's family are the others."""
+    differences: dict[tuple[str, Contrast], Difference] = {}
     for measure, table in tables.items():
         for comparison in comparisons:
-            difference = statistics.difference(table, comparison.condition, comparison.baseline)
-            differences[measure, comparison] = difference
-    adjusted = statistics.holm({key: difference.p for key, difference in differences.items()})
+            differences[measure, comparison] = comparison.difference(table)
+    others = {key: difference.p for key, difference in differences.items() if key != primary}
+    adjusted = statistics.holm(others)
     results = []
     for key, difference in differences.items():
-        measure, _ = key
-        results.append(_comparison_result(measure, key == primary, difference, adjusted[key], len(differences)))
+        if key == primary:
+            results.append(_comparison_result(key[0], True, difference, None, 1))
+        else:
+            results.append(_comparison_result(key[0], False, difference, adjusted[key], len(others)))
     return results
 
 
@@ -287,13 +293,15 @@ def conditions_table(results: ExperimentResults, measure: str) -> Rows:
 
 
 def costs_table(results: ExperimentResults) -> Rows:
-    """Of every condition the means over seeds of losses, answers and costs."""
-    rows = [["arm", "LM loss", "answers cut off", "steps", "tokens", "FLOPs", "s of training"]]
+    """Of every condition the means over seeds of losses, answers, of whole texts also by kind of error, and costs."""
+    kinds = [kind for kind in ERRORS if all(kind in each.figures for each in results.conditions.values())]
+    errors = [f"wrong: {kind.replace('_', ' ')}" for kind in kinds]
+    rows = [["arm", "LM loss", "answers cut off", *errors, "steps", "tokens", "FLOPs", "s of training"]]
     for name, condition in results.conditions.items():
         row = [
             name,
             _number(condition.figures["lm_loss"]),
-            f"{condition.figures['truncated']:.1f}",
+            *(f"{condition.figures[figure]:.1f}" for figure in ("truncated", *kinds)),
             f"{condition.steps:.0f}",
             f"{condition.tokens:.3g}",
             f"{condition.flops:.3g}",

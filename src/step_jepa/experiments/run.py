@@ -61,10 +61,11 @@ class Seconds:
 class RunResult:
     """What came of a run; cell.json, where `condition` is called arm.
 
-    measures              name -> scores: accuracy; of `pairing` each measure of the views, and those against the base
-                          model's with _to_base
+    measures              name -> scores: accuracy, and by each further criterion of `evaluate`; of `pairing` each
+                          measure of the views, and those against the base model's with _to_base
     free                  measure -> free baseline -> scores, of those measures of the views that have one
-    figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off
+    figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off, and by
+                          kind of error
     steps, flops, tokens  of training; tokens are those read, branches too
     threads               of the processor, which the last digits depend on
     """
@@ -132,9 +133,9 @@ def _execute(run: Run) -> None:
     result = RunResult(
         condition=run.condition,
         seed=run.seed,
-        measures={ACCURACY: _correct(run.folder / "scores" / PREDICTIONS_FILE), **_of_views(view_scores)},
+        measures={**_of_answers(run.folder / "scores" / PREDICTIONS_FILE), **_of_views(view_scores)},
         free=_of_free_baselines(view_scores),
-        figures={name: summary[name] for name in FIGURES},
+        figures={**{name: summary[name] for name in FIGURES}, **summary["errors"]},
         steps=state["global_step"],
         flops=state["total_flos"],
         tokens=state["num_input_tokens_seen"],
@@ -176,9 +177,13 @@ def _measure_views(run: Run) -> dict[str, dict[str, Scores]]:
     return dict(models[str(run.model_folder)].get("by_problem", {}))
 
 
-def _correct(predictions: Path) -> Scores:
+def _of_answers(predictions: Path) -> dict[str, Scores]:
+    """accuracy, and what each further criterion says, of the problems with a known answer."""
     rows = [json.loads(line) for line in read_lines(predictions)]
-    return [float(row["correct"]) for row in rows if row["correct"] is not None]
+    known = [row for row in rows if row["correct"] is not None]
+    further = known[0].get("by", {})
+    scores = {name: [float(row["by"][name]) for row in known] for name in further}
+    return {ACCURACY: [float(row["correct"]) for row in known], **scores}
 
 
 def _of_views(view_scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
