@@ -141,6 +141,17 @@ def test_arms_bring_their_controls_and_the_grid_multiplies_those_with_a_jepa_ter
     }
 
 
+def test_plain_arms_do_not_take_what_a_recipe_says_of_a_jepa_term(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("pairs: all\nloss: mse\nobjective: step_jepa\nlearning_rate: 0.1\n")
+    for recipe in ({"config": str(tmp_path / "recipe.yaml")}, {"pairs": "all", "learning_rate": 0.1}):
+        options = {**EXPERIMENT, "recipe": {**EXPERIMENT["recipe"], **recipe}}
+        runs = planned(ExperimentArguments(output_dir=str(tmp_path), **options), tmp_path).runs
+        by_condition = {run.condition: run.train for run in runs}
+        assert by_condition["sft"]["learning_rate"] == 0.1
+        assert "pairs" not in by_condition["sft"]
+        assert by_condition["cosine"]["pairs"] == "all"
+
+
 def test_an_arm_is_compared_with_the_baseline_and_with_its_own_controls():
     shuffled = {"control": "shuffled_pairs"}
     arms = {"sft": {}, "cos lbd=1": {}, "cos lbd=1.shuffled_pairs": shuffled, "cos lbd=1.5": {}, "own": shuffled}

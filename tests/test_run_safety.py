@@ -328,6 +328,8 @@ def test_an_export_ends_where_training_taught_it_to(trained, tmp_path):
         (["--keep_adapter"], "--keep_adapter is read by --lora alone"),
         (["--diagnostics_rows", "4"], "--diagnostics_rows is read with --eval_file alone"),
         (["--eval_on_start", "True"], "--eval_on_start needs --eval_file"),
+        (["--eval_strategy", "steps"], "--eval_strategy needs --eval_file"),
+        (["--plain", "--chat_template_kwargs", '{"a": 1}'], "--plain and --chat_template_kwargs contradict each other"),
         (
             ["--streaming", "--max_steps", "1", "--dataset_num_proc", "2"],
             "--dataset_num_proc tokenises before training",
