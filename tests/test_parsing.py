@@ -322,17 +322,19 @@ def test_what_is_read_is_not_refused(tmp_path):
 @pytest.mark.parametrize(
     ("words", "left"),
     [
-        (["--objective", "none"], ("first", None, 2, 1)),
-        (["--lbd", "0"], ("first", None, 2, 1)),
-        (["--max_tokens_per_batch", "400"], ("all", 50, 8, 1)),
-        (["--streaming", "--max_steps", "9"], ("all", 50, 2, 3)),
-        (["--seed", "1"], ("all", 50, 2, 1)),
+        (["--objective", "none"], ("first", "cosine", 2, 1)),
+        (["--lbd", "0"], ("first", "cosine", 2, 1)),
+        (["--objective", "stp"], ("all", "cosine", 2, 1)),
+        (["--objective", "stp", "step_jepa"], ("all", "infonce", 2, 1)),
+        (["--max_tokens_per_batch", "400"], ("all", "infonce", 8, 1)),
+        (["--streaming", "--max_steps", "9"], ("all", "infonce", 2, 3)),
+        (["--seed", "1"], ("all", "infonce", 2, 1)),
     ],
 )
 def test_what_the_command_line_leaves_idle_of_a_file_goes_with_what_it_overrides(tmp_path, words, left):
-    text = "pairs: all\npair_tokens: 50\nper_device_train_batch_size: 2\nnum_train_epochs: 1\n"
+    text = "pairs: all\nloss: infonce\nper_device_train_batch_size: 2\nnum_train_epochs: 1\n"
     _, config = of_yaml(tmp_path, text, *words)
-    kept = (config.pairs, config.pair_tokens, config.per_device_train_batch_size, config.num_train_epochs)
+    kept = (config.pairs, config.loss, config.per_device_train_batch_size, config.num_train_epochs)
     assert kept == left
 
 

@@ -437,8 +437,11 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         """Names of options that nothing reads where these are given, which have the types of their fields."""
         idle = {"per_device_train_batch_size"} if given.get("max_tokens_per_batch") else set()
         idle |= {"num_train_epochs"} if given.get("streaming") else set()
-        if given.get("lbd") == 0 or given.get("objective") in (["none"], "none"):
+        names = given.get("objective") or []
+        if given.get("lbd") == 0 or names in (["none"], "none"):
             idle |= {each.name for each in option_fields(cls) if _needs_jepa_term(each)}
+        elif names and all(name in OBJECTIVES and OBJECTIVES[name].loss for name in names):
+            idle.add("loss")
         return idle
 
 
