@@ -18,6 +18,7 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.batches.views import Views, random_targets
 from step_jepa.errors import UserError
+from step_jepa.parsing import overridden
 
 # Of different lengths and numbers of steps; the second ends without an answer line. Where a step ends without a full
 # stop, its separator is a token of its own.
@@ -35,7 +36,7 @@ LBD, GAMMA, V = 0.7, 1.3, 264
 
 def trainer_for(folder, *, dtype=torch.float64, records=RECORDS, peft_config=None, **options):
     """A trainer of a model with three layers, so that there is one between the first and the last."""
-    options = {**QUIET, "pairs": "all", "lbd": LBD, "gamma": GAMMA, **options}
+    options = overridden([StepJEPAConfig], {**QUIET, "pairs": "all", "lbd": LBD, "gamma": GAMMA}, options)
     model = tiny_model(num_hidden_layers=3).to(dtype)
     config = StepJEPAConfig(output_dir=str(folder / "out"), **options)
     trainer = StepJEPARepresentationTrainer(

@@ -9,16 +9,12 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.attention import attention_mask, check
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.errors import UserError
+from step_jepa.parsing import overridden
 
 
 def trainer_for(model, tokenizer, records, tmp_path, **options):
-    options = {
-        "pairs": "all",
-        "predictors": 2,
-        "skip_answer_step": False,
-        "report_to": "none",
-        "use_cpu": True,
-    } | options
+    usual = {"pairs": "all", "predictors": 2, "skip_answer_step": False, "report_to": "none", "use_cpu": True}
+    options = overridden([StepJEPAConfig], usual, options)
     return StepJEPARepresentationTrainer(
         model, StepJEPAConfig(output_dir=str(tmp_path / "out"), **options), records, processing_class=tokenizer
     )

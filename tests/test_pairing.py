@@ -156,7 +156,9 @@ def test_a_control_run_is_measured_with_and_without_its_options(model_folder, te
 def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file, tmp_path):
     model, out = copied(model_folder, tmp_path / "model"), tmp_path / "out"
     first = pairing(out, test_file, model, model_folder)
+    (out / ".pairing.json.999999999.tmp").write_text("of a process that was killed")
     assert pairing(out, test_file, model, model_folder) == first
+    assert [path.name for path in out.iterdir()] == ["pairing.json"]
     tiny_model(seed=5).save_pretrained(model)
     os.utime(Path(model, "model.safetensors"), (2e9, 2e9))
     again = pairing(out, test_file, model, model_folder)

@@ -238,9 +238,13 @@ def test_what_a_file_gives_is_not_required_on_the_command_line(tmp_path):
         ("pairs: few", "pairs = few: give 'first', 'all' or 'random'"),
         ("optim: fast", "optim = fast: give 'adamw_torch'"),
         ("gamma: -1", "gamma = -1.0: give 0 or more"),
+        ("weight_decay: -1", "weight_decay = -1.0: give 0 or more"),
         ("config: other.yaml", "names another file of options"),
         ("[a]", "no table of options"),
         ("a: [", "cannot read"),
+        ("lbd: 0.1\nseed: 3\nlbd: 0.5", r"lbd is there twice in .*options.yaml., line 3, column 1"),
+        ("lr_scheduler_kwargs: {a: 1, a: 2}", "a is there twice"),
+        ("lora-r: 3\nlora_r: 4", "lora_r is given twice, with - and with _"),
     ],
 )
 def test_what_a_file_is_refused_for(tmp_path, text, message):
@@ -279,6 +283,59 @@ def test_a_bug_of_ours_in_a_dataclass_keeps_its_traceback():
     with pytest.raises(ValueError, match="ours") as raised:
         from_values("broken", [Broken], {})
     assert not isinstance(raised.value, UserError)
+
+
+IDLE = [
+    ("pairs_per_example: 2", "--pairs_per_example is read by --pairs random"),
+    ("objective: stp\npairs: first\npairs_per_example: 2", "--pairs_per_example is read by --pairs random"),
+    ("pairs: all\npairs_per_example: 2", "--pairs_per_example is read by --pairs random"),
+    ("max_tokens_per_batch: 400\nper_device_train_batch_size: 2", "takes the place of --per_device_train_batch_size"),
+    ("streaming: true\nmax_steps: 2\nnum_train_epochs: 2", "in place of --num_train_epochs"),
+    ("train_all: true\ntrain_turns: all", "leave out --train_turns"),
+    ("compat: [train_all]\ntrain_turns: all", "leave out --train_turns"),
+    ("objective: none\npairs: all", "--pairs all needs a JEPA term"),
+    ("lbd: 0\npairs: all", "--pairs all needs a JEPA term"),
+    ("objective: none\npair_tokens: 100", "--pair_tokens 100 needs a JEPA term"),
+    ("objective: none\nfront_pred: true", "--front_pred True needs a JEPA term"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), IDLE)
+def test_what_nothing_reads_is_refused(tmp_path, text, message):
+    values = yaml.safe_load(text)
+    words = []
+    for name, value in values.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    with pytest.raises(UserError, match=message):
+        of_yaml(tmp_path, text)
+    with pytest.raises(UserError, match=message):
+        train_of(*words)
+    with pytest.raises(UserError, match=message):
+        StepJEPAConfig(output_dir="o", use_cpu=True, **values)
+
+
+def test_what_is_read_is_not_refused(tmp_path):
+    assert of_yaml(tmp_path, "objective: stp\npairs: all\npairs_per_example: 2")[1].pairs_per_example == 2
+    assert of_yaml(tmp_path, "objective: none\npooling: mean")[1].pooling == "mean"  # `pairing` reads views so
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["--objective", "none"], ("first", "cosine", 2, 1)),
+        (["--lbd", "0"], ("first", "cosine", 2, 1)),
+        (["--objective", "stp"], ("all", "cosine", 2, 1)),
+        (["--objective", "stp", "step_jepa"], ("all", "infonce", 2, 1)),
+        (["--max_tokens_per_batch", "400"], ("all", "infonce", 8, 1)),
+        (["--streaming", "--max_steps", "9"], ("all", "infonce", 2, 3)),
+        (["--seed", "1"], ("all", "infonce", 2, 1)),
+    ],
+)
+def test_what_the_command_line_leaves_idle_of_a_file_goes_with_what_it_overrides(tmp_path, words, left):
+    text = "pairs: all\nloss: infonce\nper_device_train_batch_size: 2\nnum_train_epochs: 1\n"
+    _, config = of_yaml(tmp_path, text, *words)
+    kept = (config.pairs, config.loss, config.per_device_train_batch_size, config.num_train_epochs)
+    assert kept == left
 
 
 # Paths
@@ -375,6 +432,17 @@ def test_help_shows_our_options_by_purpose(capsys):
     assert "transformers.TrainingArguments:" in whole
 
 
+def test_help_shows_what_needs_no_name(capsys):
+    assert code("report", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: step-jepa report [RUNS ...] [--config FILE.yaml]")
+
+
+@pytest.mark.parametrize(("word", "meant"), [("tran", "train"), ("inspect mas", "inspect mask")])
+def test_a_command_that_is_misspelt(word, meant, capsys):
+    assert code(*word.split()) == 2
+    assert f"no command '{word}' (did you mean {meant}? there are prepare, " in capsys.readouterr().err
+
+
 def test_help_of_a_small_command(capsys):
     with pytest.raises(SystemExit) as stop:
         small("--help")
@@ -421,6 +489,17 @@ def test_an_imported_file_brings_its_objective(objective_file, monkeypatch, plac
 def test_without_the_import_the_objective_is_unknown(capsys):
     assert code("train", *TYPED, "--objective", "mine") == 2
     assert "objective = mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("lbd", "objective mine: --lbd is there"), ("lora_r", "an option of train")]
+)
+def test_an_imported_objective_changes_no_option_of_ours(objective_file, capsys, name, said):
+    own = f"    {name}: int = option(5, help='Mine.')"
+    text = OBJECTIVE.replace("    pass", own).replace("\n\n\n@", "\nfrom step_jepa.options import option\n\n\n@")
+    objective_file.write_text(text)
+    assert code("train", "--import", objective_file, *TYPED, "--objective", "mine") == 2
+    assert said in capsys.readouterr().err
 
 
 def test_an_imported_module(objective_file, monkeypatch):

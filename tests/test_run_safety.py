@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from step_jepa.adapted import train_config
 from step_jepa.errors import Terminated, UserError
 from step_jepa.models.export import end_of_turn, export
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.run_files import LOCK_FILE, examples_digest, locked, staged
+from step_jepa.run_files import LOCK_FILE, examples_digest, locked, staged, write_whole
 from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of, last_checkpoint
 
@@ -177,6 +178,26 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_read(tokenizer, recor
         setup_model_and_tokenizer(str(tmp_path / "spoilt"))
 
 
+@pytest.mark.parametrize("part", [0, 2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "predictors.safetensors",
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(trained, tmp_path, name, part):
+    shutil.copytree(trained[0], tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[: part and path.stat().st_size // part])
+    with pytest.raises(UserError, match=f"{path} (is damaged|cannot be read)"):
+        setup_model_and_tokenizer(str(path.parent), predictors=1)
+
+
 # The output folder
 
 
@@ -276,6 +297,20 @@ def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, monkey
     assert f"--resume_from_checkpoint True goes on from {out}/checkpoint-1" in said_by(capsys)
 
 
+@pytest.mark.parametrize("content", ["text", b"bytes", ["parts", "of it"]])
+def test_a_file_that_has_no_room_is_named(tmp_path, monkeypatch, content):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    write_whole(tmp_path / "a", content)
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_whole(tmp_path / "a", "other")
+    assert raised.value.filename == str(tmp_path / "a")
+    whole = content if isinstance(content, bytes) else "".join(content).encode()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": whole}
+
+
 # What is written
 
 
@@ -328,6 +363,8 @@ def test_an_export_ends_where_training_taught_it_to(trained, tmp_path):
         (["--keep_adapter"], "--keep_adapter is read by --lora alone"),
         (["--diagnostics_rows", "4"], "--diagnostics_rows is read with --eval_file alone"),
         (["--eval_on_start", "True"], "--eval_on_start needs --eval_file"),
+        (["--eval_strategy", "steps"], "--eval_strategy needs --eval_file"),
+        (["--plain", "--chat_template_kwargs", '{"a": 1}'], "--plain and --chat_template_kwargs contradict each other"),
         (
             ["--streaming", "--max_steps", "1", "--dataset_num_proc", "2"],
             "--dataset_num_proc tokenises before training",

@@ -186,6 +186,9 @@ def test_a_template_from_a_file(tokenizer, tmp_path):
         settle_template(tokenizer, options, plain=True)
     with pytest.raises(UserError, match=r"none\.jinja cannot be read"):
         settled(tokenizer, CHATML, chat_template=str(tmp_path / "none.jinja"))
+    file.write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    with pytest.raises(UserError, match=r"line 2 of the chat template: unexpected '\}'"):
+        settled(tokenizer, CHATML, chat_template=str(file), chat_template_kwargs={"a": 1})
 
 
 # Conversations

@@ -20,6 +20,7 @@ from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfi
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.models.target_encoder import TargetEncoder
+from step_jepa.parsing import overridden
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
 STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
@@ -31,7 +32,8 @@ def history(trainer, name="loss"):
 
 
 def run(tokenizer, records, tmp_path, model=None, peft_config=None, **options):
-    options = {**QUIET, **STEPS, "lbd": 1.0, "pairs": "all", "lr_scheduler_type": "constant", **options}
+    usual = {**QUIET, **STEPS, "lbd": 1.0, "pairs": "all", "lr_scheduler_type": "constant"}
+    options = overridden([StepJEPAConfig], usual, options)
     trainer = StepJEPARepresentationTrainer(
         model or tiny_model(),
         StepJEPAConfig(output_dir=str(tmp_path / "out"), **options),
@@ -396,7 +398,7 @@ from step_jepa.models import lm_head
 lm_head.WHOLE, lm_head.LEAST_CHUNK = {whole}, 8
 records = json.load(open({records!r}))
 config = StepJEPAConfig(output_dir={out!r}, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
-    logging_steps=1, max_steps=4, per_device_train_batch_size={size}, learning_rate=1e-2,
+    logging_steps=1, max_steps=4, per_device_train_batch_size={rows}, learning_rate=1e-2,
     pairs="all", lr_scheduler_type="constant", optim="sgd", per_device_eval_batch_size={size},
     **dict(train_sampling_strategy="sequential", dataloader_num_workers=1) | {options!r})
 trainer = StepJEPARepresentationTrainer(tiny_model(), config, records[:8], records, processing_class=byte_tokenizer())
@@ -428,9 +430,10 @@ def test_two_processes_are_one(records, tmp_path, options):
     ):
         script, out = tmp_path / f"run{size}.py", tmp_path / f"out{size}"
         tests, data = str(Path(__file__).parent), str(tmp_path / "records.json")
+        rows = size
         if "max_tokens_per_batch" in options:  # the batches of both ranks, one after another
-            options = options | {"gradient_accumulation_steps": size // 2}
-        texts = {"tests": tests, "records": data, "out": str(out), "size": size, "options": options}
+            rows, options = 8, options | {"gradient_accumulation_steps": size // 2}
+        texts = {"tests": tests, "records": data, "out": str(out), "size": size, "rows": rows, "options": options}
         script.write_text(TWO_PROCESSES.format(whole=4096 if "gamma" in options else 2**24, **texts))
         subprocess.run([sys.executable, *launcher, str(script)], check=True, capture_output=True, timeout=300)
         results.append(json.loads(out.with_suffix(".json").read_text()))

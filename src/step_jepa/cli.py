@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 import warnings
+from difflib import get_close_matches
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -96,7 +97,8 @@ def dispatch(argv: list[str], modules: list[str]) -> int:
     length = 2 if argv[0] == "inspect" and argv[1:] and not argv[1].startswith("-") else 1
     command, words = " ".join(argv[:length]), argv[length:]
     if command not in COMMANDS:
-        raise UserError(f"no command {command!r}: one of {', '.join(COMMANDS)}")
+        meant = "".join(f"did you mean {other}? " for other in get_close_matches(command, COMMANDS, n=1))
+        raise UserError(f"no command {command!r} ({meant}there are {', '.join(COMMANDS)})")
     place, types, _ = COMMANDS[command]
     home, _, function = place.partition(":")
     import_module("step_jepa.plugins").load_plugins(modules)  # before the dataclasses, which know what is registered

@@ -32,7 +32,7 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
     groups = groups_of(types)
     left_out = [] if everything else groups.pop(OTHERS, [])
     parser = ArgumentParser(
-        usage=f"step-jepa {command} [--config FILE.yaml] [--option value ...]",
+        usage=f"step-jepa {command}{_words_alone(types)} [--config FILE.yaml] [--option value ...]",
         formatter_class=RawDescriptionHelpFormatter,
         add_help=False,
         epilog=OF_EVERY_COMMAND,
@@ -45,6 +45,12 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
         parser.epilog = f"{OF_EVERY_COMMAND}\n\n{len(left_out)} more options, such as --learning_rate and --max_steps, "
         parser.epilog += f"are those of {OTHERS}:\nstep-jepa {command} --help-all lists them too."
     return parser.format_help().rstrip()
+
+
+def _words_alone(types: list[Any]) -> str:
+    """What may stand on the command line without the name of its option; see `parsing`."""
+    field, hint = options_of(types)[0]
+    return f" [{field.name.upper()} ...]" if hint == list[str] else ""
 
 
 def groups_of(types: list[Any]) -> dict[str, list[Option]]:

@@ -6,6 +6,7 @@ A command's arguments are a dataclass whose fields are made by `option`. What th
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from math import isfinite
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -139,7 +140,8 @@ def check_bounds(config: Any) -> None:
         if known.choices is not None and value not in known.choices:
             raise UserError(f"{each.name} = {value}: give one of {', '.join(known.choices)}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, known):
-            raise UserError(f"{each.name} = {value}: give {known.remedy or _bounds(known)}")
+            wanted = (known.remedy or _bounds(known)) if isfinite(value) else "a finite number"
+            raise UserError(f"{each.name} = {value}: give {wanted}")
 
 
 def check_needs(config: Any) -> None:
@@ -154,9 +156,8 @@ def _within(value: float, known: Facts) -> bool:
     above = known.least is None or value >= known.least
     beyond = known.more_than is None or value > known.more_than
     below = known.most is None or value <= known.most
-    finite = value == value and abs(value) != float("inf")
     bounded = (known.least, known.more_than, known.most) != (None, None, None)
-    return above and beyond and below and (finite or not bounded)
+    return above and beyond and below and (isfinite(value) or not bounded)
 
 
 def _bounds(known: Facts) -> str:

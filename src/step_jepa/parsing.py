@@ -23,6 +23,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
+from yaml.error import MarkedYAMLError
 
 from step_jepa.errors import UserError
 from step_jepa.help import page
@@ -101,7 +102,8 @@ def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, A
     `nested_paths(folder, values) -> values`, which applies `relative_to` to them. Raises UserError."""
     path = _or_shipped(Path(path))
     try:
-        options = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open(encoding="utf-8") as file:
+            options = yaml.load(file, _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read {path} ({reason}): give a YAML file of options") from error
@@ -115,6 +117,20 @@ def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, A
         if hasattr(kind, "nested_paths"):
             options = kind.nested_paths(folder, options)
     return dict(relative_to(folder, types, options))
+
+
+def overridden(types: Sequence[Any], values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with changes to them, but those that nothing reads any longer where that is changed.
+
+    A dataclass may say which these are, by a class method `idle_beside(changes) -> names`. Raises UserError for a
+    change that its option refuses."""
+    hints = {field.name: hint for field, hint in options_of(types)}
+    converted = {name: _converted(name, hints[name], value) for name, value in changes.items() if name in hints}
+    idle: set[str] = set()
+    for kind in types:
+        if hasattr(kind, "idle_beside"):
+            idle |= kind.idle_beside(converted)
+    return {**{name: value for name, value in values.items() if name not in idle}, **changes}
 
 
 def _or_shipped(path: Path) -> Path:
@@ -133,6 +149,8 @@ class _Parser(ArgumentParser):
         self.flags: set[str] = set()  # names that stand alone, or before a truth value
         self.add_argument(f"--{CONFIG}", action="append")
         for field, hint in options_of(types):
+            if f"--{field.name}" in self.names:  # of an objective of the user's own
+                raise UserError(f"--{field.name} is an option of {command} already: give yours another name")
             self._add(field, kinds_of(hint))
 
     def _add(self, field: Field, kinds: set[Any]) -> None:
@@ -192,7 +210,16 @@ def _unknown(command: str, name: str, names: list[str]) -> UserError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 2e-4 as the number that it is in JSON and YAML 1.2; PyYAML wants 2.0e-4."""
+    """Reads 2e-4 as the number that it is in JSON and YAML 1.2; PyYAML wants 2.0e-4. A name that a table has twice is
+    refused, as YAML 1.2 wants it; PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -201,14 +228,18 @@ _Loader.add_implicit_resolver(
 
 
 def _by_field_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+    by_name = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if len(by_name) < len(values):
+        twice = next(name for name in by_name if name in values and name.replace("_", "-") in values)
+        raise UserError(f"{twice} is given twice, with - and with _: leave one out")
+    return by_name
 
 
 def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
     """With the options of the file that `config` names, where there is one, under the others."""
     others = {name: value for name, value in values.items() if name != CONFIG}
     path = values.get(CONFIG)
-    return others if path is None else {**from_file(path, types), **others}
+    return others if path is None else overridden(types, from_file(path, types), others)
 
 
 def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 from filelock import SoftFileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from step_jepa.errors import UserError
 
@@ -39,17 +40,23 @@ CELL_FILE = "cell.json"
 LOCK_FILE = ".step-jepa.lock"
 
 
-def write_whole(path: Path, text: str | Iterable[str]) -> None:
-    """Write the text, or its parts in order, in UTF-8; the folder is made. The file appears whole or not at all: one
-    that was there is replaced at the end only."""
+def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
+    """Write bytes, or text, perhaps in parts, in UTF-8; the folder is made. The file appears whole or not at all: one
+    that was there is replaced at the end only. An OSError has the file's name, which that of a full disk lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in unfinished_files(path):
         abandoned.unlink(missing_ok=True)
     begun = unfinished(path)
     try:
-        with begun.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        if isinstance(content, bytes):
+            begun.write_bytes(content)
+        else:
+            with begun.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines([content] if isinstance(content, str) else content)
         os.replace(begun, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         begun.unlink(missing_ok=True)
 
@@ -112,6 +119,19 @@ def read_json(path: Path, **kinds: Any) -> dict[str, Any]:
         raise UserError(f"{path} is not the JSON that a run writes: move it away")
     check_fields(value, path, **kinds)
     return value
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of JSON, or of tensors as safetensors keeps them, was written to its end; no tensor is read."""
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with safe_open(path, "np"):
+                pass
+    except (ValueError, RecursionError, OSError, SafetensorError):
+        return False
+    return True
 
 
 @contextmanager

@@ -198,8 +198,9 @@ def _contradictions(args: TrainArguments, config: StepJEPAConfig) -> Iterator[st
             yield f"--{each.name} is read with --eval_file alone: add that, or leave it out"
     if config.streaming and config.dataset_num_proc > 1 and not args.eval_file:
         yield "--dataset_num_proc tokenises before training, and --streaming tokenises rows as they come: leave one out"
-    if config.eval_on_start and not args.eval_file:
-        yield "--eval_on_start needs --eval_file: add that, or leave it out"
+    for name in ("eval_on_start", "eval_strategy") if not args.eval_file else ():
+        if getattr(config, name) not in (False, "no"):
+            yield f"--{name} needs --eval_file: add that, or leave it out"
 
 
 class _NothingLeft(Exception):

@@ -32,8 +32,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):  # type: ignore[misc]  # the ki
             UserError: a row alone has more tokens than the budget.
         """
         self.rows, self.seed, self.rank, self.ranks = rows, seed, rank, ranks
-        measured = tqdm(range(len(rows)), desc="measuring rows", leave=False, delay=2)
-        lengths = [len(rows[index].input_ids) for index in measured]
+        lengths = list(tqdm(rows.lengths(), total=len(rows), desc="measuring rows", leave=False, delay=2))
         longest = max(lengths)
         if longest > budget:
             raise UserError(

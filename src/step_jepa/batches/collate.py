@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from step_jepa.data.examples import Examples
 from step_jepa.data.stream import ExampleStream
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.objectives.planner import Planner
@@ -43,6 +44,14 @@ class PlannedRows(Dataset):
     def sample(self) -> Sequence[Example]:
         """All examples, or MOST_PLANNED of more, evenly spaced."""
         return self.examples[:: -(-len(self) // MOST_PLANNED)]
+
+    def lengths(self) -> Iterator[int]:
+        """Tokens of each row, in order, as its epoch plans it."""
+        if not self.plan.objectives:
+            yield from Examples.of(self.examples).token_counts().tolist()
+            return
+        for example in self.examples:  # many are read at once, as by index they are not
+            yield len(self.plan(example, int(self.epoch)).input_ids)
 
     def token_counts(self) -> tuple[int, int]:
         """Tokens of the sample's rows without and with their branches."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.offsets import Span
@@ -109,6 +109,9 @@ class ChatFormat:
         """The conversation as one string. Raises Rejected where the template refuses it."""
         try:
             text = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **arguments)
+        except TemplateSyntaxError as error:
+            place = f"line {error.lineno} of the chat template"
+            raise UserError(f"{place}: {error.message}: mend it, or give another --chat_template") from error
         except (TemplateError, TypeError) as error:
             remedy = "change its turns, or give another --chat_template"
             raise Rejected(f"the chat template refuses this conversation ({error}): {remedy}") from error

@@ -92,10 +92,12 @@ def settle_template(
         UserError: the options contradict each other or the template.
     """
     options = options or TemplateOptions()
+    for name in ("chat_template", "chat_template_kwargs") if plain else ():
+        if getattr(options, name):
+            raise UserError(f"--plain and --{name} contradict each other: leave one out")
     if options.chat_template:
-        if plain:
-            raise UserError("--plain and --chat_template contradict each other: leave one out")
         tokenizer.chat_template = _read(options.chat_template)
+        rendered(tokenizer, [{"role": "user", "content": "a"}])  # a line of the file is named, before any is added
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if not tokenizer.chat_template:

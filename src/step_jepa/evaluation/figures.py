@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import PreparedData
-from step_jepa.run_files import VIEWS_FILE
+from step_jepa.run_files import VIEWS_FILE, write_whole
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.held_out import held_out
 from step_jepa.training.representation import Representation
@@ -84,4 +84,4 @@ def save_views(folder: Path, views: Views) -> None:
         "problem": first.problem.contiguous(),
         "step": first.step.contiguous(),
     }
-    save_file(tensors, path)
+    write_whole(path, save(tensors))

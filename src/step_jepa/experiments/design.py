@@ -20,7 +20,7 @@ from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.options import check_bounds, option
 from step_jepa.pairing.command import PairingArguments
 from step_jepa.pairing.measures import MEASURES
-from step_jepa.parsing import from_file, from_values, relative_to
+from step_jepa.parsing import from_file, from_values, overridden, relative_to
 from step_jepa.run_files import file_digest
 from step_jepa.statistics import Difference, ScoreTable
 from step_jepa.train import TrainArguments
@@ -419,7 +419,8 @@ def _check_arm_exists(role: str, name: str, conditions: Mapping[str, Options]) -
 def _runs(args: ExperimentArguments, conditions: Mapping[str, Options], folder: Path) -> list[Run]:
     recipe = _expanded("train", args.recipe)
     evaluate, pairing = _expanded("evaluate", args.evaluate), _expanded("pairing", args.pairing)
-    train = {condition: {**recipe, **_expanded("train", options)} for condition, options in conditions.items()}
+    types = argument_types("train")
+    train = {name: overridden(types, recipe, _expanded("train", options)) for name, options in conditions.items()}
     return [
         Run(
             condition=condition,
@@ -441,7 +442,8 @@ def _expanded(command: str, options: Options) -> Options:
         raise UserError(f"{fixed[0]} follows from the experiment: leave it out of the options of `{command}`")
     of_file = from_file(options["config"], argument_types(command)) if "config" in options else {}
     left_out = FIXED[command] | {"config"}
-    return {name: value for name, value in {**of_file, **options}.items() if name not in left_out}
+    values = overridden(argument_types(command), of_file, options)
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def _file_name(condition: str) -> str:

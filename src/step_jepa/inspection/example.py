@@ -125,7 +125,7 @@ class Inspector:
         self.config = _model_config(args.model_name, len(self.tokenizer))
         options = with_registered_options(StepJEPAOptions)(
             objective=[args.objective],
-            pairs=args.pairs,
+            pairs="first" if args.objective == "none" else args.pairs,
             predictors=args.predictors,
             plain=args.plain,
         )

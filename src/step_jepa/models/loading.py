@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from step_jepa.data.template import TemplateOptions, settle_template
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
+from step_jepa.run_files import is_whole
 
 SAMPLE = 64  # numbers of each weight that tell a model from another
+SMALL_FILES = ("*config.json", "special_tokens_map.json", "*.safetensors.index.json")  # of a model's folder
+LARGE_FILES = ("tokenizer.json", "*.safetensors")
 NO_CODE = {"trust_remote_code": False}  # else the library asks on standard input
 
 
@@ -148,15 +152,25 @@ def load_tokenizer(
     """The tokenizer of a model; the folder may hold nothing else. `plain` gives it a chat template without framing,
     `template` the one of these options. Raises UserError."""
     home = resolve(folder)
+    _check_whole(home, SMALL_FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(home, **NO_CODE)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # tokenizers raises no more special one
         raise _unavailable("tokenizer", folder, error) from None
     settle_template(tokenizer, template, plain=plain)
     return tokenizer
 
 
+def _check_whole(folder: str, patterns: Iterable[str]) -> None:
+    """Raises UserError for a file that is not, some of which the libraries pass over in silence."""
+    for pattern in patterns:
+        for path in Path(folder).glob(pattern):
+            if not is_whole(path):
+                raise UserError(f"{path} is damaged, or was not written to its end: write the model there anew")
+
+
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:
+    _check_whole(resolve(name), LARGE_FILES)
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or builtin:smollm2 ({reason})")
 
@@ -173,6 +187,7 @@ def _refuse_bare_tokenizer(folder: str) -> None:
 def _load(folder: str, quantization_config: Any, options: dict[str, Any]) -> Any:
     if quantization_config is not None and not torch.cuda.is_available():
         raise UserError("4-bit training needs a CUDA device: leave out --load_in_4bit (quantization_config) here")
+    _check_whole(folder, SMALL_FILES)
     options = {"dtype": torch.float32, **NO_CODE, **options}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config

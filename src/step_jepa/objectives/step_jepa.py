@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
-from step_jepa.options import option
+from step_jepa.options import Needs, option
 from step_jepa.rows.branches import Pair, Row, View, last, mean
 from step_jepa.rows.controls import Control, SamplingContext
 
@@ -21,7 +21,16 @@ Sees = Literal["nothing", "bos"]
 
 # Why a pair is left out
 JUST_THE_ANSWER = "whose target is just the answer (skip_answer_step)"
+WITHOUT_SPANS = ("step_jepa", "llm_jepa", "ssp", "none")
 SINK = "whose target is one token, which says nothing read alone (--target_sees bos reads it)"
+
+
+def _draws_pairs(config: Any) -> bool:
+    """Whether something is drawn of each example. Of --pairs all, step_jepa takes all; spans of stp are drawn."""
+    return config.pairs == "random" or (config.pairs == "all" and not {*config.objective} <= {*WITHOUT_SPANS})
+
+
+_DRAWN = Needs("--pairs random (stp: or all)", _draws_pairs)
 
 
 @dataclass
@@ -30,12 +39,18 @@ class PairOptions:
 
     # All objectives take these two, though llm_jepa and ssp have nothing to choose: recipes give pairs, and other
     # objectives are tried with those recipes.
-    pairs: Pairs = option("first", help="Which pairs of steps: the first, all, or some drawn at random.", group="Views")
+    pairs: Pairs = option(
+        "first",
+        help="Which pairs of steps: the first, all, or some drawn at random.",
+        group="Views",
+        of_jepa_term=True,
+    )
     pairs_per_example: int = option(
         4,
         help="How many pairs of an example with pairs random; spans of stp unless pairs first.",
         group="Views",
         least=1,
+        needs=_DRAWN,
         standalone=True,
     )
 

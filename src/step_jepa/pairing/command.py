@@ -33,6 +33,7 @@ from step_jepa.run_files import (
     last_modified,
     read_json,
     records_digest,
+    remove_unfinished,
     run_options,
     write_json,
 )
@@ -92,6 +93,7 @@ def run(args: PairingArguments) -> None:
     prints what there is. Raises UserError."""
     records = sorted(read_records(args.test_file, TEST, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
+    remove_unfinished(Path(args.output_dir))
     results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
     unmeasured = [name for name in args.model_name if not _is_measured(results, name)]
     base_readings: dict[str, Reading] = {}

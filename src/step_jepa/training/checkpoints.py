@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from step_jepa.errors import UserError
 from step_jepa.options import facts, option_fields
-from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, RUN_FILE, STATE_FILE, read_json
+from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, RUN_FILE, STATE_FILE, is_whole, read_json
 from step_jepa.training.run_metadata import SETTINGS_OF_THE_RUN
 
 # Patterns of names, in the order in which they are written
@@ -27,7 +26,7 @@ DIGESTS = {
     "training_data": "other training examples, or the same in another order",
     "base_weights": "other weights of the model",
 }
-UNREADABLE = (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +76,11 @@ def fault_of(checkpoint: Path) -> str | None:
 
 def is_readable(part: Path) -> bool:
     """Whether it is whole; tensors are not read."""
+    if part.suffix in (".json", ".safetensors"):
+        return is_whole(part)
     try:
-        if part.suffix == ".json":
-            json.loads(part.read_text(encoding="utf-8"))
-        elif part.suffix == ".safetensors":
-            with safe_open(part, "pt"):
-                pass
-        else:
-            with safe_globals():  # type: ignore[no-untyped-call]
-                torch.load(part, weights_only=True, mmap=True, map_location="cpu")
+        with safe_globals():  # type: ignore[no-untyped-call]
+            torch.load(part, weights_only=True, mmap=True, map_location="cpu")
     except UNREADABLE:
         return False
     return True

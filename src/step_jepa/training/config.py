@@ -57,9 +57,11 @@ _STREAMED = Needs("--streaming", lambda config: config.streaming)
 _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 
 
+_ROWS, _EPOCHS = 8, 3.0  # defaults of TrainingArguments
+
 # The least that makes sense of numbers that TrainingArguments takes as they come
 LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
-LEAST |= {"learning_rate": 0, "max_grad_norm": 0}
+LEAST |= {"learning_rate": 0, "max_grad_norm": 0, "weight_decay": 0}
 Options = TypeVar("Options")
 SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret|api_?key|credential", re.IGNORECASE)
 
@@ -283,6 +285,8 @@ class RepresentationOptions(TurnOptions, TemplateOptions):
             yield "--lbd auto balances against the language model's gradient: give --gamma more than 0"
         if self.lbd == "auto" and self.control == "no_loss":
             yield "--control no_loss has no gradient to balance: give --lbd a number"
+        if self.train_turns == "all" and (self.train_all or "train_all" in self.switches):
+            yield "--train_all trains on all that a row has: leave out --train_turns"
         if self.redraw and self.control not in RANDOM_CONTROLS:
             yield "--redraw redraws a control's choices: add --control, or leave it out"
 
@@ -299,11 +303,17 @@ class RepresentationOptions(TurnOptions, TemplateOptions):
     def _check_plain(self) -> None:
         """Whoever gives an option of the JEPA term in plain fine-tuning expects something of it."""
         for each in changed(self):
-            if facts(each).of_jepa_term:
+            if _needs_jepa_term(each):
                 raise UserError(
                     f"--{each.name} {getattr(self, each.name)} needs a JEPA term: give --lbd more than 0 and an "
                     "--objective, or leave it out"
                 )
+
+
+def _needs_jepa_term(each: Field[Any]) -> bool:
+    """Whether plain fine-tuning does not read the option. Of those that say how views are read, `pairing` makes use."""
+    known = facts(each)
+    return known.of_jepa_term or bool(objectives_that_read(each.name) and not known.changes_views)
 
 
 @dataclass
@@ -417,6 +427,22 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         yield from super()._contradictions()
         if self.config_overrides and not self.pretrain:
             yield "--config_overrides changes a model of random weights: add --pretrain"
+        if self.max_tokens_per_batch and self.per_device_train_batch_size != _ROWS:
+            yield "--max_tokens_per_batch takes the place of --per_device_train_batch_size: leave one out"
+        if self.streaming and self.num_train_epochs != _EPOCHS:
+            yield "a stream is not counted, so it has no epochs: give --max_steps in place of --num_train_epochs"
+
+    @classmethod
+    def idle_beside(cls, given: Mapping[str, Any]) -> set[str]:
+        """Names of options that nothing reads where these are given, which have the types of their fields."""
+        idle = {"per_device_train_batch_size"} if given.get("max_tokens_per_batch") else set()
+        idle |= {"num_train_epochs"} if given.get("streaming") else set()
+        names = given.get("objective") or []
+        if given.get("lbd") == 0 or names in (["none"], "none"):
+            idle |= {each.name for each in option_fields(cls) if _needs_jepa_term(each)}
+        elif names and all(name in OBJECTIVES and OBJECTIVES[name].loss for name in names):
+            idle.add("loss")
+        return idle
 
 
 @dataclass
@@ -468,13 +494,14 @@ class StepJEPAOptions(StepOptions, RepresentationOptions):
 def with_registered_options(config: type[Options]) -> type[Options]:
     """The dataclass with the options of all objectives that are registered by now, a user's own included."""
     added: list[tuple[str, Any, Field[Any]]] = []
-    known = {each.name for each in option_fields(config)}
-    for objective in OBJECTIVES.values():
+    known = {each.name: each for each in fields(config)}  # type: ignore[arg-type]
+    for name, objective in OBJECTIVES.items():
         types = get_type_hints(objective)
         for each in option_fields(objective):
             if each.name not in known:
-                known.add(each.name)
                 added.append((each.name, types[each.name], copy(each)))
+            if known.setdefault(each.name, each) is not each:
+                raise UserError(f"objective {name}: --{each.name} is there already: give its option another name")
     if not added:
         return config
     # Trainer pickles its arguments, and a class that is made here cannot be found by its name.
