@@ -483,7 +483,7 @@ TRAINER = [
     ({"loss": "infonce", "negatives": "same"}, "--negatives same .*: use --objective step_jepa --pairs all"),
     ({"label_smoothing_factor": 0.1}, "label_smoothing_factor .*: leave it out"),
     ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha .*: leave it out"),
-    ({"after": {"fsdp": ["full_shard"]}}, "FSDP .*: use DDP, or objective none"),
+    ({"lbd": "auto", "after": {"fsdp": True}}, "--lbd auto .* FSDP .*: give --lbd a number"),
     ({"after": {"deepspeed": "zero.json"}}, "DeepSpeed .*: use DDP, or objective none"),
     ({"push_to_hub": True}, "push_to_hub .*: push the exported folder"),
     ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy must be random or sequential"),

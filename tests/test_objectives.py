@@ -3,7 +3,6 @@
 import logging
 import math
 from copy import deepcopy
-from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -65,8 +64,7 @@ def batch_of(trainer, places=(0, 1, 2)):
 
 
 def terms_of(trainer, batch):
-    terms = trainer.representation.forward(batch)
-    return replace(terms, views=trainer.representation.forward.training_views(terms.views, batch))
+    return trainer.representation.forward.training(batch)
 
 
 def losses_of(trainer, batch):
@@ -532,7 +530,7 @@ def test_a_random_target_is_one_direction_per_step_as_long_as_the_view(tmp_path)
         trainer.train_dataset.epoch.fill_(epoch)
         batch = batch_of(trainer, places)
         true = trainer.representation.forward(batch).views
-        views = trainer.representation.forward.training_views(true, batch)
+        views = trainer.representation.forward.training(batch).views
         assert torch.equal(views.predicted, true.predicted)
         assert not views.target.requires_grad
         torch.testing.assert_close(views.target.norm(dim=-1), true.target.norm(dim=-1))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from test_cli import code, train, train_file  # noqa: F401
 from test_trainer import LORA, QUIET, STEPS, run
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
@@ -68,6 +69,16 @@ def test_another_run_is_not_gone_on_with(trained, model_folder, capsys, options,
     out, file = trained
     assert train(model_folder, file, out, "--resume_from_checkpoint", out / "checkpoint-1", *options) == 2
     assert f"checkpoint-1 was begun with {words}" in said_by(capsys)
+
+
+def test_the_rows_of_a_step_may_be_shared_out_anew(trained, model_folder, tmp_path, caplog):
+    out, file = trained
+    shared = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
+    assert train(model_folder, file, tmp_path, "--resume_from_checkpoint", out / "checkpoint-1", *shared) == 0
+    assert "is of 2 rows x 1 micro-batches x 1 ranks a step, and goes on with 1 x 2 x 1: the rows" in caplog.text
+    before, after = (load_file(folder / "model.safetensors") for folder in (out, tmp_path))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_other_data_and_another_model_are_not_gone_on_with(trained, tokenizer, model_folder, tmp_path, capsys):

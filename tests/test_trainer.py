@@ -231,7 +231,8 @@ def test_what_lies_beside_a_kept_adapter_is_found(tokenizer, records, model_fold
 
 def test_a_slow_twin_of_a_bf16_model_moves(tokenizer, records, tmp_path):
     model = tiny_model().to(torch.bfloat16)
-    target_encoder = TargetEncoder(model, decay=0.99)
+    target_encoder = TargetEncoder(decay=0.99)
+    target_encoder.begin(model)
     start = [value.clone() for value in target_encoder.buffers()]
     with torch.no_grad():
         for value in model.parameters():

@@ -48,7 +48,7 @@ from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
 from step_jepa.training.run_metadata import save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers, StopOnSigterm
-from step_jepa.training.validation import check_row_count, validate
+from step_jepa.training.validation import asks_for_fsdp, check_row_count, validate
 
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
 ADAPTER = Needs("--lora", lambda args: args.lora)
@@ -364,6 +364,8 @@ def _refuse_foreign(config: StepJEPAConfig) -> None:
         foreign["loss"] = config.loss
     if config.lbd == "auto":
         foreign["lbd"] = config.lbd
+    if asks_for_fsdp(config):
+        foreign["fsdp"] = True
     if foreign:
         options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")

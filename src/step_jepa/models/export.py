@@ -19,18 +19,28 @@ _BESIDE = ("adapter_config.json", PREDICTORS_FILE, STATE_FILE, OPTIONS_FILE)
 _README = "README.md"  # PEFT writes one
 
 
-def export(model: Any, tokenizer: Any, folder: str | os.PathLike, *, keep_adapter: bool = False) -> None:
+def export(
+    model: Any,
+    tokenizer: Any,
+    folder: str | os.PathLike,
+    *,
+    keep_adapter: bool = False,
+    expendable: bool = False,
+) -> None:
     """Write what any inference engine loads: the model, merged, or the adapter alone.
 
-    The predictor tokens lie beside it in predictors.safetensors, (K, E). The model itself is left as it is. An earlier
-    export is replaced once this one is whole. Raises UserError where the folder is that of the adapter's base model."""
+    The predictor tokens lie beside it in predictors.safetensors, (K, E). The model itself is left as it is, unless it
+    is expendable. An earlier export is replaced once this one is whole. Raises UserError where the folder is that of
+    the adapter's base model."""
     keep, folder = keep_adapter and isinstance(model, PeftModel), Path(folder)
     if not keep and getattr(model, "is_quantized", False):
         raise UserError("a quantised model cannot be merged without loss: export its adapter with --keep_adapter")
     if keep and folder.exists() and is_folder_of(folder, getattr(model, "loaded_from", None)):
         raise UserError(f"{folder} holds the base model, which the adapter would replace: give another output folder")
     with staged(folder) as stage:
-        _write(model, tokenizer, stage, keep=keep)
+        if not keep and isinstance(model, PeftModel):
+            model = _merged(model if expendable else _copied(model))
+        _write(model, tokenizer, stage)
         if (folder / _README).exists():
             (stage / _README).unlink(missing_ok=True)
         for old in filter(is_exported, folder.iterdir()):  # it would be loaded in place of this one
@@ -47,13 +57,11 @@ def is_folder_of(folder: Path, model: str | None) -> bool:
     return model is not None and Path(model).is_dir() and Path(model).samefile(folder)
 
 
-def _write(model: Any, tokenizer: Any, folder: Path, *, keep: bool) -> None:
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
     generation = _generation_config(model, tokenizer)
-    if keep:
-        # Without the base model's embeddings, which it has itself.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    else:
-        _merged(model).save_pretrained(str(folder))
+    # An adapter without the base model's embeddings, which it has itself.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(str(folder), **options)
     generation.save_pretrained(folder)
     save_predictors(model, folder)
     tokenizer.save_pretrained(folder)
@@ -81,12 +89,16 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return next(label for label in reversed(labels) if label != IGNORED)
 
 
-def _merged(model: Any) -> Any:
-    """A copy with the adapter merged in, made on the CPU, where a second model has room."""
-    if not isinstance(model, PeftModel):
-        return model
+def _copied(model: Any) -> Any:
+    """On the CPU, where a second model has room."""
     device = model.device
-    copy = deepcopy(model.to("cpu")).merge_and_unload()
-    hook_embeddings(copy)
+    copy = deepcopy(model.to("cpu"))
     model.to(device)
     return copy
+
+
+def _merged(model: Any) -> Any:
+    """The base model, with the adapter merged in."""
+    base = model.merge_and_unload()
+    hook_embeddings(base)
+    return base

@@ -132,16 +132,27 @@ class Forward:
         with attention.reading(self.model, batch):
             return self.model(logits_to_keep=1, **self.inputs(batch)).hidden_states[self.layer]
 
-    def training_views(self, views: Views, batch: Batch) -> Views:
-        """The views that the loss is taken on: their targets are read as target encoder and control say."""
+    def training(self, batch: Batch, model: nn.Module | None = None) -> ForwardOutput:
+        """The same with the views that the loss is taken on: their targets are read as target encoder and control say,
+        those of a target encoder before the model's own pass."""
+        targets = self._encoded_targets(batch)
+        output = self(batch, model)
+        return replace(output, views=self._with_targets(output.views, targets))
+
+    def _encoded_targets(self, batch: Batch) -> Tensor | None:
+        if self.target_encoder is None or self.random_seed is not None:
+            return None
+        some = torch.zeros_like(batch["labels"], dtype=torch.bool)
+        some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
+        with attention.reading(self.model, batch):
+            out = self.target_encoder(self.model, logits_to_keep=some, **self.inputs(batch))
+        return read_views(out.hidden_states[self.layer], batch).target
+
+    def _with_targets(self, views: Views, targets: Tensor | None) -> Views:
         if self.random_seed is not None:
             return random_targets(views, self.random_seed)
-        if self.target_encoder is not None:
-            some = torch.zeros_like(batch["labels"], dtype=torch.bool)
-            some[0, 0] = True  # one row of logits: none are wanted, but not all models can make none
-            with attention.reading(self.model, batch):
-                out = self.target_encoder(self.model, logits_to_keep=some, **self.inputs(batch))
-            return replace(views, target=read_views(out.hidden_states[self.layer], batch).target)
+        if targets is not None:
+            return replace(views, target=targets)
         return replace(views, target=views.target.detach()) if self.detach_targets else views
 
     def _views(self, states: Tensor, batch: Batch) -> Views:

@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from step_jepa.batches.views import at_least_float32
+from step_jepa.models.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,13 @@ class LMHead:
         if count * self.vocabulary <= WHOLE or self.module is None or not _agrees.get(self.module, True):
             return False
         weight = getattr(self.module, "weight", None)
-        sharded = weight is None or hasattr(weight, "device_mesh") or weight.shape[0] != self.vocabulary
-        return not sharded and not any(map(_drops, self.module.modules()))
+        if weight is None or weight.shape[0] != self.vocabulary:
+            return False
+        return self._serves(weight) and not any(map(_drops, self.module.modules()))
+
+    def _serves(self, weight: Tensor) -> bool:
+        """Whether the weight is whole, or stays so after the model's pass until the way back is over."""
+        return not isinstance(weight, DTensor) or (is_sharded(self.module) and _is_plain(self.module))
 
     def agrees(self, states: Tensor, logits: Tensor) -> bool:
         """Whether logits made here are the model's own, looked at once per model: one may scale them, or put more
@@ -54,7 +62,7 @@ class LMHead:
         if self.module not in _agrees:
             with torch.no_grad():
                 expected = logits.float()
-                apart = (self._logits(self.module(states)).float() - expected).abs().max()
+                apart = (self._logits(self._products(states)).float() - expected).abs().max()
                 # A product of other shapes rounds otherwise; a scale or a missing layer is off by far more.
                 rounding = 1e-3 if torch.finfo(logits.dtype).bits >= 32 else 5e-2
                 _agrees[self.module] = bool(apart <= rounding * expected.abs().max())
@@ -65,7 +73,7 @@ class LMHead:
     def nll(self, states: Tensor, labels: Tensor) -> Tensor:
         """(N,) at least float32, negative log-likelihood of labels (N,) at states (N, H), in nats."""
         size = max(LEAST_CHUNK, WHOLE // self.vocabulary)
-        if type(self.module) is nn.Linear:
+        if _is_plain(self.module):
             plan = _Plan(size, self.softcap, _dtype_of_products(self.module.weight), torch.is_grad_enabled())
             return _LinearNLL.apply(plan, labels, states, self.module.weight, self.module.bias)
         # An adapter on the head, or a head of another kind: its logits are made again on the way back.
@@ -82,6 +90,11 @@ class LMHead:
         logits = self._logits(functional_call(self.module, narrow, states))
         return cross_entropy(logits, labels)
 
+    def _products(self, states: Tensor) -> Tensor:
+        if _is_plain(self.module):  # not called: a sharded module would take it for a pass of its own
+            return F.linear(states, self.module.weight, self.module.bias)
+        return self.module(states)
+
     def _logits(self, products: Tensor) -> Tensor:
         logits = at_least_float32(products)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -93,6 +106,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     torch's own is off on a CPU in float32, always to one side: by -7e-6 nats a token for 49,152 tokens, this by 2e-8
     (findings/torch-cpu-cross-entropy.sh)."""
     return logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether it is torch's linear layer and no more, perhaps sharded."""
+    kinds = (kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+    return next(kinds) is nn.Linear
 
 
 def _drops(module: nn.Module) -> bool:

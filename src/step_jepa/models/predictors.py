@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from step_jepa.batches.views import at_least_float32
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
+from step_jepa.models.sharding import reshard, spread_like, whole
 from step_jepa.run_files import PREDICTORS_FILE
 
 
@@ -184,25 +185,31 @@ def _saved_rows(folder: str | None, count: int) -> Tensor | None:
 
 
 def trained_predictors(model: Any) -> Tensor:
-    """(K, E), a copy on the CPU."""
+    """(K, E), a copy on the CPU; all ranks that share the model have to call it."""
     tokens = model.predictor_tokens
     if tokens is None:
         return torch.zeros(0, model.get_input_embeddings().weight.shape[1])
-    return tokens.weight.detach().cpu().clone()
+    return whole(tokens.weight.detach()).cpu().clone()
 
 
 def save_predictors(model: Any, folder: Any) -> None:
     """Write predictors.safetensors, (K, E), where it is decided how many there are, none included."""
     if hasattr(model, "predictor_tokens"):
-        save_file({"predictors": trained_predictors(model)}, Path(folder, PREDICTORS_FILE))
+        save_predictor_rows(trained_predictors(model), folder)
+
+
+def save_predictor_rows(rows: Tensor, folder: Any) -> None:
+    """Write predictors.safetensors."""
+    save_file({"predictors": rows}, Path(folder, PREDICTORS_FILE))
 
 
 @torch.no_grad()
 def load_predictors(model: Any, checkpoint: Any) -> None:
     """The rows of a checkpoint that a run goes on from."""
     if predictor_ids(model):
+        reshard(model)
         weight = model.predictor_tokens.weight
-        weight.copy_(load_tensors(Path(checkpoint, PREDICTORS_FILE))["predictors"])
+        weight.copy_(spread_like(load_tensors(Path(checkpoint, PREDICTORS_FILE))["predictors"], weight))
 
 
 # Earlier versions appended the rows to the vocabulary, and said in the configuration how many they are.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -11,16 +12,23 @@ from typing import Any
 
 import torch
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import (
+    FSDP_MODEL_NAME,
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
 from transformers.trainer_pt_utils import safe_globals
 
 from step_jepa.errors import UserError
 from step_jepa.options import facts, option_fields
 from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, RUN_FILE, STATE_FILE, is_whole, read_json
-from step_jepa.training.run_metadata import SETTINGS_OF_THE_RUN
+from step_jepa.training.run_metadata import BATCH, SETTINGS_OF_THE_RUN
 
 # Patterns of names, in the order in which they are written
 PARTS = ("*model*.safetensors", OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state*.pth", TRAINER_STATE_NAME)
+FULL_PARTS = (f"{FSDP_MODEL_NAME}.bin", OPTIMIZER_NAME_BIN, *PARTS[2:])  # of FSDP, in one file each
 BESIDE = (PREDICTORS_FILE, STATE_FILE, OPTIONS_FILE, RUN_FILE)  # where there is anything to keep
 DIGESTS = {
     "training_data": "other training examples, or the same in another order",
@@ -63,11 +71,12 @@ def has_all_steps(checkpoint: str) -> bool:
 def fault_of(checkpoint: Path) -> str | None:
     """What is missing or cannot be read; None for a complete checkpoint. Of one whose parts are folders, as FSDP and
     DeepSpeed write them, only the trainer's state is looked at."""
+    parts = FULL_PARTS if (checkpoint / FULL_PARTS[0]).exists() else PARTS
     in_folders = checkpoint.is_dir() and any(path.is_dir() for path in checkpoint.iterdir())
-    for pattern in (TRAINER_STATE_NAME,) if in_folders else PARTS:
+    for pattern in (TRAINER_STATE_NAME,) if in_folders else parts:
         if not any(checkpoint.glob(pattern)):
             return f"{checkpoint / pattern} is missing"
-    for pattern in (*PARTS, *BESIDE):
+    for pattern in (*parts, *BESIDE):
         for part in checkpoint.glob(pattern):
             if not is_readable(part):
                 return f"{part} cannot be read"
@@ -110,6 +119,53 @@ def check_resumed(config: Any, settings: Mapping[str, Any], checkpoint: str) -> 
     fixed = [each.name for each in option_fields(config) if not facts(each).free_on_resume]
     _compare(checkpoint, OPTIONS_FILE, fixed, vars(config))
     _compare(checkpoint, RUN_FILE, SETTINGS_OF_THE_RUN, settings)
+    _compare_batches(config, checkpoint, settings)
+
+
+def _compare_batches(config: Any, checkpoint: str, settings: Mapping[str, Any]) -> None:
+    """Other ranks may share the rows of a step in another way, as long as they are the same."""
+    path = Path(checkpoint, RUN_FILE)
+    before = read_json(path) if path.exists() else {}
+    if not all(name in before for name in BATCH) or all(before[name] == settings[name] for name in BATCH):
+        return
+    if math.prod(before[name] for name in BATCH) != math.prod(settings[name] for name in BATCH):
+        _compare(checkpoint, RUN_FILE, BATCH, settings)
+    if config.should_log:
+        logger.warning(
+            "%s is of %d rows x %d micro-batches x %d ranks a step, and goes on with %d x %d x %d: the rows of a step "
+            "stay the same; dropout draws other numbers, and what looks at all pairs of a micro-batch (infonce, "
+            "regularisers) looks at %d rows, not %d",
+            *(checkpoint, *(before[name] for name in BATCH), *(settings[name] for name in BATCH)),
+            *(_seen_at_once(settings), _seen_at_once(before)),
+        )
+
+
+def _seen_at_once(settings: Mapping[str, Any]) -> int:
+    return int(settings["per_device_train_batch_size"] * settings["world_size"])
+
+
+def check_engine(checkpoint: str, plugin: Any) -> None:
+    """Raises UserError for a checkpoint that another engine wrote, or FSDP in another form.
+
+    Args:
+        checkpoint: to go on from.
+        plugin: of FSDP in this run, as accelerate has it, or None.
+    """
+    before, now = _engine_of(Path(checkpoint)), plugin.state_dict_type.name if plugin else None
+    if before != now:
+        was = f"under FSDP, as {before}" if before else "without FSDP"
+        now = f"with fsdp_state_dict_type {now}" if now else "without FSDP"
+        raise UserError(
+            f"{checkpoint} was saved {was}, and this run is {now}: start it as that one (FSDP on one device: torchrun "
+            "--nproc_per_node 1)"
+        )
+
+
+def _engine_of(checkpoint: Path) -> str | None:
+    """The form that FSDP wrote it in, or None."""
+    if (checkpoint / FULL_PARTS[0]).exists():
+        return "FULL_STATE_DICT"
+    return "SHARDED_STATE_DICT" if (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir() else None
 
 
 def say_other_schedule(config: Any, checkpoint: str) -> None:

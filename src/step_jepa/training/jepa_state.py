@@ -13,6 +13,7 @@ from step_jepa.batches.views import Views
 from step_jepa.errors import UserError
 from step_jepa.losses.running_mean import RunningMean
 from step_jepa.models.predictors import load_tensors
+from step_jepa.models.sharding import spread_like, whole
 from step_jepa.models.target_encoder import TargetEncoder
 from step_jepa.run_files import STATE_FILE
 
@@ -58,13 +59,19 @@ class JepaState(nn.Module):
         if self.target_encoder is not None:
             self.target_encoder.update(model)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write jepa.safetensors; nothing is written where there is nothing to keep."""
-        path = Path(folder, STATE_FILE)
-        path.unlink(missing_ok=True)
-        state = {_saved_as(name): value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        if len(state) > 1 or self.lbd:
-            save_file(state, path)
+    def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
+        """Write jepa.safetensors; nothing is written where there is nothing to keep. All ranks have to call it, of
+        which one is to `write`."""
+        state = {}
+        for name, value in self.state_dict().items():
+            gathered = whole(value.detach())
+            if write:
+                state[_saved_as(name)] = gathered.cpu().contiguous()
+        if write:
+            path = Path(folder, STATE_FILE)
+            path.unlink(missing_ok=True)
+            if len(state) > 1 or self.lbd:
+                save_file(state, path)
 
     def load(self, folder: str | os.PathLike[str], *, predicting: bool) -> None:
         """Where a new run or an evaluation begins: the predictor head and the running means of the model's own run.
@@ -88,7 +95,7 @@ class JepaState(nn.Module):
         if saved.keys() != known.keys():
             differing = sorted(saved.keys() ^ known.keys())[0]
             raise UserError(f"{checkpoint} was saved with other options of the JEPA term ({differing}): give the same")
-        self.load_state_dict(saved)
+        self.load_state_dict({name: spread_like(value, known[name]) for name, value in saved.items()})
 
 
 def _saved_as(name: str) -> str:

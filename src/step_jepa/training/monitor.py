@@ -2,7 +2,6 @@
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import TrainerCallback
 
 from step_jepa.batches.attention import reading
 from step_jepa.batches.collate import Batch
+from step_jepa.models.sharding import is_sharded, reshard
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.training.balance import gradient_norms
 from step_jepa.training.held_out import held_out_part
@@ -38,7 +38,9 @@ class Monitor(TrainerCallback):
         """Measure, log, and warn once where the loss falls for another reason than the pairing."""
         trainer = self.trainer
         with trainer.sums.paused(), trainer.compute_loss_context_manager():
-            figures = self.figures() | self.gradients()
+            figures = self.figures()
+            if not is_sharded(trainer.model):
+                figures |= self.gradients()
         trainer.log({f"diagnostics_{name}": value for name, value in figures.items()})
         first = self.first()
         if proves_nothing(first, figures) and not self.warned and trainer.args.should_log:
@@ -85,7 +87,8 @@ class Monitor(TrainerCallback):
             figures: dict[str, float] = trainer.figures(
                 [held_out_part(output, trainer.jepa, step) for output in outputs]
             )
-            return figures
+        reshard(trainer.model)
+        return figures
 
     def gradients(self) -> dict[str, float]:
         """Gradient norms of gamma * LM loss and of the JEPA loss, before lbd, on the first of these rows."""
@@ -93,9 +96,7 @@ class Monitor(TrainerCallback):
         forward, device = trainer.representation.forward, trainer.args.device
         fork = torch.random.fork_rng([device] if device.type == "cuda" else [])  # dropout must not disturb training
         with fork, reading(trainer.model, batch):
-            output = forward(batch)
-            output = replace(output, views=forward.training_views(output.views, batch))
-            lm, jepa, _ = trainer.means_of_batch(output)
+            lm, jepa, _ = trainer.means_of_batch(forward.training(batch))
             lm_norm, jepa_norm = gradient_norms(trainer.model, (lm, jepa))
         return {"grad_norm_lm": lm_norm, "grad_norm_jepa": jepa_norm}
 

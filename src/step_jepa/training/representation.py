@@ -69,6 +69,12 @@ class Representation:
         )
         return cls(model.eval(), tokenizer, options, seed=seed)
 
+    def begin_target_encoder(self) -> None:
+        """From the model's parameters as they are now, the first time."""
+        for encoder in (self.forward.target_encoder, self.jepa.state.target_encoder):
+            if encoder is not None:
+                encoder.begin(self.model)
+
     @property
     def branching(self) -> bool:
         """Whether there is a JEPA term."""
@@ -175,7 +181,7 @@ class Representation:
             for (name, weight), objective in zip(options.objectives, self.objectives, strict=True)
         ]
         centred = [term.name for term in terms if term.criterion.spec.centred]
-        average = TargetEncoder(self.model, options.ema_decay) if terms and options.target_encoder == "ema" else None
+        average = TargetEncoder(options.ema_decay) if terms and options.target_encoder == "ema" else None
         width = self.model.config.get_text_config().hidden_size
         state = JepaState(centred, width, getattr(self.model, "predictor_head", None), average)
         if terms and (folder := getattr(self.model, "loaded_from", None) or self.model.name_or_path):
@@ -196,5 +202,5 @@ class Representation:
     def _target_encoder(self) -> TargetEncoder | None:
         """Who reads the targets, if not the model."""
         if self.branching and self.options.control == "frozen_target":
-            return TargetEncoder(self.model, decay=1.0)
+            return TargetEncoder(decay=1.0)
         return self.jepa.state.target_encoder

@@ -17,9 +17,10 @@ LIBRARIES = ("step-jepa", "torch", "transformers", "peft")
 TRAJECTORY = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "dataloader_drop_last"),
     *("train_sampling_strategy", "seed", "data_seed", "label_smoothing_factor", "neftune_noise_alpha"),
+    "dataloader_drop_last",
 )
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")  # of which the product counts
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be resumed for longer
 SETTINGS_OF_THE_RUN = (*TRAJECTORY, "approach", "lora", "dtype", "base_weights", "training_data")
 
@@ -53,7 +54,7 @@ def settings_of(
     settings = {
         **sources,
         "lora": {name: getattr(adapter, name) for name in ADAPTER} if adapter else None,
-        **{name: getattr(args, name) for name in (*TRAJECTORY, *LENGTH)},
+        **{name: getattr(args, name) for name in (*TRAJECTORY, *BATCH, *LENGTH)},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(args.device),
         "versions": {library: version(library) for library in LIBRARIES},

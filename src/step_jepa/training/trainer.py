@@ -9,14 +9,13 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
@@ -36,12 +35,19 @@ from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictors
+from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictor_rows, trained_predictors
+from step_jepa.models.sharding import gather_model, is_sharded, reshard, skeleton
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
-from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
+from step_jepa.training.checkpoints import (
+    check_complete,
+    check_engine,
+    check_resumed,
+    say_other_schedule,
+    without_known_keys,
+)
 from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
@@ -52,7 +58,7 @@ from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
-from step_jepa.training.validation import check_negatives, check_row_count, check_stream, validate
+from step_jepa.training.validation import check_negatives, check_row_count, check_sharding, check_stream, validate
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +133,8 @@ class RepresentationTrainer(Trainer):
                 callbacks=[*(callbacks or []), *every_step],
                 optimizers=optimizers,
             )
+        check_sharding(args, self.accelerator)
+        self._skeleton = skeleton(model) if self.is_fsdp_enabled else None
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
@@ -136,8 +144,8 @@ class RepresentationTrainer(Trainer):
         """What lives on the device, and what an optimisation step begins with."""
         device = self.args.device
         self.jepa.state.to(device)
-        if self.representation.forward.target_encoder is not None:
-            self.representation.forward.target_encoder.to(device)
+        if not self.is_fsdp_enabled:  # else once the model is sharded
+            self.representation.begin_target_encoder()
         self.sums = MetricSums(self.jepa.names, self.jepa.weights, device)
         self._step_tokens = torch.ones((), device=device)
         self._step_pairs = torch.ones(len(self.jepa.terms), device=device)
@@ -326,6 +334,12 @@ class RepresentationTrainer(Trainer):
 
     # Loss
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+        assert self.model is self.representation.model  # it is sharded in place
+        self.representation.begin_target_encoder()
+        return prepared
+
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward, both with the batch's kind of attention: checkpointed layers run in both."""
         with reading(self.model, inputs):
@@ -353,9 +367,8 @@ class RepresentationTrainer(Trainer):
             nll = self.representation.forward(inputs, model).nll
             loss = nll.sum() / self._step_tokens * self.accelerator.num_processes
             return (loss, {"loss": loss}) if return_outputs else loss
-        output = self.representation.forward(inputs, model)
-        if self.branching:
-            output = replace(output, views=self.representation.forward.training_views(output.views, inputs))
+        forward = self.representation.forward
+        output = forward.training(inputs, model) if self.branching else forward(inputs, model)
         if undivided:
             lm, jepa, distances = self.means_of_batch(output)
         else:
@@ -428,6 +441,7 @@ class RepresentationTrainer(Trainer):
         self._held_out = []
         with self.sums.paused():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+            reshard(self.model)  # else only a backward pass does
             assert isinstance(output.predictions, np.ndarray)
             assert output.metrics is not None
             nll, tokens = torch.from_numpy(output.predictions).double().sum(0).tolist()
@@ -444,19 +458,33 @@ class RepresentationTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Checkpoints are as they train, to be resumed; what is saved for use is merged (models/export.py)."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # without branches only: no predictor tokens
         folder = output_dir or self.args.output_dir
         assert folder is not None
         if self.args.should_save:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
-        if _internal_call or sharded:
+        if _internal_call or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model)
-            export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter)
+        else:
+            self._export(folder)
+        self._save_beside(folder)
+
+    def _export(self, folder: str) -> None:
+        """What is sharded is gathered by all ranks; one writes."""
+        model, keep = self.accelerator.unwrap_model(self.model), self.args.keep_adapter
+        sharded = is_sharded(model)
+        if sharded:
+            model = gather_model(model, self._skeleton, trained_only=keep and isinstance(model, PeftModel))
         if self.args.should_save:
-            save_predictors(self.accelerator.unwrap_model(self.model), folder)
-            self.jepa.state.save(folder)
+            export(model, self.processing_class, folder, keep_adapter=keep, expendable=sharded)
+
+    def _save_beside(self, folder: str) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        rows = trained_predictors(model) if hasattr(model, "predictor_tokens") else None
+        self.jepa.state.save(folder, write=self.args.should_save)
+        if self.args.should_save:
+            if rows is not None:
+                save_predictor_rows(rows, folder)
             save_options(self.args, folder)
             save_settings(folder, self._settings())
             if self.train_dataset is not None:
@@ -467,6 +495,7 @@ class RepresentationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_complete(resume_from_checkpoint)
+        check_engine(resume_from_checkpoint, self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
         check_resumed(self.args, self._settings(), resume_from_checkpoint)
         say_other_schedule(self.args, resume_from_checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
@@ -475,17 +504,21 @@ class RepresentationTrainer(Trainer):
             )
         check_same_template(self.processing_class, resume_from_checkpoint)
         check_checkpoint(self.model, resume_from_checkpoint)
+        self.representation.begin_target_encoder()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_predictors(self.model, resume_from_checkpoint)
-        self.jepa.state.resume(resume_from_checkpoint)
+        self._load_beside(resume_from_checkpoint)
+
+    def _load_beside(self, checkpoint: str) -> None:
+        reshard(self.model)
+        load_predictors(self.model, checkpoint)
+        self.jepa.state.resume(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(without_known_keys(self.model, load_result))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        load_predictors(self.model, self.state.best_model_checkpoint)
-        self.jepa.state.resume(str(self.state.best_model_checkpoint))
+        self._load_beside(str(self.state.best_model_checkpoint))
 
 
 class _EveryStep(TrainerCallback):

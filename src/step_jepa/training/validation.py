@@ -1,7 +1,10 @@
 """Options of a run that would give something else than they say, refused with what to do."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from accelerate.utils import DistributedType
 
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
@@ -38,12 +41,41 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "a quantised model cannot be merged without loss: add --keep_adapter"
     if args.pretrain and adapter:
         yield "--pretrain makes random weights, which an adapter would leave as they are: leave out --lora"
-    if args.fsdp and "undivided_loss" in args.switches:
+    if asks_for_fsdp(args) and _loads_on_one_rank(args):
+        yield (
+            "fsdp_cpu_ram_efficient_loading leaves all ranks but one without the weights that predictor tokens and "
+            "checks are made of: set it to false"
+        )
+    if asks_for_fsdp(args) and "undivided_loss" in args.switches:
         yield "FSDP does not go with undivided_loss: leave it out of --compat"
     if args.streaming:
         yield from _streamed(args)
     if args.objectives:
         yield from _beside_a_jepa_term(args, adapter=adapter)
+
+
+def asks_for_fsdp(args: Any) -> bool:
+    """Whether options of the run or `accelerate launch` ask for FSDP."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _loads_on_one_rank(args: Any) -> bool:
+    name = "cpu_ram_efficient_loading"
+    asked = ((args.fsdp_config or {}).get(name), os.environ.get(f"FSDP_{name.upper()}"))
+    return any(str(value).lower() == "true" for value in asked)
+
+
+def check_sharding(args: Any, accelerator: Any) -> None:
+    """Raises UserError where FSDP is asked for, and the accelerator does something else, or FSDP1."""
+    if not asks_for_fsdp(args):
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(
+            f"FSDP shards a model over accelerators started by torchrun or accelerate launch, not on {args.device.type}"
+            " here (accelerate would run DDP without a word): leave out --fsdp"
+        )
+    if not accelerator.is_fsdp2:
+        raise UserError("FSDP1 is not served: give fsdp_version: 2 in the config of accelerate launch")
 
 
 def check_stream(args: Any) -> None:
@@ -77,8 +109,8 @@ def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
         yield "label_smoothing_factor has no meaning beside a JEPA loss: leave it out"
     if args.neftune_noise_alpha:
         yield "neftune_noise_alpha would put noise on isolated views: leave it out"
-    if args.fsdp:
-        yield "FSDP does not yet go with a JEPA loss: use DDP, or objective none"
+    if args.lbd == "auto" and asks_for_fsdp(args):
+        yield "--lbd auto measures gradients of single losses, which FSDP does not show: give --lbd a number"
     if args.deepspeed:
         yield "DeepSpeed does not yet go with a JEPA loss: use DDP, or objective none"
     if args.target_encoder == "ema" and adapter and not args.keep_adapter:
