@@ -262,3 +262,14 @@ def test_train_and_test_of_a_dataset_dict(tokenizer, records, tmp_path):
     config = StepJEPAConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     trainer = StepJEPARepresentationTrainer(tiny_model(), config, splits, splits, processing_class=tokenizer)
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (6, 3)
+
+
+def test_a_cache_that_another_process_filled_meanwhile_is_used(tmp_path):
+    begun, folder = tmp_path / "begun", tmp_path / "folder"
+    for path in (begun, folder):
+        path.mkdir()
+        (path / "counts.json").write_text(path.name)
+    cached._keep(begun, folder)
+    assert (folder / "counts.json").read_text() == "folder"
+    with pytest.raises(OSError, match="No such file"):
+        cached._keep(begun, tmp_path / "gone" / "folder")

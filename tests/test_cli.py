@@ -283,8 +283,6 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("lbd = 0.0: give more than 0", "compare", *model, *data, "--lbd", "0")
     refused("pool = 1", "pairing", *model, "--test_file", train_file, *out, "--pool", "1")
     refused("contradict", "train", *model, *data, *out, "--step_jepa", "--objective", "none")
-    resume = ["--output_dir", full, "--resume_from_checkpoint", "True", *QUICK]
-    refused("holds no complete checkpoint", "train", *model, *data, *resume)
     refused("lbd = nan", "train", *model, *data, *out, "--lbd", "nan")
     refused("limit = -1", "inspect", "steps", *model, *data, "--limit", "-1")
     refused("is not empty", "train", *model, *data, "--output-dir", full)

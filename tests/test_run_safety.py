@@ -26,6 +26,7 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.run_files import LOCK_FILE, examples_digest, locked, staged, write_whole
 from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of, last_checkpoint
+from step_jepa.training.preemption import preemptible
 
 RESUME = ["--resume_from_checkpoint", "True"]
 
@@ -145,8 +146,9 @@ def test_sigterm_leaves_a_checkpoint_and_no_model(tokenizer, records, tmp_path):
         tiny_model(), config, records, processing_class=tokenizer, callbacks=[_Stop(2)]
     )
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated, match=r"terminated at step 2: .*goes on from .*checkpoint-2") as stopped:
-        train_and_stop(trainer, None)
+    terminated = pytest.raises(Terminated, match=r"terminated at step 2: .*goes on from .*checkpoint-2")
+    with terminated as stopped, preemptible() as preemption:
+        train_and_stop(trainer, None, preemption)
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert fault_of(tmp_path / "checkpoint-2") is None

@@ -3,11 +3,15 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import step_jepa
 
@@ -95,3 +99,15 @@ def test_a_type_checker_sees_the_api(tmp_path):
     assert "PreTrainedModel" in lines[1]
     assert 'expected "Literal' in lines[2]
     assert "no_such_option" in lines[3]
+
+
+def test_floors_are_what_was_run():
+    """A lower one would be a promise that nobody has tried."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    pins = [line for line in (SOURCE.parents[1] / "constraints.txt").read_text().splitlines() if "==" in line]
+    run = {canonicalize_name(name): Version(version) for name, version in (pin.split("==") for pin in pins)}
+    asked = map(Requirement, [*project["dependencies"], *chain(*project["optional-dependencies"].values())])
+    floors = [(each.name, Version(floor.version)) for each in asked for floor in each.specifier]
+    low = [name for name, floor in floors if name in run and floor.release[:2] != run[name].release[:2]]
+    assert floors
+    assert not low

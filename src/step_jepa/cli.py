@@ -10,7 +10,11 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from step_jepa.errors import UserError
+from step_jepa import ranks
+from step_jepa.errors import Interrupted, UserError
+
+OUR_BUG, RANK_LOST = 1, 3  # exit codes
+LOST = "start again with --resume_from_checkpoint True, which goes on from the last checkpoint"
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 
@@ -51,7 +55,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM
+    or SIGUSR1. Of several processes, the first one that fails says why."""
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's, about itself
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -61,31 +66,53 @@ def main(argv: list[str] | None = None) -> None:
         argv, modules = _without_imports(sys.argv[1:] if argv is None else argv)
         argv, debug = _without_debug(argv)
         code = dispatch(argv, modules)
-    except UserError as error:
-        _trace(debug)
-        _say(str(error))
-        code = error.exit_code
     except BrokenPipeError:  # the reader has seen enough
         sys.stderr.close()
         code = 0
-    except OSError as error:  # a folder that cannot be written, a full disk
-        _trace(debug)
-        _say(f"{error.strerror or error}: {error.filename or 'give another place'}")
-        code = 2
     except KeyboardInterrupt:
         _say("interrupted")
         code = 130
+    except Exception as error:
+        code = _exit_code(error)
+        if code == OUR_BUG and not ranks.several():
+            raise
+        _trace(debug or code == OUR_BUG)
+        _say(_reason(error))
+    if ranks.several() and code != 0:
+        ranks.end(code)
     sys.exit(code)
 
 
-def _trace(debug: bool) -> None:
-    if debug and _FIRST:
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, UserError):
+        return error.exit_code
+    if ranks.is_lost(error):
+        return RANK_LOST
+    return 2 if isinstance(error, OSError) else OUR_BUG
+
+
+def _reason(error: Exception) -> str:
+    """In one line, with the rank where there are several and it is not what all of them were told."""
+    if isinstance(error, Interrupted):
+        return str(error)
+    if isinstance(error, UserError):
+        return f"{ranks.named()}{error}"
+    words = str(error).strip().partition("\n")[0]
+    if ranks.is_lost(error):
+        return f"{ranks.named()}another rank is gone, killed or out of reach ({words:.80}): {LOST}"
+    if isinstance(error, OSError):  # a folder that cannot be written, a full disk
+        return f"{ranks.named()}{error.strerror or error}: {error.filename or 'give another place'}"
+    return f"{ranks.named()}{type(error).__name__}: {words}"
+
+
+def _trace(shown: bool) -> None:
+    if shown and ranks.speaks():
         traceback.print_exc()
 
 
 def _say(message: str) -> None:
     """One line on stderr, from one of several processes."""
-    if _FIRST:
+    if ranks.speaks():
         print(f"step-jepa: {message}", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ class Interrupted(UserError):
 
 
 class Terminated(Interrupted):
-    """SIGTERM, and how to go on."""
+    """SIGTERM or SIGUSR1, and how to go on."""
 
     exit_code = 143
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +39,8 @@ EXPERIMENT_FILE = "experiment.yaml"
 CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
+
+_HOST = socket.gethostname().partition(".")[0]
 
 
 def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
@@ -80,11 +83,12 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def unfinished(path: Path) -> Path:
     """What this process writes before it is called `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}@{_HOST}.tmp")
 
 
 def unfinished_files(path: Path) -> list[Path]:
-    """What processes left that were killed while they wrote the file; a process that still runs may be writing it."""
+    """What processes left that were killed while they wrote the file; a process that still runs may be writing it, or
+    one of another machine that shares the disk."""
     files = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
     return [file for file in files if not _is_being_written(file)]
 
@@ -99,9 +103,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _is_being_written(file: Path) -> bool:
-    process = file.name.split(".")[-2]
+    process, _, host = file.name.split(".")[-2].partition("@")
     is_ours = process.isdigit() and len(process) < 10  # larger numbers are no process, and psutil does not take them
-    return not is_ours or psutil.pid_exists(int(process))
+    return not is_ours or host not in ("", _HOST) or psutil.pid_exists(int(process))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

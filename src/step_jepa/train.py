@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig
 from rich.console import Console
 from safetensors import SafetensorError
@@ -22,9 +23,9 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
 from step_jepa.data.template import today
-from step_jepa.errors import Interrupted, Terminated, UserError, library_refusals
+from step_jepa.errors import Interrupted, UserError, library_refusals
 from step_jepa.models.builtin import resolve
-from step_jepa.models.export import export
+from step_jepa.models.export import export, is_exported
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option
 from step_jepa.run_files import (
@@ -46,8 +47,9 @@ from step_jepa.training.checkpoints import (
 )
 from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
+from step_jepa.training.preemption import PreemptibleTrainer, Preemption, preemptible
 from step_jepa.training.run_metadata import save_settings, settings_of
-from step_jepa.training.safeguards import FiniteNumbers, StopOnSigterm
+from step_jepa.training.safeguards import FiniteNumbers
 from step_jepa.training.validation import asks_for_fsdp, check_row_count, validate
 
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
@@ -126,12 +128,18 @@ def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
     )
 
 
-def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
-    """The folder that --resume_from_checkpoint means: its own, or with True the last complete one of the output folder.
+def wants_checkpoint(config: StepJEPAConfig) -> bool:
+    """Whether --resume_from_checkpoint asks for one."""
+    return str(config.resume_from_checkpoint or "false").lower() not in ("false", "no")
 
-    Raises UserError where there is none."""
-    wanted = str(config.resume_from_checkpoint or "false")
-    if wanted.lower() in ("false", "no"):
+
+def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
+    """The folder that --resume_from_checkpoint means: its own, or with True the last complete one of the output folder;
+    None where there is none yet.
+
+    Raises UserError for a folder that holds none, and where one of the run's own is damaged."""
+    wanted = str(config.resume_from_checkpoint)
+    if not wants_checkpoint(config):
         return None
     if wanted.lower() not in ("true", "yes"):
         if not Path(wanted).is_dir():
@@ -140,10 +148,21 @@ def checkpoint_to_resume(config: StepJEPAConfig) -> str | None:
         return wanted
     last = last_checkpoint(checkpoints_in(config.output_dir))
     if last is None:
-        raise UserError(
-            f"{config.output_dir} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint"
-        )
+        _check_nothing_is_lost(Path(str(config.output_dir)))
+        logger.info("%s holds no checkpoint yet: training starts from the beginning", config.output_dir)
     return last
+
+
+def _check_nothing_is_lost(folder: Path) -> None:
+    """Raises UserError where a run that starts anew would replace what another one finished writing."""
+    damaged = [checkpoint for checkpoint in checkpoints_in(folder) if (checkpoint / TRAINER_STATE_NAME).exists()]
+    exported = list(filter(is_exported, folder.iterdir())) if folder.is_dir() else []
+    if damaged or exported:
+        raise UserError(
+            f"{folder} holds no complete checkpoint to resume from, but {(damaged or exported)[0].name}, which a run "
+            "from the beginning would replace: give another --output_dir, or --overwrite in place of "
+            "--resume_from_checkpoint"
+        )
 
 
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
@@ -152,22 +171,26 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     folder = Path(str(config.output_dir))
     if folder.is_file():
         raise UserError(f"{folder} is a file: give another --output_dir")
-    with locked(folder) if config.process_index == 0 else nullcontext(), enough_room(folder):
-        _run_in(folder, args, config)
+    config.enable_jit_checkpoint = False  # it is how every run ends at a signal
+    lock = locked(folder) if config.process_index == 0 else nullcontext()
+    with lock, enough_room(folder), preemptible() as preemption:
+        _run_in(folder, args, config, preemption)
 
 
-def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig) -> None:
-    resume = checkpoint_to_resume(config)
+def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig, preemption: Preemption) -> None:
+    # Shared disks do not show all machines the same files at the same time, nor do clocks the same day.
+    resume, day = broadcast_object_list([checkpoint_to_resume(config), today()])
     first = config.process_index == 0
     if first:
         remove_unfinished(folder)
-        check_output_dir(folder, resolve(args.model_name), overwrite=args.overwrite, resume=bool(resume))
+        resuming = wants_checkpoint(config)
+        check_output_dir(folder, resolve(args.model_name), overwrite=args.overwrite, resume=resuming)
     begun = run_options(resume) if resume else {}
-    config.chat_template_date = config.chat_template_date or begun.get("chat_template_date") or today()
+    config.chat_template_date = config.chat_template_date or begun.get("chat_template_date") or day
     trainer = standalone_trainer(args, config) if args.approach == "standalone" else adapted_trainer(args, config)
     if first and not resume:
         remove_run(folder)
-    if train(trainer, resume):
+    if train(trainer, resume, preemption):
         save(trainer, args, config)
 
 
@@ -218,20 +241,18 @@ class _Start(TrainerCallback):
             raise _NothingLeft
 
 
-def train(trainer: Trainer, resume: str | None) -> bool:
+def train(trainer: Trainer, resume: str | None, preemption: Preemption) -> bool:
     """Train from the start, or from a checkpoint. Whether there is something to export: not where that was done before.
 
     Raises:
         UserError: for what cannot be set up or read, and for numbers that are not finite.
         Interrupted: after Ctrl-C.
-        Terminated: after SIGTERM.
+        Terminated: after SIGTERM or SIGUSR1.
     """
     start = _Start()
-    trainer.callback_handler.callbacks.insert(0, start)  # before those of ours, whose errors are no refusals
+    trainer.callback_handler.callbacks[:0] = [start, preemption]  # before those of ours, whose errors are no refusals
     try:
-        with StopOnSigterm() as sigterm:
-            trainer.add_callback(sigterm)
-            trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=resume)
     except _NothingLeft:
         return _ends_before(trainer)
     except KeyboardInterrupt:
@@ -243,8 +264,6 @@ def train(trainer: Trainer, resume: str | None) -> bool:
         if resume:
             reason = f"cannot resume from {resume}: are these the options of that run? ({reason})"
         raise UserError(reason) from error
-    if sigterm.received and trainer.state.global_step < trainer.state.max_steps:
-        raise Terminated(f"terminated at step {trainer.state.global_step}: {_way_on(trainer.args)}")
     return True
 
 
@@ -293,7 +312,7 @@ def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARep
     )
 
 
-class StandaloneTrainer(standalone.StepJEPATrainer):
+class StandaloneTrainer(standalone.StepJEPATrainer, PreemptibleTrainer):
     """The teaching implementation, with what a run leaves beside its checkpoints, and is compared with on resume.
 
     settings  see `run_metadata`

@@ -37,7 +37,10 @@ class PlannedRows(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int | None) -> Row:
+        """The row of an example; None is a blank row, of which nothing is learnt."""
+        if index is None:
+            return Row(input_ids=self.examples[0].input_ids[:1], labels=[IGNORED])
         return self.plan(self.examples[index], int(self.epoch))
 
     @property

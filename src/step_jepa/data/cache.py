@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -99,8 +98,7 @@ def _fill(folder: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int)
         begun.mkdir()
         counts = _counts(_write(begun / EXAMPLES_FILE, encoder, rows, num_proc))
         (begun / COUNTS_FILE).write_text(json.dumps(counts))
-        with suppress(FileExistsError):  # another process may have been faster
-            begun.rename(folder)
+        _keep(begun, folder)
     except OSError as error:
         raise UserError(
             f"{folder.parent}: the tokenised data cannot be kept there ({error.strerror}): make room, or set "
@@ -108,6 +106,14 @@ def _fill(folder: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int)
         ) from error
     finally:
         shutil.rmtree(begun, ignore_errors=True)
+
+
+def _keep(begun: Path, folder: Path) -> None:
+    try:
+        begun.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was faster
+            raise
 
 
 def _write(path: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int) -> Iterator[_Rows]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+from step_jepa.signals import as_usual
+
 
 def over_processes(function: Callable[[Any], Any], items: Iterable[Any], num_proc: int) -> Iterator[Any]:
     """The function's results in the order of the items, of which a few are read ahead."""
@@ -52,6 +54,7 @@ def _start(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks says so
+    as_usual()
 
 
 def _call(item: Any) -> Any:

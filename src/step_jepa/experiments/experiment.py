@@ -39,7 +39,10 @@ from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
+from step_jepa.signals import ending_at_once
 from step_jepa.statistics import Components
+
+WAY_ON = "the same command goes on with the cells that are not finished"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -149,12 +152,12 @@ def execute_runs(
         try:
             threads = threads_of_run(args)
             every = execute_all(runs, args.workers, threads, progress.started, may_start=may_start)
-            with contextlib.closing(every) as ended_runs:
+            with ending_at_once(WAY_ON), contextlib.closing(every) as ended_runs:
                 for run, failure in ended_runs:
                     failed |= failure is not None
                     progress.ended(run, failure)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted: the same command goes on with the cells that are not finished") from None
+            raise Interrupted(f"interrupted: {WAY_ON}") from None
     return failed
 
 

@@ -1,14 +1,11 @@
-"""Callbacks that end training rather than go on for nothing: where a number is no longer finite, and on SIGTERM."""
+"""A callback that ends training rather than go on for nothing, where a number is no longer finite."""
 
 import logging
 import math
-import signal
-import threading
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
@@ -71,38 +68,3 @@ def _diverged(args: Any, step: int, what: str) -> UserError:
     checkpoint = last_checkpoint(checkpoints_in(args.output_dir))
     there = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
     return UserError(f"{what} of step {step} is not finite, and nothing is exported ({there}): {REMEDY}")
-
-
-class StopOnSigterm(TrainerCallback):
-    """As a context manager, lets SIGTERM, which clusters send before they kill, wait for the end of the optimisation
-    step, and training end there with a checkpoint.
-
-    received  whether it came
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self._main = threading.current_thread() is threading.main_thread()  # no other may handle signals
-
-    def __enter__(self) -> Self:
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _receive(self, *_: object) -> None:
-        self.received = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell_other_ranks(args.device)
-        if self.received:
-            control.should_save = control.should_training_stop = True
-
-    def _tell_other_ranks(self, device: torch.device) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            received = torch.tensor(int(self.received), device=device)
-            dist.all_reduce(received, dist.ReduceOp.MAX)
-            self.received = bool(received)

@@ -18,7 +18,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from step_jepa.batches.attention import reading
 from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
+from step_jepa.batches.even_ranks import fill_with_blanks
 from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
 from step_jepa.data.examples import Examples
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits
@@ -54,6 +55,7 @@ from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.monitor import Monitor
+from step_jepa.training.preemption import PreemptibleTrainer
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
@@ -63,7 +65,7 @@ from step_jepa.training.validation import check_negatives, check_row_count, chec
 logger = logging.getLogger(__name__)
 
 
-class RepresentationTrainer(Trainer):
+class RepresentationTrainer(PreemptibleTrainer):
     """Predict the representation of the answer from that of the user's text (LLM-JEPA, arXiv 2509.14252).
 
     Args:
@@ -225,6 +227,12 @@ class RepresentationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._batch_sampler or super()._get_train_sampler(train_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader[Any]:
+        loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        if is_training and self._batch_sampler is None:
+            fill_with_blanks(loader)
+        return loader
 
     def _evaluation_rows(self, data: Any) -> Any:
         """Of one data set; of a dictionary of them, by their names; the name of one that is there stays as it is."""
