@@ -31,7 +31,9 @@ def test_recipes_are_listed_printed_and_copied(tmp_path, capsys):
     assert code("recipes") == 0
     listed = capsys.readouterr().out.splitlines()
     named = {line.split()[0] for line in listed}
-    assert named == {str(path.relative_to(SHIPPED)) for path in SHIPPED.rglob("*") if path.suffix in {".yaml", ".py", ".sbatch"}}
+    assert named == {
+        str(path.relative_to(SHIPPED)) for path in SHIPPED.rglob("*") if path.suffix in {".yaml", ".py", ".sbatch"}
+    }
     assert all(line[42:43] == " " and line[43:44].isalnum() for line in listed)
     assert code("recipes", "recipes/demo.yaml") == 0
     assert capsys.readouterr().out == (SHIPPED / "recipes" / "demo.yaml").read_text()
