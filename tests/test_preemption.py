@@ -21,12 +21,14 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, ranks
 from step_jepa import train as train_module
 from step_jepa.batches.even_ranks import BlankFilled
 from step_jepa.errors import Terminated, UserError
+from step_jepa.parsing import SHIPPED
 from step_jepa.signals import ending_at_once, from_parent_alone
 from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of
 from step_jepa.training.preemption import preemptible
 
 ROOT = Path(__file__).parents[1]
+SLURM = SHIPPED / "recipes" / "slurm"
 RESUME = ["--resume_from_checkpoint", "True"]
 
 
@@ -319,7 +321,7 @@ def slurm(tmp_path, monkeypatch):
 def test_a_job_is_queued_again_after_a_signal_alone(slurm, name, number, status):
     words, requeue = SCRIPTS[name]
     script = subprocess.Popen(
-        ["bash", str(ROOT / "src" / "step_jepa" / "shipped" / "recipes" / "slurm" / f"{name}.sbatch"), *words],
+        ["bash", str(SLURM / f"{name}.sbatch"), *words],
         cwd=slurm,
     )
     while not (slurm / "srun.log").exists():
@@ -342,14 +344,14 @@ def test_what_a_job_runs(slurm):
     lock.write_text("1\nnode9")
     for name, (words, _) in SCRIPTS.items():
         subprocess.run(
-            ["bash", str(ROOT / "src" / "step_jepa" / "shipped" / "recipes" / "slurm" / f"{name}.sbatch"), *words],
+            ["bash", str(SLURM / f"{name}.sbatch"), *words],
             cwd=slurm,
             check=True,
         )
     assert lock.exists()
     environment = os.environ | {"SLURM_RESTART_COUNT": "1"}
     words = SCRIPTS["train"][0]
-    restart = ["bash", str(ROOT / "src" / "step_jepa" / "shipped" / "recipes" / "slurm" / "train.sbatch"), *words]
+    restart = ["bash", str(SLURM / "train.sbatch"), *words]
     subprocess.run(restart, cwd=slurm, check=True, env=environment)
     assert not lock.exists()
     started, shard, restarted = (slurm / "srun.log").read_text().splitlines()
