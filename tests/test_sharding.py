@@ -163,11 +163,13 @@ def test_another_number_of_ranks_goes_on(one, more, ranks, name):
     check(more / ranks, name, one)
 
 
-def test_the_export_is_a_model_of_one_process(one, two):
+@pytest.mark.parametrize("name", ["full tied", pytest.param("lora tied", marks=pytest.mark.slow)])
+def test_the_export_is_a_model_of_one_process(one, two, request, name):
+    if name in MORE:
+        request.getfixturevalue("more")
     ids = torch.arange(5, 25)[None]
-    expected, found = (
-        AutoModelForCausalLM.from_pretrained(each)(ids).logits for each in (one("full tied"), two / "full tied")
-    )
+    models = (AutoModelForCausalLM.from_pretrained(each) for each in (one(name), two / name))
+    expected, found = (model(ids).logits for model in models)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -190,12 +192,16 @@ def test_a_rank_takes_half_the_memory(tmp_path, monkeypatch):
 
 
 def test_a_cpu_is_told_that_it_does_not_shard():
-    args = SimpleNamespace(fsdp=True, device=torch.device("cpu"))
+    args, model = SimpleNamespace(fsdp=True, device=torch.device("cpu")), torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"not on cpu here .accelerate would run DDP .*: leave out --fsdp"):
-        check_sharding(args, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+        check_sharding(args, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), model)
     with pytest.raises(UserError, match="FSDP1 is not served: give fsdp_version: 2"):
-        check_sharding(args, SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False))
-    check_sharding(args, SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True))
+        check_sharding(args, SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False), model)
+    sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, mixed_precision="no")
+    check_sharding(args, sharding, model)
+    model.bias.data = model.bias.data.bfloat16()
+    with pytest.raises(UserError, match="of one dtype, not of bfloat16 and float32: add --bf16 True"):
+        check_sharding(args, sharding, model)
 
 
 def test_gradients_of_single_losses_are_not_to_be_had(tmp_path, monkeypatch):

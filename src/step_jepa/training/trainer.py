@@ -135,7 +135,7 @@ class RepresentationTrainer(PreemptibleTrainer):
                 callbacks=[*(callbacks or []), *every_step],
                 optimizers=optimizers,
             )
-        check_sharding(args, self.accelerator)
+        check_sharding(args, self.accelerator, model)
         self._skeleton = skeleton(model) if self.is_fsdp_enabled else None
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
@@ -482,8 +482,11 @@ class RepresentationTrainer(PreemptibleTrainer):
         model, keep = self.accelerator.unwrap_model(self.model), self.args.keep_adapter
         sharded = is_sharded(model)
         if sharded:
+            if self.args.should_log:
+                size = sum(value.numel() * value.element_size() for value in model.parameters())
+                logger.info("rank 0 gathers the model in CPU memory: %.1f GB at most", size / 1e9)
             model = gather_model(model, self._skeleton, trained_only=keep and isinstance(model, PeftModel))
-        if self.args.should_save:
+        if self.args.should_save and model is not None:
             export(model, self.processing_class, folder, keep_adapter=keep, expendable=sharded)
 
     def _save_beside(self, folder: str) -> None:

@@ -65,8 +65,8 @@ def _loads_on_one_rank(args: Any) -> bool:
     return any(str(value).lower() == "true" for value in asked)
 
 
-def check_sharding(args: Any, accelerator: Any) -> None:
-    """Raises UserError where FSDP is asked for, and the accelerator does something else, or FSDP1."""
+def check_sharding(args: Any, accelerator: Any, model: Any) -> None:
+    """Raises UserError where FSDP is asked for, and the accelerator does something else, or cannot shard the model."""
     if not asks_for_fsdp(args):
         return
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -76,6 +76,9 @@ def check_sharding(args: Any, accelerator: Any) -> None:
         )
     if not accelerator.is_fsdp2:
         raise UserError("FSDP1 is not served: give fsdp_version: 2 in the config of accelerate launch")
+    kinds = {str(value.dtype).removeprefix("torch.") for value in model.parameters() if value.requires_grad}
+    if len(kinds) > 1 and accelerator.mixed_precision == "no":
+        raise UserError(f"FSDP trains parameters of one dtype, not of {' and '.join(sorted(kinds))}: add --bf16 True")
 
 
 def check_stream(args: Any) -> None:
