@@ -31,11 +31,8 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "experiment": ("experiments.experiment", ["ExperimentArguments"], "arms x seeds, and what their differences say"),
     "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
-    "recipes": (
-        "recipes",
-        ["RecipesArguments"],
-        "list, print or copy recipes and experiments that are shipped",
-    ),
+    "card": ("card", ["CardArguments"], "a model's README.md with the figures of evaluations; both to a hub"),
+    "recipes": ("recipes", ["RecipesArguments"], "list, print or copy recipes and experiments that are shipped"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark.command", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }
