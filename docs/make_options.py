@@ -2,7 +2,7 @@
 
 from dataclasses import Field
 
-from step_jepa import cli
+from step_jepa import cli, dispatch
 from step_jepa.help import OTHERS, groups_of, placeholder, shown
 from step_jepa.options import default_of
 
@@ -24,9 +24,8 @@ def page() -> str:
 
 
 def _section(command: str) -> str:
-    place, types, purpose = cli.COMMANDS[command]
-    home = place.partition(":")[0]
-    groups = groups_of([cli._dataclass(home, name) for name in types])
+    purpose = cli.COMMANDS[command][2]
+    groups = groups_of(dispatch.dataclasses_of(cli.COMMANDS[command]))
     tables = [_table(heading, options) for heading, options in groups.items() if heading != OTHERS]
     return "\n".join([f"## {command}\n", f"{purpose[0].upper()}{purpose[1:]}.\n", *tables])
 

@@ -485,7 +485,7 @@ TRAINER = [
     ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha .*: leave it out"),
     ({"lbd": "auto", "after": {"fsdp": True}}, "--lbd auto .* FSDP .*: give --lbd a number"),
     ({"after": {"deepspeed": "zero.json"}}, "DeepSpeed .*: use DDP, or objective none"),
-    ({"push_to_hub": True}, "push_to_hub .*: push the exported folder"),
+    ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy checkpoint would upload rows"),
     ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy must be random or sequential"),
     ({"eval_do_concat_batches": False}, "eval_do_concat_batches must stay True"),
     ({"after": {"_n_gpu": 2, "use_cpu": False}}, "several devices .*: start with torchrun, or show it one device"),

@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_model
 
 import step_jepa
-from step_jepa import StepJEPAConfig, cli
+from step_jepa import StepJEPAConfig, cli, dispatch
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.evaluation.evaluate import EvaluateArguments
@@ -146,9 +146,7 @@ def test_every_command_of_the_pages_is_parsed(command, monkeypatch):
     monkeypatch.chdir(DOCS.parent)
     words = shlex.split(command)[1:]
     name = " ".join(words[:2]) if words[0] == "inspect" else words[0]
-    home, types, _ = cli.COMMANDS[name]
-    kinds = [cli._dataclass(home.partition(":")[0], kind) for kind in types]
-    parse(name, kinds, words[len(name.split()) :])
+    parse(name, dispatch.dataclasses_of(cli.COMMANDS[name]), words[len(name.split()) :])
 
 
 def test_the_readme_is_one_page():

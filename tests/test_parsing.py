@@ -4,14 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
 
-from step_jepa import cli, plugins
+from step_jepa import cli, dispatch, help_pages, plugins
 from step_jepa import train as train_command
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
@@ -462,10 +462,62 @@ def test_headings_say_nothing_of_errors(command, capsys):
 
 
 def test_the_first_page_of_help_needs_no_torch():
-    script = (
-        "import sys\nfrom step_jepa.cli import dispatch\ndispatch(['--help'], [])\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    """Nor anything else that takes time to import."""
+    loads = "import sys; before = {*sys.modules}; from step_jepa.cli import _usage; _usage()"
+    script = f"{loads}; print(*{{*sys.modules}} - before)"
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert sorted(loaded.split()) == ["step_jepa", "step_jepa.cli"]
+
+
+def test_the_version_is_said(capsys):
+    assert code("--version") == 0
+    assert capsys.readouterr().out == f"step-jepa {version('step-jepa')}\n"
+
+
+OF_THE_WHEEL = {"words_alone": "", "groups": {"Of the wheel": [{"names": ["--made_before"], "about": {"help": "."}}]}}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Where pages of help are kept, and how a process that is there for a command alone prints one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(help_pages, "SHIPPED_PAGES", tmp_path / "package" / "help_pages.json")
+
+    def printed(capsys, *words) -> str:
+        assert dispatch.run_command([*words, "--help"], cli.COMMANDS, alone=True) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+@pytest.mark.parametrize("command", ["train", "inspect tokens", "demo"])
+def test_a_page_of_help_that_was_kept_is_the_page(command, kept, capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    page = capsys.readouterr().out
+    assert kept(capsys, *command.split()) == page
+    assert list(json.loads((tmp_path / "step-jepa" / "help_pages.json").read_text())["pages"]) == [command]
+    monkeypatch.setattr(dispatch, "dataclasses_of", None)  # nothing of the command is loaded
+    assert kept(capsys, *command.split()) == page
+
+
+def test_plugins_make_their_own_pages(kept, capsys, monkeypatch):
+    help_pages.ship({"demo": OF_THE_WHEEL})
+    monkeypatch.setattr(plugins, "installed_plugins", lambda: True)
+    with pytest.raises(SystemExit):  # by the parser, from what is registered
+        kept(capsys, "demo")
+    assert "Of the wheel" not in capsys.readouterr().out
+
+
+def test_pages_of_help_are_of_this_very_source(kept, capsys, monkeypatch, tmp_path):
+    """Others, and what is no page, are made anew; those of the wheel go before those of the cache."""
+    page = kept(capsys, "demo")
+    help_pages.ship({"demo": OF_THE_WHEEL})
+    assert "Of the wheel" in kept(capsys, "demo")
+    monkeypatch.setattr(help_pages, "_checksum", lambda: 1)
+    assert kept(capsys, "demo") == page
+    (tmp_path / "step-jepa" / "help_pages.json").write_text('{"source": 1}')
+    assert kept(capsys, "demo") == page
 
 
 # Modules of users' own

@@ -181,7 +181,7 @@ def test_the_first_rank_that_fails_says_why(monkeypatch, capsys, tmp_path):
 
     def said(error, status):
         ranks.speaks.cache_clear()
-        monkeypatch.setattr("step_jepa.cli.dispatch", lambda *_: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("step_jepa.dispatch._dispatch", lambda *_, **__: (_ for _ in ()).throw(error))
         assert code("train") == status
         return capsys.readouterr().err
 

@@ -1,10 +1,7 @@
 """Step-JEPA: fine-tune language models with a joint-embedding predictive loss between reasoning steps."""
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # what tools see; at run time `step-jepa --help` need not wait for torch
+TYPE_CHECKING = False  # as in `typing`, which takes longer to import than `step-jepa --help` to print
+if TYPE_CHECKING:  # what tools see
     from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer, train_config
     from step_jepa.data.dataset import load_and_prepare_dataset
     from step_jepa.losses.registry import LossSpec, register_loss
@@ -52,8 +49,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Loads on first use."""
+    from importlib import import_module
+
     if name == "__version__":
-        return version("step-jepa")
+        return import_module("importlib.metadata").version("step-jepa")
     if name not in _HOMES:
         raise AttributeError(f"module 'step_jepa' has no attribute {name!r}")
     return getattr(import_module(f"step_jepa.{_HOMES[name]}"), name)

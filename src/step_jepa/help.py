@@ -4,9 +4,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import MISSING, Field
 from enum import Enum
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
-
-from transformers import TrainingArguments
+from typing import Any, Literal, TypedDict, get_args, get_origin
 
 from step_jepa.options import default_of, facts, is_required, members_of, options_of
 
@@ -21,6 +19,17 @@ of every command:
 Option = tuple[Field, Any]  # and its type hint
 
 
+class Page(TypedDict):
+    """What a page of help says, as JSON.
+
+    words_alone   what may stand without the name of its option
+    groups        heading -> options, each as ArgumentParser.add_argument takes it
+    """
+
+    words_alone: str
+    groups: dict[str, list[dict[str, Any]]]
+
+
 def page(command: str, types: list[Any], *, everything: bool) -> str:
     """The help of a command.
 
@@ -29,22 +38,38 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
         types: the dataclasses of its arguments.
         everything: with the options of transformers.TrainingArguments.
     """
+    return laid_out(command, described(types, everything=everything))
+
+
+def described(types: list[Any], *, everything: bool) -> Page:
+    """What a page of help says of the dataclasses of a command's arguments; TrainingArguments' own only with
+    `everything`, else their heading alone."""
     groups = groups_of(types)
-    left_out = [] if everything else groups.pop(OTHERS, [])
+    if OTHERS in groups and not everything:
+        groups[OTHERS] = []
+    described = {heading: [_described(*option) for option in options] for heading, options in groups.items()}
+    return {"words_alone": _words_alone(types), "groups": described}
+
+
+def laid_out(command: str, page: Page) -> str:
+    """The same as text, as wide as the terminal."""
     parser = ArgumentParser(
-        usage=f"step-jepa {command}{_words_alone(types)} [--config FILE.yaml] [--option value ...]",
+        usage=f"step-jepa {command}{page['words_alone']} [--config FILE.yaml] [--option value ...]",
         formatter_class=RawDescriptionHelpFormatter,
         add_help=False,
-        epilog=OF_EVERY_COMMAND,
+        epilog=_epilog(command, others_left_out=page["groups"].get(OTHERS) == []),
     )
-    for heading, options in groups.items():
+    for heading, options in page["groups"].items():
         group = parser.add_argument_group(heading)
-        for field, hint in options:
-            _add(group, field, hint)
-    if left_out:
-        parser.epilog = f"{OF_EVERY_COMMAND}\n\n{len(left_out)} more options, such as --learning_rate and --max_steps, "
-        parser.epilog += f"are those of {OTHERS}:\nstep-jepa {command} --help-all lists them too."
+        for option in options:
+            group.add_argument(*option["names"], **option["about"])
     return parser.format_help().rstrip()
+
+
+def _epilog(command: str, *, others_left_out: bool) -> str:
+    others = f"More options, such as --learning_rate and --max_steps, are those of {OTHERS}:"
+    where = f"step-jepa {command} --help-all lists them too."
+    return f"{OF_EVERY_COMMAND}\n\n{others}\n{where}" if others_left_out else OF_EVERY_COMMAND
 
 
 def _words_alone(types: list[Any]) -> str:
@@ -65,22 +90,27 @@ def groups_of(types: list[Any]) -> dict[str, list[Option]]:
 
 
 def _heading(kind: Any, field: Field) -> str:
-    if TrainingArguments.__dataclass_fields__.get(field.name) is field:  # inherited, not declared anew by us
+    if any(_declares(base, field) for base in kind.__mro__ if base.__name__ == "TrainingArguments"):
         return OTHERS
     summary = (kind.__doc__ or kind.__name__).strip().splitlines()[0]
     return facts(field).group or summary.partition(" Raises ")[0].rstrip(".")
 
 
-def _add(group: Any, field: Field, hint: Any) -> None:
+def _declares(base: Any, field: Field) -> bool:
+    """Whether the field is the base's own, not one that was declared anew by us."""
+    return base.__dataclass_fields__.get(field.name) is field
+
+
+def _described(field: Field, hint: Any) -> dict[str, Any]:
     default = shown(default_of(field))
     about = field.metadata.get("help", "") + (f" (default: {default})".replace("%", "%%") if default else "")
+    names = [f"--{field.name}"]
     if hint is bool:
-        names = [f"--{field.name}", *([f"--no_{field.name}"] if field.default is True else [])]
-        group.add_argument(*names, action="store_true", help=about)
-    elif get_origin(hint) is list:
-        group.add_argument(f"--{field.name}", nargs="+", metavar=placeholder(get_args(hint)[0]), help=about)
-    else:
-        group.add_argument(f"--{field.name}", metavar=placeholder(hint), help=about)
+        names += [f"--no_{field.name}"] if field.default is True else []
+        return {"names": names, "about": {"action": "store_true", "help": about}}
+    if get_origin(hint) is list:
+        return {"names": names, "about": {"nargs": "+", "metavar": placeholder(get_args(hint)[0]), "help": about}}
+    return {"names": names, "about": {"metavar": placeholder(hint), "help": about}}
 
 
 def shown(default: Any) -> str:

@@ -40,6 +40,11 @@ def named_plugins() -> list[str]:
     return list(_named)
 
 
+def installed_plugins() -> bool:
+    """Whether an installed package has any."""
+    return bool(entry_points(group=GROUP))
+
+
 def _from_anywhere(name: str) -> str:
     """Raises UserError for what is neither a file's name nor a module's."""
     if name.endswith(".py"):

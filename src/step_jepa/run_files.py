@@ -25,6 +25,7 @@ OPTIONS_FILE = "step_jepa.json"  # objective, control and all options of the JEP
 RUN_FILE = "run.json"  # the other settings, and counts of the data
 ROWS_FILE = "rows.json"  # the first training rows
 STATE_FILE = "jepa.safetensors"  # what the JEPA term carries from step to step
+CARD_FILE = "README.md"  # what a person reads of all that
 PREDICTORS_FILE = "predictors.safetensors"  # the embeddings of the predictor tokens, (K, H)
 # In the folder of `evaluate`
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -197,18 +198,28 @@ def run_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept, of one user."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa")
+
+
 # Identity
 
 
 def last_modified(folder: str | os.PathLike[str], *, besides: str | None = None) -> float | None:
-    """When the newest file of a model's folder was written, in seconds since the epoch; None for one on the hub.
+    """When the newest file of a model's folder was written, but for its card, in seconds since the epoch; None for one
+    on the hub.
 
     Args:
         folder: where the model lies, or its hub id.
         besides: the name of a file that is not the model's, should it lie there.
     """
     home = Path(folder)
-    files = [path for path in home.iterdir() if path.is_file() and path.name != besides] if home.is_dir() else []
+    files = (
+        [path for path in home.iterdir() if path.is_file() and path.name not in (besides, CARD_FILE)]
+        if home.is_dir()
+        else []
+    )
     return max((path.stat().st_mtime for path in files), default=None)
 
 

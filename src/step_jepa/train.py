@@ -46,6 +46,7 @@ from step_jepa.training.checkpoints import (
     without_known_keys,
 )
 from step_jepa.training.config import save_options, unknown_to_standalone
+from step_jepa.training.model_card import write_card
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
 from step_jepa.training.preemption import PreemptibleTrainer, Preemption, preemptible
 from step_jepa.training.run_metadata import save_settings, settings_of
@@ -287,13 +288,16 @@ def _way_on(args: Any) -> str:
 def save(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
     """The model, its tokenizer, the options, and at last the trainer's state, which says that the export is whole."""
     folder = Path(str(config.output_dir))
-    if args.approach == "adapted":
+    if args.approach == "adapted" and config.push_to_hub:
+        trainer.push_to_hub()
+    elif args.approach == "adapted":
         trainer.save_model()
     elif trainer.is_world_process_zero():
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         model = trainer.accelerator.unwrap_model(trainer.model)
         export(model, trainer.processing_class, folder, keep_adapter=config.keep_adapter)
         trainer.save_run(folder)
+        write_card(folder, trainer.state.log_history)
         (folder / ROWS_FILE).unlink(missing_ok=True)  # of an adapted run that is overwritten
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -385,6 +389,8 @@ def _refuse_foreign(config: StepJEPAConfig) -> None:
         foreign["lbd"] = config.lbd
     if asks_for_fsdp(config):
         foreign["fsdp"] = True
+    if config.push_to_hub:
+        foreign["push_to_hub"] = True
     if foreign:
         options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")

@@ -19,6 +19,7 @@ from step_jepa.data.chains_tokenizer import chains_tokenizer
 from step_jepa.data.sources import builtin_name
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, missing
 from step_jepa.errors import UserError
+from step_jepa.run_files import cache_folder
 
 
 def resolve(name: str) -> str:
@@ -79,7 +80,7 @@ def _chains() -> Path:
 
 def _cached(name: str, make: Callable[[Path], Any]) -> Path:
     """A folder of the cache, made the first time; it appears whole or not at all."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa", name)
+    folder = cache_folder() / name
     if not folder.exists():
         new = folder.with_name(f"{name}.{os.getpid()}")
         make(new)

@@ -27,8 +27,8 @@ def validate(args: Any, *, adapter: bool, quantised: bool) -> None:
 
 
 def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[str]:
-    if args.push_to_hub:
-        yield "push_to_hub would upload the rows of a checkpoint: push the exported folder"
+    if args.push_to_hub and args.hub_strategy in ("checkpoint", "all_checkpoints"):
+        yield f"hub_strategy {args.hub_strategy.value} would upload rows of the data: give every_save or end"
     if args.train_sampling_strategy not in ("random", "sequential"):
         yield "train_sampling_strategy must be random or sequential"
     if args.max_tokens_per_batch and args.train_sampling_strategy != "random":
