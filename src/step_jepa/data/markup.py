@@ -17,7 +17,11 @@ _DELIMITER = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 _CLOSING = {r"\[": r"\]", r"\(": r"\)", "[asy]": "[/asy]", "<table": "</table>"}
-_INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])[^$\n]*(?<=[^\s\\])\$(?![0-9$])")  # pandoc's rule: "$5 and $6" is money
+_INLINE = re.compile(  # pandoc's rule: "$5 and $6" is money; what has spaces or line breaks must look like LaTeX, too
+    r"""(?<![\\$]) \$ (?: (?=[^\s$]) (?:\\.|[^$\\\n])* (?<!\s)
+          | (?=[a-zA-Z(|] | [^$]*[\\^_]) (?!\s*\n) (?:\\.|[^$\\\n]|\n(?!\s*\n))* ) \$ (?![0-9$])""",
+    re.VERBOSE,
+)
 _LINE = re.compile(r"[^\n]*\n?")
 _ITEM = re.compile(r"(?P<indent>[ \t]*)(?:[-*+\u2022]|[0-9]{1,3}[.)]|\([0-9a-z]{1,3}\))[ \t]+\S")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?\s*")
@@ -57,7 +61,7 @@ def blocks(text: str) -> list[Span]:
 
 
 def inline_formulas(text: str) -> list[Span]:
-    """What stands between single dollars of one line."""
+    """What stands between single dollars of one paragraph."""
     return [match.span() for match in _INLINE.finditer(text)]
 
 
