@@ -122,6 +122,7 @@ def test_what_is_never_cut(text):
         ("It costs 3*5=$15\nHe has 20-15=$<<20-15=5>>5", "lines", ["It costs 3*5=$15", "He has 20-15=$<<20-15=5>>5"]),
         ("If $m - n >\n0$, so\nis b.", "lines", ["If $m - n >\n0$, so", "is b."]),
         ("Let $5\n+x_1$\nbe b", "lines", ["Let $5\n+x_1$", "be b"]),
+        ("a\n<llm-code>\nx = 2\n\nx\n</llm-code>\nb", "lines", ["a", "<llm-code>\nx = 2\n\nx\n</llm-code>", "b"]),
         ("So $a\n\nis $b", "paragraphs", ["So $a", "is $b"]),
         ("a \\[ b\n\nc", "paragraphs", ["a \\[ b", "c"]),
         ("\\begin{x} b\n\nc \\]", "paragraphs", ["\\begin{x} b", "c \\]"]),

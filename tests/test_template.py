@@ -8,7 +8,7 @@ from conftest import CHATML, conversation
 from test_tokens import labelled, merging, pieces, with_template
 
 from step_jepa.data.conversations import Conversation, to_conversation
-from step_jepa.data.records import Rejected
+from step_jepa.data.raw_record import Rejected
 from step_jepa.data.template import (
     PLAIN_TEMPLATE,
     TemplateOptions,

@@ -11,12 +11,14 @@ from typing import NamedTuple
 _DELIMITER = re.compile(
     r"""\\\\ | \\\$                                                     # a line break and a dollar of LaTeX: text
       | ^[^\S\n]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})(?P<info>[^\n]*)
-      | (?P<open>\\\[|\\\(|\[asy\]|<table\b) | (?P<close>\\\]|\\\)|\[/asy\]|</table>)
+      | (?P<open>\\\[|\\\(|\[asy\]|<table\b|<(?:llm-code|llm-code-output|tool_call|tool_response)>)
+      | (?P<close>\\\]|\\\)|\[/asy\]|</(?:table|llm-code|llm-code-output|tool_call|tool_response)>)
       | (?P<dollars>\$\$)
       | \\(?P<end>begin|end)[ \t]*\{(?P<name>[^{}\n]{1,40})\}""",
     re.VERBOSE | re.MULTILINE,
 )
 _CLOSING = {r"\[": r"\]", r"\(": r"\)", "[asy]": "[/asy]", "<table": "</table>"}
+_CLOSING |= {f"<{tag}>": f"</{tag}>" for tag in ("llm-code", "llm-code-output", "tool_call", "tool_response")}
 _INLINE = re.compile(  # pandoc's rule: "$5 and $6" is money; what has spaces or line breaks must look like LaTeX, too
     r"""(?<![\\$]) \$ (?: (?=[^\s$]) (?:\\.|[^$\\\n])* (?<!\s)
           | (?=[a-zA-Z(|] | [^$]*[\\^_]) (?!\s*\n) (?:\\.|[^$\\\n]|\n(?!\s*\n))* ) \$ (?![0-9$])""",
@@ -49,7 +51,8 @@ class Whole:
 
 
 def displays(text: str) -> list[Span]:
-    r"""`\[ \]`, `\( \)`, `$$ $$`, environments, `[asy]`, tables of HTML, and code between fences. What is never closed
+    r"""`\[ \]`, `\( \)`, `$$ $$`, environments, `[asy]`, tables of HTML, and code between fences
+    or tags. What is never closed
     is none of them, but code, which then ends with the text."""
     return list(_delimited(text))
 

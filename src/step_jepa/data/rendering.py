@@ -19,7 +19,8 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.offsets import Span
-from step_jepa.data.records import Message, Rejected
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.records import Message
 from step_jepa.errors import UserError
 
 # Words that no real conversation holds: rendered in place of contents, they show where these lie.

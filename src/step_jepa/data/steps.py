@@ -29,6 +29,12 @@ _ANSWER_IS = r"(?:(?:so|thus|hence|therefore),?[ ])?(?:the[ ])?(?:final[ ])?answ
 _LAST_WORDS = re.compile(rf"(?:^|(?<=[\s.])){_ANSWER_IS}\s*\Z", re.IGNORECASE | re.MULTILINE)
 _REST = re.compile(rf"[^\n]*+(?:\s*\n[^\S\n]*{_ANSWER_IS})?[\W_]*+", re.IGNORECASE)  # of an answer, from its first line
 _HEADED = re.compile(r"^\# Answer[^\S\n]*\n\s*(?P<answer>\S[^\n]*)\s*\Z", re.MULTILINE)
+_TITLED = re.compile(  # "**Final Answer**" over it, "Answer: 7", and the same in Chinese
+    r"^[\W_]*(?:the[ ])?(?:final[ ])?(?:answer|(?:\u6700\u7ec8)?\u7b54\u6848)[*_]*"
+    r"(?:[ ]*[:\uff1a][*_]*\s*|[ ]*\n\s*|[\u662f\u4e3a][:\uff1a]?[ ]*)(?P<answer>\S[^\n]*)\s*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MOST_WORDS = 8  # of a short answer under a title
 _HEADING = re.compile(r"\# Answer[^\S\n]*\n")
 _LONE_MARKER = re.compile(r"\s*\(?[0-9]{1,3}[.)]\s*")
 _POINTS = re.compile(r"[.,;:]*")
@@ -95,10 +101,12 @@ def stated_answer(text: str) -> str | None:
     """The short answer that a solution ends with: its `final_answer`, what stands under "# Answer", or else what its
     last words, "The answer is: 66.", say."""
     found = final_answer(text)
-    stated = None if found else _HEADED.search(text) or _LAST_WORDS.search(text)
+    stated = None if found else _HEADED.search(text) or _LAST_WORDS.search(text) or _TITLED.search(text)
     if stated is None:
         return found
-    answer = stated["answer"].strip().removesuffix(".").strip()
+    answer = stated["answer"].rstrip("*_ .\u3002").lstrip("*_ ")
+    if stated.re is _TITLED and len(answer.split()) > _MOST_WORDS:
+        return None
     return _bare_number(answer[1:-1] if answer[0] == answer[-1] == "$" and len(answer) > 2 else answer)
 
 

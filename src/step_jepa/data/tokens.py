@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from step_jepa.data.conversations import Conversation
 from step_jepa.data.offsets import Span as Span  # the type of this module's spans
 from step_jepa.data.offsets import Tokens, tokenised
-from step_jepa.data.records import Message, Rejected
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.records import Message
 from step_jepa.data.rendering import ChatFormat, Rendered, render_rows
 from step_jepa.data.steps import answer_step
 from step_jepa.errors import UserError
