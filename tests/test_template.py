@@ -235,6 +235,19 @@ def test_tools_and_calls(tokenizer):
         to_conversation(record | {"tools": "f"})
 
 
+def test_calls_are_trained_whole_or_not_at_all(tokenizer):
+    call, tool = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, {"role": "tool", "content": "3"}
+    question, answer = conversation("a")["messages"]
+    record = to_conversation({"messages": [question, call, tool, {"role": "assistant", "content": ""}, answer]})
+    for template, labels in ((CHATML, "a<|end|>"), (WITH_TOOLS, '<|start|>[{"name": "f"}]<|end|>a<|end|>')):
+        other = with_template(tokenizer, template)
+        (example,) = encode_rows(other, [record], Encoding(train_turns="all"))
+        assert "".join(label_texts(other, example)) == labels
+    last = to_conversation({"messages": [question, answer | {"tool_calls": [{"name": "f"}]}]})
+    (refused,) = encode_rows(with_template(tokenizer, CHATML), [last])
+    assert str(refused).startswith("the chat template leaves out the tool calls of the last turn: give another")
+
+
 def test_contents_of_other_kinds():
     parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
