@@ -2,6 +2,7 @@
 
 import copy
 from datetime import date
+from pathlib import Path
 
 import pytest
 from conftest import CHATML, conversation
@@ -10,6 +11,7 @@ from test_tokens import labelled, merging, pieces, with_template
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.template import (
+    CONTENT_TO_PARTS,
     PLAIN_TEMPLATE,
     TemplateOptions,
     check_same_template,
@@ -26,6 +28,9 @@ LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% e
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 THINKING = CHATML.replace("m['content']", "('<think>' if m['role'] == 'assistant' else '') + m['content']").replace(
     "assistant\n'", "assistant\n' + ('' if enable_thinking | default(true) else '<think>')"
+)
+OWN_TEMPLATE = (
+    (Path(__file__).parents[1] / "docs/chat-templates.md").read_text().partition("```jinja\n")[2].partition("\n```")[0]
 )
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 WITH_TOOLS = "{{ tools | tojson if tools else '' }}" + CHATML.replace(
@@ -137,6 +142,34 @@ def test_tools_and_calls_that_the_template_leaves_out_are_said(renders, tokenize
     )
     said = [what for what in ("`tools`", "tool calls") if f"leaves out {what}, which is not trained" in caplog.text]
     assert said == ([] if renders else ["`tools`", "tool calls"])
+
+
+def test_contents_in_parts(tokenizer):
+    """What models that see pictures want, also beside a template that refuses a system turn."""
+    parts = CHATML.replace(
+        "m['content']", "m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join"
+    )
+    record = with_system(conversation("a", "b"))
+    for template in (parts, NO_SYSTEM.removesuffix(CHATML) + parts):
+        other = settled(tokenizer, template)
+        assert CONTENT_TO_PARTS in other.chat_template
+        assert label_texts(other, encoded(other, record)) == ["a", "\n\n", "b", "<|end|>"]
+    assert encoded(settled(tokenizer, parts), record) == encoded(settled(tokenizer, CHATML), record)
+    assert CONTENT_TO_PARTS not in settled(tokenizer, CHATML).chat_template
+    in_parts = [{"role": "user", "content": [{"type": "text", "text": "How?"}]}]
+    assert "How?" in settled(tokenizer, parts).apply_chat_template(in_parts, tokenize=False)
+
+
+def test_a_template_of_ones_own_mends_one_that_rewrites(tokenizer, tmp_path):
+    """Falcon's turns blank lines into line breaks."""
+    rewrites = CHATML.replace("m['content']", "m['content'].replace('\n\n', '\n')")
+    record = conversation("a", "b")
+    with pytest.raises(UserError, match=r"rewrites the content of the assistant turn: .*another --chat_template"):
+        encoded(settled(tokenizer, rewrites), record)
+    file = tmp_path / "own.jinja"
+    file.write_text(OWN_TEMPLATE)
+    other = settled(tokenizer, rewrites, chat_template=str(file))
+    assert label_texts(other, encoded(other, record)) == ["a", "\n\n", "b", other.eos_token]
 
 
 def test_arguments_are_defaults_of_the_saved_template(tokenizer, tmp_path):
