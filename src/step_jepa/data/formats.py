@@ -8,7 +8,17 @@ from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, 
 from step_jepa.data.labelled_steps import STEP_TAG, read_math_shepherd, read_prm800k, read_processbench, read_stepwise
 from step_jepa.data.raw_record import RawRecord, Rejected, no_text, required_text, required_texts, short_answer
 from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.records import Answer, Message, Reading, Record, RecordFormat, make_problem, make_record, register_format, without_annotations
+from step_jepa.data.records import (
+    Answer,
+    Message,
+    Reading,
+    Record,
+    RecordFormat,
+    make_problem,
+    make_record,
+    register_format,
+    without_annotations,
+)
 from step_jepa.data.steps import final_answer, stated_answer
 from step_jepa.data.turns import REASONING, TURNS, answered, is_turns, required_messages, thinking_beside, tools_of
 
