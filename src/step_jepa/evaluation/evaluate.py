@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.data.records import Record, has_solution
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.template import TemplateOptions, template_identity, today
@@ -212,8 +212,9 @@ def _settings(
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that change results."""
-    return {name: value for name, value in settings.items() if name not in ("output_dir", "overwrite")}
+    """Those that change results; how records were read, their digest tells."""
+    others = {"output_dir", "overwrite", *reading_values(ReadingOptions())}
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
@@ -138,8 +138,9 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
 
 def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
     """What the figures of all models in one pairing.json have in common."""
+    known_by_records = reading_values(args)
     return {
-        **asdict(args),
+        **{name: value for name, value in asdict(args).items() if name not in known_by_records},
         "model_name": None,
         "overwrite": None,
         "records": records_digest(records),
