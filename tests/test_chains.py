@@ -9,7 +9,8 @@ from test_cli import QUICK, code, state_of
 from step_jepa.data import chains
 from step_jepa.data.chains_tokenizer import CHAINS_TEMPLATE, chains_tokenizer
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.records import ReadArguments, to_reading
+from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading import to_reading
 from step_jepa.data.sources import read_records
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError

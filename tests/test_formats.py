@@ -11,7 +11,10 @@ from test_cli import code
 from step_jepa import standalone
 from step_jepa.data.columns import CONTEXT, EITHER, OPTIONS, QUESTION, SOLUTION, SYSTEM, THINKING, TRUTH, VERDICTS
 from step_jepa.data.dataset import to_example
-from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import SYSTEM_PROMPT, ReadArguments
+from step_jepa.data.reading import to_reading, to_record
+from step_jepa.data.steps import stated_answer
 from step_jepa.errors import UserError
 
 Q = "A train has 6 cars of 8 seats, 5 of them broken. How many can be used?"
@@ -149,6 +152,7 @@ SOLVED = {
     ),
 }
 PROBLEMS = {
+    "skywork-or1": {"prompt": [{"role": "user", "content": Q}], "reward_model": {"ground_truth": '["43"]'}},
     "big-math": {"problem": Q, "answer": "43", "llama8b_solve_rate": 0.5},
     "a number": {"problem": Q, "answer": 43},
     "dapo": {"prompt": turns("")[:1], "reward_model": {"ground_truth": "43", "style": "rule"}},
@@ -186,6 +190,12 @@ WRONG = {
         {"question": {"problem": Q}, "label": {"steps": LABELLED, "finish_reason": "give_up"}},
         "^no whole solution: its labelling ended with give_up$",
     ),
+    "several solutions": ({"question": Q, "solution": [TEXT, TEXT]}, "^solution is .* not text: it is a list of 2$"),
+    "several truths as json": (
+        {"prompt": Q, "reward_model": {"ground_truth": '["4", "5"]'}},
+        "^reward_model.ground_truth is neither text",
+    ),
+    "null": ({"question": None, "solution": TEXT}, "^null: question, and no format fits the other columns$"),
     "several answers": (
         {"question": Q, "solution": TEXT, "final_answer": ["43", "44"]},
         "^final_answer is neither text",
@@ -217,6 +227,65 @@ def test_problems_without_a_solution(raw):
     problem = to_record(raw, ReadArguments(for_evaluation=True))
     assert (problem["answer"], problem["question"], problem["steps"]) == ("43", Q, [])
     assert problem["messages"][-1] == {"role": "user", "content": Q}
+
+
+LABELS, CHOICES, ASKED = ["A", "B"], ["42", "43"], f"{Q}\n\nA) 42\nB) 43"
+CHOSEN = {
+    "commonsenseqa, arc": {"question": Q, "choices": {"label": LABELS, "text": CHOICES}, "answerKey": "B"},
+    "openbookqa": {"question_stem": Q, "choices": {"text": CHOICES, "label": LABELS}, "answerKey": "B"},
+    "commonsenseqa as published": {
+        "answerKey": "B",
+        "question": {"stem": Q, "choices": [{"label": "A", "text": "42"}, {"label": "B", "text": "43"}]},
+    },
+    "ecqa": {"q_text": Q, "q_op1": "42", "q_op2": "43", "q_ans": "B", "taskB": TEXT},
+    "mmlu": {"question": Q, "choices": CHOICES, "answer": 1},
+    "mmlu-pro": {"question": Q, "options": CHOICES, "answer": "B", "answer_index": 1},
+    "gaokao": {"question": Q, "options": {"A": "42", "B": "43"}, "label": "B", "answer": None},
+    "aqua": {"question": Q, "options": ["A) 42", "B) 43"], "correct": "B", "rationale": TEXT},
+}
+
+
+@pytest.mark.parametrize("raw", CHOSEN.values(), ids=CHOSEN)
+def test_what_there_is_to_choose_from_stands_in_the_question(raw):
+    record = to_record(raw, ReadArguments(for_evaluation=True))
+    assert (record["question"], record["answer"]) == (ASKED, "B")
+    assert record["steps"] == ([] if record["messages"][-1]["role"] == "user" else STEPS)
+
+
+@pytest.mark.parametrize(
+    ("text", "truth"),
+    [
+        ("a\n\n**Final Answer**\n\n4", "4"),
+        ("a\n### Answer: **1,200**.", "1200"),
+        ("a\n\n\u6700\u7ec8\u7b54\u6848\uff1a$x+1$\u3002", "x+1"),
+        ("a\n\u7b54\u6848\u662f4", "4"),
+        ("Answer: it is as I said in the first of all these lines.", None),
+        ("Answering 4 letters\ntakes 2 hours", None),
+        ("Answer: 4\n\nand more", None),
+    ],
+)
+def test_truths_under_a_title(text, truth):
+    assert stated_answer(text) == truth
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"question": Q, "solution": None}, ["question text", "solution null", "-> rejected null: solution, and no"]),
+        (
+            {"question": Q, "solution": {}},
+            ["format problem, which has the keys", "solution an object", "it is an object"],
+        ),
+        ({"task": Q}, ["the first record: no format", "-> rejected format not recognised: keys task;"]),
+    ],
+)
+def test_the_first_record_is_explained_where_it_is_rejected(fields, shown, tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(fields))
+    assert code("prepare", "--input_file", source, "--output_file", tmp_path / "out.jsonl", "--explain") == 2
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    for words in shown:
+        assert words in said
 
 
 @pytest.mark.parametrize(("raw", "reason"), WRONG.values(), ids=WRONG)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from test_cli import ROOT, code
 
-from step_jepa.data import generated, prepare, records, sources
+from step_jepa.data import format_registry, generated, prepare, records, sources
 from step_jepa.data.prepare import PrepareArguments, run
-from step_jepa.data.records import SYSTEM_PROMPT, ReadArguments, Rejected, to_reading, to_record
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import SYSTEM_PROMPT, ReadArguments
+from step_jepa.data.reading import to_reading, to_record
 from step_jepa.data.sources import read_records
 from step_jepa.data.steps import strip_annotations
 from step_jepa.errors import UserError
@@ -229,7 +231,7 @@ def test_options_reach_the_steps():
         ({**RAW, "deepseek_grade": "No"}, "^marked as wrong: deepseek_grade is No$"),
         (
             dict.fromkeys("abcdefghij", 1),
-            "^format not recognised: keys a, b, c, d, e, f, g, h, ...; .*`step-jepa prepare --columns question=KEY,",
+            "^format not recognised: keys a, b, c, d, e, f, g, h, ...; .* --columns question=KEY,",
         ),
         (
             {"messages": [USER, assistant("a")], "answer": ["2"]},
@@ -260,7 +262,7 @@ TASK = json.loads(PAGE.partition("```json\n")[2].partition("```")[0])
 
 @pytest.fixture
 def tasks_format(monkeypatch):
-    monkeypatch.setattr(records, "_FORMATS", dict(records._FORMATS))
+    monkeypatch.setattr(format_registry, "_FORMATS", dict(format_registry._FORMATS))
     exec(FORMAT, {})
 
 
@@ -285,10 +287,10 @@ def test_a_format_from_outside_comes_before_ours(tasks_format):
 
 
 def test_a_format_in_place_of_ours(tasks_format):
-    ours = records._FORMATS["gsm8k"]
+    ours = format_registry._FORMATS["gsm8k"]
     records.register_format(replace(ours, read=lambda raw, args: {**ours.read(raw, args), "answer": "mine"}))
     assert to_record(RAW, ReadArguments())["answer"] == "mine"
-    assert records.format_names().count("gsm8k") == 1
+    assert format_registry.format_names().count("gsm8k") == 1
 
 
 def test_unknown_format():
@@ -462,7 +464,7 @@ def test_gsm_symbolic_templates_and_failures(tmp_path, monkeypatch):
 
 def test_gsm_symbolic_without_its_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'step-jepa\[demo\]'"):
+    with pytest.raises(UserError, match=r"pip install .*reasoning-gym"):
         next(read_records("gsm_symbolic"))
 
 
@@ -507,7 +509,7 @@ def test_a_folder_is_not_generated_problems(tmp_path, monkeypatch):
 
 def test_builtin_gsm_symbolic(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'step-jepa\[demo\]'"):
+    with pytest.raises(UserError, match=r"pip install .*reasoning-gym"):
         next(read_records("builtin:gsm_symbolic"))
 
 

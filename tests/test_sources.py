@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.records import ReadArguments
+from step_jepa.data.read_arguments import ReadArguments
 from step_jepa.data.sources import TEST, VALIDATION, open_source, raw_records, read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate

@@ -119,6 +119,11 @@ def test_what_is_never_cut(text):
         ("|x| = 1\n|y| = 2", "lines", ["|x| = 1", "|y| = 2"]),
         ("- a\n  more\n- b\n\tmore\nc", "lines", ["- a\n  more", "- b\n\tmore", "c"]),
         ("It costs $5.\n$6 is more.", "lines", ["It costs $5.", "$6 is more."]),
+        ("It costs 3*5=$15\nHe has 20-15=$<<20-15=5>>5", "lines", ["It costs 3*5=$15", "He has 20-15=$<<20-15=5>>5"]),
+        ("If $m - n >\n0$, so\nis b.", "lines", ["If $m - n >\n0$, so", "is b."]),
+        ("Let $5\n+x_1$\nbe b", "lines", ["Let $5\n+x_1$", "be b"]),
+        ("a\n<llm-code>\nx = 2\n\nx\n</llm-code>\nb", "lines", ["a", "<llm-code>\nx = 2\n\nx\n</llm-code>", "b"]),
+        ("So $a\n\nis $b", "paragraphs", ["So $a", "is $b"]),
         ("a \\[ b\n\nc", "paragraphs", ["a \\[ b", "c"]),
         ("\\begin{x} b\n\nc \\]", "paragraphs", ["\\begin{x} b", "c \\]"]),
         ("a\n\n---\n\nb\n\n**\n\n#### 3", "auto", ["a\n\n---", "b\n\n**", "#### 3"]),
@@ -142,6 +147,13 @@ def test_blocks_and_markup(text, how, steps):
         ("a\n#### 6\nb", ["a", "#### 6", "b"]),
         ("a\n\n\\begin{align*}\nx &= 1 \\\\\n&= \\boxed{6}.\n\\end{align*}", None),
         ("a\n\nThus\n$$\nx =\n\\boxed{6}\n$$\n\n---", None),
+        ("a \\[\nx=2\n\\]. It is $\\boxed{6}$.", ["a \\[\nx=2\n\\].", "It is $\\boxed{6}$."]),
+        ("a\nb\n[asy]\ndraw(A);\n[/asy] so \\boxed{6}", ["a", "b", "[asy]\ndraw(A);\n[/asy]", "so \\boxed{6}"]),
+        (
+            "a\nAs $m >\n0$, that is $$1 <\nm$$ or $$\\boxed{6}$$",
+            ["a", "As $m >\n0$, that is $$1 <\nm$$", "or $$\\boxed{6}$$"],
+        ),
+        ("a\nAs $m >\n0$, it is \\boxed{6}", ["a", "As $m >\n0$, it is \\boxed{6}"]),
         ("a\n\n# Answer\n\n6", ["a", "# Answer\n\n6"]),
         ("a\n\n# Answer\n\n6\n\nb", ["a", "# Answer", "6", "b"]),
     ],
@@ -170,6 +182,9 @@ def test_sentences():
         "So \\boxed{4}. Yes.",
     ]
     assert split("One. Two.") == ["One. Two."]
+    one_line = "Let $ b = -\\beta. $ Add 2 to it. It is $\\boxed{6}$. Yes."
+    assert split(one_line, "sentences") == ["Let $ b = -\\beta. $ Add 2 to it.", "It is $\\boxed{6}$. Yes."]
+    assert split("One. Two.\n#### 6. Yes", "sentences") == ["One.", "Two.", "#### 6. Yes"]
 
 
 MATHS = st.sampled_from(
@@ -212,6 +227,8 @@ def test_hostile_texts_take_no_time():
         "|-|\n" * 20000,
         "---\n" * 20000,
         "$" * 50000,
+        "$a\n" * 20000,
+        "$ \\$" * 20000,
     ):
         split(text)
         split(text, "sentences")

@@ -2,14 +2,16 @@
 
 import copy
 from datetime import date
+from pathlib import Path
 
 import pytest
 from conftest import CHATML, conversation
 from test_tokens import labelled, merging, pieces, with_template
 
 from step_jepa.data.conversations import Conversation, to_conversation
-from step_jepa.data.records import Rejected
+from step_jepa.data.raw_record import Rejected
 from step_jepa.data.template import (
+    CONTENT_TO_PARTS,
     PLAIN_TEMPLATE,
     TemplateOptions,
     check_same_template,
@@ -26,6 +28,9 @@ LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% e
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 THINKING = CHATML.replace("m['content']", "('<think>' if m['role'] == 'assistant' else '') + m['content']").replace(
     "assistant\n'", "assistant\n' + ('' if enable_thinking | default(true) else '<think>')"
+)
+OWN_TEMPLATE = (
+    (Path(__file__).parents[1] / "docs/chat-templates.md").read_text().partition("```jinja\n")[2].partition("\n```")[0]
 )
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 WITH_TOOLS = "{{ tools | tojson if tools else '' }}" + CHATML.replace(
@@ -139,6 +144,34 @@ def test_tools_and_calls_that_the_template_leaves_out_are_said(renders, tokenize
     assert said == ([] if renders else ["`tools`", "tool calls"])
 
 
+def test_contents_in_parts(tokenizer):
+    """What models that see pictures want, also beside a template that refuses a system turn."""
+    parts = CHATML.replace(
+        "m['content']", "m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join"
+    )
+    record = with_system(conversation("a", "b"))
+    for template in (parts, NO_SYSTEM.removesuffix(CHATML) + parts):
+        other = settled(tokenizer, template)
+        assert CONTENT_TO_PARTS in other.chat_template
+        assert label_texts(other, encoded(other, record)) == ["a", "\n\n", "b", "<|end|>"]
+    assert encoded(settled(tokenizer, parts), record) == encoded(settled(tokenizer, CHATML), record)
+    assert CONTENT_TO_PARTS not in settled(tokenizer, CHATML).chat_template
+    in_parts = [{"role": "user", "content": [{"type": "text", "text": "How?"}]}]
+    assert "How?" in settled(tokenizer, parts).apply_chat_template(in_parts, tokenize=False)
+
+
+def test_a_template_of_ones_own_mends_one_that_rewrites(tokenizer, tmp_path):
+    """Falcon's turns blank lines into line breaks."""
+    rewrites = CHATML.replace("m['content']", "m['content'].replace('\n\n', '\n')")
+    record = conversation("a", "b")
+    with pytest.raises(UserError, match=r"rewrites the content of the assistant turn: .*another --chat_template"):
+        encoded(settled(tokenizer, rewrites), record)
+    file = tmp_path / "own.jinja"
+    file.write_text(OWN_TEMPLATE)
+    other = settled(tokenizer, rewrites, chat_template=str(file))
+    assert label_texts(other, encoded(other, record)) == ["a", "\n\n", "b", other.eos_token]
+
+
 def test_arguments_are_defaults_of_the_saved_template(tokenizer, tmp_path):
     record = conversation("a")
     difference = "answers are trained behind '<think>' where other engines prompt with ''"
@@ -233,6 +266,19 @@ def test_tools_and_calls(tokenizer):
     assert plain.text.startswith("<|start|>user")
     with pytest.raises(Rejected, match=r"^tools is neither a list nor the JSON of one"):
         to_conversation(record | {"tools": "f"})
+
+
+def test_calls_are_trained_whole_or_not_at_all(tokenizer):
+    call, tool = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, {"role": "tool", "content": "3"}
+    question, answer = conversation("a")["messages"]
+    record = to_conversation({"messages": [question, call, tool, {"role": "assistant", "content": ""}, answer]})
+    for template, labels in ((CHATML, "a<|end|>"), (WITH_TOOLS, '<|start|>[{"name": "f"}]<|end|>a<|end|>')):
+        other = with_template(tokenizer, template)
+        (example,) = encode_rows(other, [record], Encoding(train_turns="all"))
+        assert "".join(label_texts(other, example)) == labels
+    last = to_conversation({"messages": [question, answer | {"tool_calls": [{"name": "f"}]}]})
+    (refused,) = encode_rows(with_template(tokenizer, CHATML), [last])
+    assert str(refused).startswith("the chat template leaves out the tool calls of the last turn: give another")
 
 
 def test_contents_of_other_kinds():

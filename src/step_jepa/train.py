@@ -412,7 +412,7 @@ def _standalone_model(args: TrainArguments, config: StepJEPAConfig, *, predictin
 
 def _standalone_examples(file: str, splits: Splits, tokenizer: Any, config: StepJEPAConfig) -> list[standalone.Example]:
     examples, longest = [], config.max_length or sys.maxsize
-    for index, record in enumerate(read_records(file, splits)):
+    for index, record in enumerate(read_records(file, splits, config)):
         try:
             examples.append(
                 standalone.encode(tokenizer, record["messages"], record["steps"], longest, config.skip_answer_step)

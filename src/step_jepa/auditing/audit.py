@@ -28,6 +28,7 @@ from step_jepa.auditing.overlap import ExampleText, overlap, with_offsets
 from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
 from step_jepa.auditing.verdict import MOST_STEPS, bar_charts, dependence, statement, tables
 from step_jepa.batches import attention
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
@@ -40,7 +41,7 @@ Array = NDArray[Any]
 
 
 @dataclass
-class AuditArguments(TemplateOptions):
+class AuditArguments(TemplateOptions, ReadingOptions):
     """Which rows, by which model. Raises UserError for a number out of range and for a picture in another format."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
@@ -102,7 +103,7 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     Raises:
         UserError: for records that cannot be read, or fewer than two of them with two steps.
     """
-    records = list(read_records(args.train_file, max_examples=args.limit))
+    records = list(read_records(args.train_file, reading=args, max_examples=args.limit))
     framing: dict[str, Any] = {"plain": args.plain, "template": args}
     options: dict[str, Any] = {**framing, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
     model, tokenizer = setup_model_and_tokenizer(args.model_name, **options)

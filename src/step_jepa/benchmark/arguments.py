@@ -6,12 +6,13 @@ from typing import Literal
 
 from step_jepa import plots
 from step_jepa.benchmark.variants import VARIANTS
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.errors import UserError
 from step_jepa.options import check_bounds, option
 
 
 @dataclass
-class BenchmarkArguments:
+class BenchmarkArguments(ReadingOptions):
     """Which rows, how many at a time, how often. Raises UserError for what cannot be measured."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)

@@ -13,6 +13,7 @@ from step_jepa.batches.collate import Batch, PlannedRows
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import with_pairs
 from step_jepa.benchmark.variants import BASELINE, passes_of, token_ratios
+from step_jepa.data.read_arguments import reading_values
 from step_jepa.data.tokens import Example
 from step_jepa.losses.distances import cosine
 from step_jepa.models.predictors import predictor_ids
@@ -50,7 +51,10 @@ def _representation(args: BenchmarkArguments) -> Representation:
     """The model in training mode."""
     # Examples with all the tokens that any objective wants.
     options = StepJEPAOptions(
-        objective=["step_jepa", "llm_jepa"], predictors=args.predictors, max_length=args.max_length
+        objective=["step_jepa", "llm_jepa"],
+        predictors=args.predictors,
+        max_length=args.max_length,
+        **reading_values(args),
     )
     loading = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
     representation = Representation.load(

@@ -84,7 +84,9 @@ class Bench:
             return of_length(self.tokenizer, length, count * self.args.batch_size, self.args.seed)
         assert self.args.train_file is not None  # the arguments see to it
         file, size, limit = self.args.train_file, self.args.batch_size, SPARE * count * self.args.batch_size
-        data = load_and_prepare_dataset(file, self.tokenizer, max_length=self.args.max_length, limit=limit)
+        data = load_and_prepare_dataset(
+            file, self.tokenizer, max_length=self.args.max_length, limit=limit, reading=self.args
+        )
         return batches_of(with_pairs(data, size, f"{file} (its first {limit} records)"), count, size)
 
     def arm(self, name: str, examples: list[Example]) -> "Arm":

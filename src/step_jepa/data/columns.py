@@ -4,18 +4,25 @@ is used for a solution and for a truth (`answer`, `solution`), by what it holds.
 Names are looked up in small letters; "a.b" is a key of the object under "a"; the first that holds something counts.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from step_jepa.data.records import RawRecord, ReadArguments, Rejected, column, required_text, short_answer
+from step_jepa.data.choices import LETTERS, is_index, lettered, names_one, options_of
+from step_jepa.data.raw_record import RawRecord, Rejected, column, required_text, short_answer
+from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.records import NOT_USED, Answer, Message, Reading, Record, cut_into_steps
 from step_jepa.data.steps import final_answer, stated_answer
-from step_jepa.data.turns import REASONING
+from step_jepa.data.turns import REASONING, is_turns, required_messages, tools_of
 
-QUESTION = ("question", "problem", "query", "prompt", "instruction", "input")
-CONTEXT = ("body", "passage", "context")  # stands before the question
-OPTIONS = ("options", "choices")
+QUESTION = (
+    "question.stem", "question", "problem", "query", "prompt", "instruction", "input", "question_stem", "q_text",
+)  # fmt: skip
+CONTEXT = ("body", "passage", "context", "table")  # stands before the question
+OPTIONS = ("options", "choices", "question.choices")
+_OPTION = re.compile(r"(?:q_op|option|opt|choice)_?[a-e1-5]|op[a-e]", re.IGNORECASE)
 SYSTEM = ("system", "system_prompt")
 
 # Thinking and the answer that belongs to it: those of one model, never of two.
@@ -28,18 +35,26 @@ RESPONSES = (
 THINKING = (*REASONING, "thoughts", "chain_of_thought", "complex_cot", "cot")
 SOLUTION = (
     "deepseek_response", "generated_solution", "r1_solution_1", "generations", "response", "completion", "output",
-    "generation", "rationale", "explanation", "canonical_solution",
+    "generation", "rationale", "explanation", "canonical_solution", "taskb",
 )  # fmt: skip
 EITHER = ("solution", "answer", "ground_truth_solution")  # a solution or a truth, by what it holds
 TRUTH = (
     "truth", "ground_truth", "ground_truth_answer", "expected_answer", "final_answer", "reference_answer", "gt_answer",
-    "gold_answer", "gt_ans", "answer_number", "target", "reward_model.ground_truth", "correct", "answer", "solution",
-    "ground_truth_solution",
+    "gold_answer", "gt_ans", "answer_number", "answerkey", "q_ans", "correct_answer", "correct answer",
+    "target",
+    "reward_model.ground_truth", "correct", "answer", "solution", "ground_truth_solution", "label",
 )  # fmt: skip
 # What says whether a solution is right; only what is known to mean yes is learned from.
 VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid", "deepseek_grade")
 SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there
 _YES = ("yes", "true", "1", "1.0")
+
+# What is said of a record
+EARLIER_TURNS = "with earlier assistant turns: steps are those of the last"
+SYSTEM_ADDED = "system turn added (--system_prompt)"
+TAGS = "tags of thinking or answer left out, a blank line between the two"
+BESIDE = "thinking that stands apart put before the answer, a blank line between the two"
+WHITESPACE = "whitespace around the answer left out"
 
 _LATEX = re.compile(r"\\(?:text|mathrm|textbf|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -168,6 +183,12 @@ def truth_of(columns: Columns) -> str | None:
 
 def _truth(columns: Columns, key: str) -> str | None:
     value = columns.value(key)
+    options = columns.find(OPTIONS)
+    if key.lower() == "label" and not (options and isinstance(value, str)):
+        return None  # of a class, or of steps
+    if key.lower() == "answer" and options and is_index(value, options_of(columns.value(options), options)):
+        return LETTERS[value]
+    value = only_entry(value) if isinstance(value, str) else value
     if key.lower() in EITHER and key.lower() != "answer" and not isinstance(value, str | int | float):
         return None  # several solutions are no truth, but no fault either
     if key.lower() == "final_answer" and isinstance(value, list) and len(value) == 1:  # OlympiadBench's
@@ -176,3 +197,85 @@ def _truth(columns: Columns, key: str) -> str | None:
     if is_text and (key.lower() in EITHER or "\n" in value.strip()):
         return stated_answer(value)
     return short_answer({key: value}, key)
+
+
+def only_entry(text: str) -> Any:
+    """What a list holds that is written as JSON, as Skywork-OR1 has it; of several entries the list, else the text."""
+    try:
+        entries = json.loads(text) if text.startswith("[") else None
+    except (ValueError, RecursionError):
+        return text
+    if not entries or not all(isinstance(entry, str) for entry in entries):
+        return text
+    return entries[0] if len(entries) == 1 else entries
+
+
+class Reader:
+    """One record on its way: its columns, and what is said of it in the end."""
+
+    def __init__(self, raw: RawRecord, args: ReadArguments) -> None:
+        self.columns, self.args = Columns(raw), args
+        self.notes: list[str] = []
+        refuse_wrong(self.columns)
+
+    def reading(self, record: Record) -> Reading:
+        """The record, with what became of the columns."""
+        if isinstance(self.columns.raw.get("template"), int):
+            self.columns.take("template", "template")
+        if tools := self.columns.find(["tools"]):
+            record["tools"] = tools_of(self.columns.take(tools, "tools"))
+        turns = [message["role"] for message in record["messages"][:-1]]
+        notes = [*self.notes, *([EARLIER_TURNS] if "assistant" in turns else [])]
+        return Reading(record, self.columns.used, [*notes, *[NOT_USED + key for key in self.columns.ignored()]])
+
+    def question(self) -> list[Message]:
+        """The turns before the answer."""
+        key = self.columns.find(QUESTION) or QUESTION[0]
+        value = self.columns.take(key, "question")
+        if is_turns(value):
+            return self.with_system(required_messages(self.columns.raw, key), add=False)
+        parts = [required_text({key: value}, key).strip(), *self._beside(key)]
+        for name in CONTEXT:
+            if found := self.columns.find([name]):
+                parts.insert(0, self.columns.take_text(found, "question, before it").strip())
+        return self.with_system([{"role": "user", "content": "\n\n".join(parts)}], add=True)
+
+    def _beside(self, key: str) -> list[str]:
+        """Alpaca's input, and the options of a question."""
+        parts = []
+        beside = self.columns.find(["input"])
+        if beside and key.lower() == "instruction":
+            parts.append(self.columns.take_text(beside, "question, after it").strip())
+        if options := self._options():
+            parts.append("\n".join(options))
+        return parts
+
+    def _options(self) -> list[str]:
+        """What is to be chosen from, a line each, under whatever columns."""
+        role = "question, after it"
+        if key := self.columns.find(OPTIONS):
+            options = options_of(self.columns.take(key, role), key)
+            answer = self.columns.find(("answer", "correct", "label"))
+            return lettered(options) if answer and names_one(self.columns.value(answer), options) else options
+        keys = [key for key in self.columns.raw if _OPTION.fullmatch(key) and self.columns.value(key) is not None]
+        return lettered([self.columns.take_text(key, role).strip() for key in keys])
+
+    def with_system(self, turns: list[Message], *, add: bool) -> list[Message]:
+        """The turns behind the record's system text, or the one that is asked for where `add`."""
+        if turns[0]["role"] in ("system", "developer"):
+            return turns
+        key = self.columns.find(SYSTEM)
+        given = self.columns.take_text(key, "system turn") if key else ""
+        if add and not given and self.args.system_prompt:
+            self.notes.append(SYSTEM_ADDED)
+            given = self.args.system_prompt
+        return [{"role": "system", "content": given}, *turns] if given else turns
+
+    def cut(self, text: str, thinking: str = "") -> Answer:
+        """The answer, with a note of what is left out around it."""
+        answer = cut_into_steps(text, self.args, thinking)
+        if thinking.strip():
+            self.notes.append(BESIDE)
+        elif answer.content != text:
+            self.notes.append(WHITESPACE if answer.content == text.strip() else TAGS)
+        return answer

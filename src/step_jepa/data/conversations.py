@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from step_jepa.data.records import Message, Rejected, plain, required_texts
+from step_jepa.data.raw_record import Rejected, plain, required_texts
+from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.records import Message
 from step_jepa.data.steps import split
 from step_jepa.data.turns import REASONING, required_messages, tools_of
 
@@ -23,8 +25,9 @@ class Conversation:
     tools: list[Any] | None = None
 
 
-def to_conversation(record: Mapping[str, Any]) -> Conversation:
-    """The conversation of a record with `messages`, and with `steps` and `tools` where it has them. Raises Rejected."""
+def to_conversation(record: Mapping[str, Any], reading: ReadingOptions = ReadingOptions()) -> Conversation:  # noqa: B008
+    """The conversation of a record with `messages`, and with `steps` and `tools` where it has them; without `steps` it
+    is cut as `reading` says. Raises Rejected."""
     raw = plain(record)
     messages = required_messages(raw, "messages")
     last = messages[-1]
@@ -33,5 +36,9 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation:
     for key in REASONING:
         if last.get(key):
             raise Rejected(f"{key} would be read but not trained: run step-jepa prepare")
-    steps = required_texts(raw, "steps") if raw.get("steps") else split(last["content"])
+    steps = required_texts(raw, "steps") if raw.get("steps") else _steps(last["content"], reading)
     return Conversation(messages, steps, (raw.get("tools") and tools_of(raw["tools"])) or None)
+
+
+def _steps(text: str, reading: ReadingOptions) -> list[str]:
+    return split(text, reading.split_by, reading.min_step_tokens)

@@ -17,7 +17,8 @@ from step_jepa.data.cache import encoded
 from step_jepa.data.conversations import to_conversation
 from step_jepa.data.encoder import Encoder, RawRow
 from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
-from step_jepa.data.records import ReadArguments, Rejected
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
 from step_jepa.data.sources import (
     TRAIN,
     Line,
@@ -56,6 +57,7 @@ def load_and_prepare_dataset(
     max_length: int | None = None,
     limit: int | None = None,
     encoding: Encoding = Encoding(),  # noqa: B008 - it is frozen
+    reading: ReadingOptions | None = None,
     num_proc: int = 1,
     splits: Splits = TRAIN,
 ) -> PreparedData:
@@ -69,13 +71,14 @@ def load_and_prepare_dataset(
         max_length: most tokens of an example; longer ones are cut to whole steps, or left out where none fits.
         limit: most records that are read.
         encoding: what else is encoded, and how.
+        reading: how raw records of a file are read, and where contents without `steps` are cut.
         num_proc: processes that tokenise.
         splits: which split is read of data that has several, the first that there is.
 
     Raises:
         UserError: a record, which is named, cannot be used, or none is left.
     """
-    source, encoder = opened(data, splits), encoder_of(data, tokenizer, max_length, encoding)
+    source, encoder = opened(data, splits), encoder_of(data, tokenizer, max_length, encoding, reading)
     if source.endless:
         raise UserError("a stream is for training alone: give data of known length, or a file")
     name = source.name or "the data set"
@@ -90,11 +93,15 @@ def load_and_prepare_dataset(
 
 
 def encoder_of(
-    data: DataSource, tokenizer: PreTrainedTokenizerBase, max_length: int | None, encoding: Encoding
+    data: DataSource,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    encoding: Encoding,
+    reading: ReadingOptions | None = None,
 ) -> Encoder:
     """What makes examples of the data's rows; the arguments as those of `load_and_prepare_dataset`."""
     name = str(data) if isinstance(data, str | os.PathLike) else ""
-    return Encoder(tokenizer, encoding, max_length, name, ReadArguments())
+    return Encoder(tokenizer, encoding, max_length, name, ReadArguments.of(reading))
 
 
 def raw_rows(source: Source) -> Iterator[RawRow]:

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Conversation, to_conversation
-from step_jepa.data.records import ReadArguments, Reading, Rejected, formats
+from step_jepa.data.format_registry import formats
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.records import Reading
 from step_jepa.data.sources import Line, usable_record
 from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
 from step_jepa.errors import UserError
@@ -79,7 +82,7 @@ class Encoder:
 
     def _conversation(self, row: RawRow, record: Mapping[str, Any]) -> Conversation:
         try:
-            return to_conversation(record)
+            return to_conversation(record, self.reading)
         except Rejected as reason:
             raise UserError(f"{self._place(row)}: {reason}") from reason
 

@@ -4,24 +4,19 @@ short answer."""
 from math import nan
 from typing import Any
 
-from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, is_result, solution_of, truth_of
+from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, Reader, is_result, solution_of, truth_of
 from step_jepa.data.labelled_steps import STEP_TAG, read_math_shepherd, read_prm800k, read_processbench, read_stepwise
-from step_jepa.data.reader import Reader
+from step_jepa.data.raw_record import RawRecord, Rejected, no_text, required_text, required_texts, short_answer
+from step_jepa.data.read_arguments import ReadArguments
 from step_jepa.data.records import (
     Answer,
     Message,
-    RawRecord,
-    ReadArguments,
     Reading,
     Record,
     RecordFormat,
-    Rejected,
     make_problem,
     make_record,
     register_format,
-    required_text,
-    required_texts,
-    short_answer,
     without_annotations,
 )
 from step_jepa.data.steps import final_answer, stated_answer
@@ -46,7 +41,7 @@ def _problem(reader: Reader, context: list[Message]) -> Record:
         key = next(
             (key for key in (*SOLUTION, *EITHER, *TRUTH) if reader.columns.raw.get(key) is not None), "a solution"
         )
-        raise Rejected(f"{key} is missing, empty or not text")
+        raise no_text(reader.columns.raw, key)
     return make_problem(context, truth)
 
 

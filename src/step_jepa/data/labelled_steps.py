@@ -3,19 +3,10 @@
 import re
 from typing import Any
 
-from step_jepa.data.columns import truth_of
-from step_jepa.data.reader import Reader
-from step_jepa.data.records import (
-    Answer,
-    RawRecord,
-    ReadArguments,
-    Reading,
-    Rejected,
-    make_record,
-    required_text,
-    required_texts,
-    steps_as_given,
-)
+from step_jepa.data.columns import Reader, truth_of
+from step_jepa.data.raw_record import RawRecord, Rejected, required_text, required_texts
+from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.records import Answer, Reading, make_record, steps_as_given
 from step_jepa.data.steps import stated_answer
 
 STEP_TAG = "\u043a\u0438"  # Math-Shepherd's, at the end of each step

@@ -11,13 +11,19 @@ from typing import NamedTuple
 _DELIMITER = re.compile(
     r"""\\\\ | \\\$                                                     # a line break and a dollar of LaTeX: text
       | ^[^\S\n]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})(?P<info>[^\n]*)
-      | (?P<open>\\\[|\\\(|\[asy\]|<table\b) | (?P<close>\\\]|\\\)|\[/asy\]|</table>)
+      | (?P<open>\\\[|\\\(|\[asy\]|<table\b|<(?:llm-code|llm-code-output|tool_call|tool_response)>)
+      | (?P<close>\\\]|\\\)|\[/asy\]|</(?:table|llm-code|llm-code-output|tool_call|tool_response)>)
       | (?P<dollars>\$\$)
       | \\(?P<end>begin|end)[ \t]*\{(?P<name>[^{}\n]{1,40})\}""",
     re.VERBOSE | re.MULTILINE,
 )
 _CLOSING = {r"\[": r"\]", r"\(": r"\)", "[asy]": "[/asy]", "<table": "</table>"}
-_INLINE = re.compile(r"(?<![\\$])\$(?=[^\s$])[^$\n]*(?<=[^\s\\])\$(?![0-9$])")  # pandoc's rule: "$5 and $6" is money
+_CLOSING |= {f"<{tag}>": f"</{tag}>" for tag in ("llm-code", "llm-code-output", "tool_call", "tool_response")}
+_INLINE = re.compile(  # pandoc's rule: "$5 and $6" is money; what has spaces or line breaks must look like LaTeX, too
+    r"""(?<![\\$]) \$ (?: (?=[^\s$]) (?:\\.|[^$\\\n])* (?<!\s)
+          | (?=[a-zA-Z(|] | [^$]*[\\^_]) (?!\s*\n) (?:\\.|[^$\\\n]|\n(?!\s*\n))* ) \$ (?![0-9$])""",
+    re.VERBOSE,
+)
 _LINE = re.compile(r"[^\n]*\n?")
 _ITEM = re.compile(r"(?P<indent>[ \t]*)(?:[-*+\u2022]|[0-9]{1,3}[.)]|\([0-9a-z]{1,3}\))[ \t]+\S")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?\s*")
@@ -45,7 +51,8 @@ class Whole:
 
 
 def displays(text: str) -> list[Span]:
-    r"""`\[ \]`, `\( \)`, `$$ $$`, environments, `[asy]`, tables of HTML, and code between fences. What is never closed
+    r"""`\[ \]`, `\( \)`, `$$ $$`, environments, `[asy]`, tables of HTML, and code between fences
+    or tags. What is never closed
     is none of them, but code, which then ends with the text."""
     return list(_delimited(text))
 
@@ -57,7 +64,7 @@ def blocks(text: str) -> list[Span]:
 
 
 def inline_formulas(text: str) -> list[Span]:
-    """What stands between single dollars of one line."""
+    """What stands between single dollars of one paragraph."""
     return [match.span() for match in _INLINE.finditer(text)]
 
 

@@ -14,16 +14,11 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from step_jepa.data.records import (
-    ReadArguments,
-    Reading,
-    Rejected,
-    format_of,
-    has_solution,
-    noted,
-    parsed_record,
-    to_reading,
-)
+from step_jepa.data.format_registry import record_format
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading import format_of, parsed_record, to_reading
+from step_jepa.data.records import Reading, has_solution, noted
 from step_jepa.data.sources import raw_records, record_limit
 from step_jepa.errors import UserError
 from step_jepa.options import option
@@ -104,10 +99,9 @@ class _Sorting:
 
     def _sorted(self, line: int, raw: Any, args: PrepareArguments) -> Reading | None:
         """The record, counted; None for one that is set aside."""
-        is_first = not self.rejected and not self.step_counts
+        if args.explain and not self.rejected and not self.step_counts:
+            _explain(raw, args)
         try:
-            if args.explain and is_first:
-                _explain(raw, args)
             reading = to_reading(raw, args)
         except Rejected as error:
             self.rejected.append(dict(zip(REJECT_KEYS, (line, str(error), _mendable(raw)), strict=True)))
@@ -135,18 +129,40 @@ class _Sorting:
 
 
 def _explain(raw: Any, args: PrepareArguments) -> None:
-    """Print the first record's columns, and what is taken from each. Raises Rejected."""
-    parsed = parsed_record(raw, args)
-    name = args.format or format_of(parsed)
-    reading = to_reading(raw, replace(args, for_evaluation=True))
-    table = Table("column", "is read as", title=Text(f"the first record: format {name}"), min_width=40)
-    theirs = dict(args.renamed_columns)
-    unnamed = "not used" if reading.roles else "what its format takes from it"
-    for key in parsed:
-        table.add_row(Text(theirs.get(key, key)), Text(reading.roles.get(key, unnamed)))
-    for key in ("question", "steps", "answer"):
-        table.add_row(Text(f"-> {key}"), Text(json.dumps(reading[key], ensure_ascii=False)))
-    Console().print(table)
+    """Print the first record's columns, what is taken from each, and what it becomes."""
+    parsed: Any = _mendable(raw)
+    name = args.format
+    roles: dict[str, str] | None = None
+    outcome: dict[str, Any] = {}
+    try:
+        parsed = parsed_record(raw, args)
+        name = name or format_of(parsed)
+        reading = to_reading(raw, replace(args, for_evaluation=True))
+        roles, outcome = reading.roles, {key: reading[key] for key in ("question", "steps", "answer")}
+    except Rejected as error:
+        outcome = {"rejected": str(error)}
+    Console().print(_explanation(parsed, name, roles, outcome, dict(args.renamed_columns)))
+
+
+def _explanation(
+    parsed: Any, name: str | None, roles: dict[str, str] | None, outcome: dict[str, Any], theirs: dict[str, str]
+) -> Table:
+    title = f"format {name}, which has the keys {', '.join(sorted(record_format(name).keys))}" if name else "no format"
+    about = "holds" if roles is None else "is read as"
+    table = Table("column", about, title=Text(f"the first record: {title}"), min_width=40)
+    unnamed = "not used" if roles else "what its format takes from it"
+    for key, value in parsed.items() if isinstance(parsed, dict) else ():
+        what = _kind(value) if roles is None else roles.get(key, unnamed)
+        table.add_row(Text(str(theirs.get(key, key))), Text(what))
+    for key, value in outcome.items():
+        shown = value if key == "rejected" else json.dumps(value, ensure_ascii=False)
+        table.add_row(Text(f"-> {key}"), Text(shown))
+    return table
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _paths(args: PrepareArguments) -> tuple[Path, Path]:

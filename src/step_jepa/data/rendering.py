@@ -19,7 +19,8 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.offsets import Span
-from step_jepa.data.records import Message, Rejected
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.records import Message
 from step_jepa.errors import UserError
 
 # Words that no real conversation holds: rendered in place of contents, they show where these lie.
@@ -195,6 +196,15 @@ class Rendered:
             )
             raise Rejected(f"the chat template rewrites the content of the {message['role']} turn: {remedy}")
         return span
+
+    def writes_calls(self, turn: int) -> bool:
+        """Whether the template writes the tool calls of a turn that has some."""
+        bare = {key: value for key, value in self.messages[turn].items() if key != "tool_calls"}
+        try:
+            without = self._chat.render([*self.messages[:turn], bare, *self.messages[turn + 1 :]], self._tools)
+        except Rejected:  # as when a tool answers nobody
+            return True
+        return without != self.text
 
     @cached_property
     def _places(self) -> dict[int, Span] | None:

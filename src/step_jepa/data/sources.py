@@ -20,7 +20,10 @@ from typing import Any, NamedTuple, cast
 
 from step_jepa.data.files import BY_DATASETS, DELIMITERS, JSON, file_rows, kind_of
 from step_jepa.data.generated import GENERATED, GENERATED_BY_DEFAULT, generated_rows
-from step_jepa.data.records import ReadArguments, Reading, Record, Rejected, noted, to_reading
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
+from step_jepa.data.reading import to_reading
+from step_jepa.data.records import Reading, Record, noted
 from step_jepa.errors import UserError
 from step_jepa.run_files import file_digest
 
@@ -52,25 +55,28 @@ class Source:
     endless: bool = False
 
 
-def read_records(source: str, wanted: Splits = TRAIN, **options: Any) -> Iterator[Record]:
+def read_records(
+    source: str, wanted: Splits = TRAIN, reading: ReadingOptions | None = None, **options: Any
+) -> Iterator[Record]:
     """Records of any prepared or raw source.
 
     Args:
         source: a file, a folder, the id of a hub data set, or the name of generated problems, which `builtin:` may
             precede; a configuration and a split may follow.
         wanted: the splits that are looked for where the source names none; the first that there is is read.
-        **options: fields of ReadArguments.
+        reading: how a command reads raw records.
+        **options: other fields of ReadArguments.
 
     Raises:
         UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
     """
-    args = ReadArguments(**options)
+    args = ReadArguments.of(reading, **options)
     notes: Counter[str] = Counter()
     try:
         for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
-            reading = usable_record(source, line, raw, args)
-            notes.update(reading.notes)
-            yield cast(Record, dict(reading))
+            record = usable_record(source, line, raw, args)
+            notes.update(record.notes)
+            yield cast(Record, dict(record))
     finally:  # the reader may want no more
         log_notes(source, notes)
 

@@ -29,8 +29,15 @@ _ANSWER_IS = r"(?:(?:so|thus|hence|therefore),?[ ])?(?:the[ ])?(?:final[ ])?answ
 _LAST_WORDS = re.compile(rf"(?:^|(?<=[\s.])){_ANSWER_IS}\s*\Z", re.IGNORECASE | re.MULTILINE)
 _REST = re.compile(rf"[^\n]*+(?:\s*\n[^\S\n]*{_ANSWER_IS})?[\W_]*+", re.IGNORECASE)  # of an answer, from its first line
 _HEADED = re.compile(r"^\# Answer[^\S\n]*\n\s*(?P<answer>\S[^\n]*)\s*\Z", re.MULTILINE)
+_TITLED = re.compile(  # "**Final Answer**" over it, "Answer: 7", and the same in Chinese
+    r"^[\W_]*(?:the[ ])?(?:final[ ])?(?:answer|(?:\u6700\u7ec8)?\u7b54\u6848)[*_]*"
+    r"(?:[ ]*[:\uff1a][*_]*\s*|[ ]*\n\s*|[\u662f\u4e3a][:\uff1a]?[ ]*)(?P<answer>\S[^\n]*)\s*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MOST_WORDS = 8  # of a short answer under a title
 _HEADING = re.compile(r"\# Answer[^\S\n]*\n")
 _LONE_MARKER = re.compile(r"\s*\(?[0-9]{1,3}[.)]\s*")
+_POINTS = re.compile(r"[.,;:]*")
 _OPENING = re.compile(r"\s*(?:\\\[|\\\(|#+|[-+*])\s*")  # markup that belongs to what follows
 _HASHES = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
 _AFTER_HASHES = re.compile(r"(?<!#)####(?!#)[^\S\n]*(\S[^\n]*)")
@@ -51,9 +58,13 @@ def split(text: str, how: SplitBy = "auto", min_words: int = 0) -> list[str]:
     the "The answer is: N" under it. Other steps of fewer than `min_words` whitespace-separated words join the step
     after them, or the one before if they are the last.
     """
-    undivided = Whole(displays(text))
-    answer = _answer_start(text, undivided)
-    body = _Body(text[:answer].rstrip(), undivided, Whole([*undivided.spans, *blocks(text)]))
+    displayed, inline = Whole(displays(text)), Whole(inline_formulas(text))
+    formulas = Whole([*displayed.spans, *inline.spans])
+    whole = Whole([*formulas.spans, *blocks(text)])
+    answer = _answer_start(text, displayed, inline)
+    if how == "sentences":
+        answer = _answer_sentence(_Body(text, formulas, whole), answer)
+    body = _Body(text[:answer].rstrip(), formulas, whole)
     if answer < len(text) and not says_something(body.text):
         return [text.strip()]
     find_cuts = _CUTTERS[_usual_cut(text, body, answer) if how == "auto" else how]
@@ -90,10 +101,12 @@ def stated_answer(text: str) -> str | None:
     """The short answer that a solution ends with: its `final_answer`, what stands under "# Answer", or else what its
     last words, "The answer is: 66.", say."""
     found = final_answer(text)
-    stated = None if found else _HEADED.search(text) or _LAST_WORDS.search(text)
+    stated = None if found else _HEADED.search(text) or _LAST_WORDS.search(text) or _TITLED.search(text)
     if stated is None:
         return found
-    answer = stated["answer"].strip().removesuffix(".").strip()
+    answer = stated["answer"].rstrip("*_ .\u3002").lstrip("*_ ")
+    if stated.re is _TITLED and len(answer.split()) > _MOST_WORDS:
+        return None
     return _bare_number(answer[1:-1] if answer[0] == answer[-1] == "$" and len(answer) > 2 else answer)
 
 
@@ -108,10 +121,10 @@ def strip_annotations(text: str) -> str:
 
 
 class _Body(NamedTuple):
-    """A text without its final answer. No cut divides what is whole; markers are looked for outside of `displays`."""
+    """A text without its final answer. No cut divides what is whole; markers are looked for outside of formulas."""
 
     text: str
-    displays: Whole
+    formulas: Whole
     whole: Whole
 
 
@@ -125,8 +138,7 @@ def _line_cuts(body: _Body) -> list[int]:
 
 def _sentence_cuts(body: _Body) -> list[int]:
     ends = {sentence["end_index"] for sentence in get_sentence_boundaries("en", body.text)}
-    formulas = Whole(inline_formulas(body.text))
-    cuts = sorted({*_paragraph_cuts(body), *formulas.outside(body.whole.outside(ends))} - {len(body.text)})
+    cuts = sorted({*_paragraph_cuts(body), *body.whole.outside(ends)} - {len(body.text)})
     return [cut for start, cut in pairwise([0, *cuts]) if not _LONE_MARKER.fullmatch(body.text, start, cut)]
 
 
@@ -196,7 +208,7 @@ def _markers(body: _Body) -> list[int]:
     """Where the markers of one style begin: the word "Step" before bare numbers, two before one, early before late."""
     by_style: dict[_Style, list[_Marker]] = defaultdict(list)
     for match in _MARKER.finditer(body.text):
-        if body.displays.around(match.start()):
+        if body.formulas.around(match.start()):
             continue
         by_style[_style(match)].append(_Marker(match.start(), int(match["step"] or match["number"])))
     chains = {style: _ascending(markers) for style, markers in by_style.items()}
@@ -234,19 +246,39 @@ def _closing_cut(body: _Body, marker: int) -> list[int]:
     return [cut for cut in cuts[-1:] if not _INDENTED_OR_NUMBERED.match(body.text, cut)]
 
 
-def _answer_start(text: str, undivided: Whole) -> int:
+def _answer_start(text: str, displayed: Whole, inline: Whole) -> int:
     """Where the final answer's first line begins; the text's length if it has none."""
     hashes = list(_HASHES.finditer(text))
     for start in [match.start() for match in hashes[-1:]]:
-        if _REST.fullmatch(text, start) and not undivided.around(start):
+        if _REST.fullmatch(text, start) and not displayed.around(start) and not inline.around(start):
             return start
     if headed := _HEADED.search(text):
         return headed.start()
     boxed = _last_boxed(text)
     if boxed is None:
         return len(text)
-    start, stop = undivided.around(boxed[0] + 1) or boxed  # a displayed formula stays whole
-    return text.rfind("\n", 0, start) + 1 if _REST.fullmatch(text, stop) else len(text)
+    inside = boxed[0] + 1
+    start, stop = displayed.around(inside) or inline.around(inside) or boxed  # a formula stays whole
+    return _line_start(text, start, displayed, inline) if _REST.fullmatch(text, stop) else len(text)
+
+
+def _line_start(text: str, place: int, displayed: Whole, inline: Whole) -> int:
+    """Where the line begins: behind what is displayed and ends in it; a formula takes the line before along."""
+    start = text.rfind("\n", 0, place) + 1
+    if display := displayed.around(start):
+        points = _POINTS.match(text, display[1])
+        assert points is not None
+        return points.end()
+    formula = inline.around(start)
+    return _line_start(text, formula[0], displayed, inline) if formula else start
+
+
+def _answer_sentence(body: _Body, answer: int) -> int:
+    """Where the sentence with the box begins, in a last line of several."""
+    boxed = _last_boxed(body.text)
+    if boxed is None or _HASHES.match(body.text, answer) or _HEADING.match(body.text, answer):
+        return answer
+    return max((cut for cut in _sentence_cuts(body) if answer < cut <= boxed[0]), default=answer)
 
 
 def _last_boxed(text: str) -> tuple[int, int] | None:

@@ -32,6 +32,12 @@ SYSTEM_TO_USER = (
     "{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
     " + messages[2:] %}{% endif %}\n"
 )
+# Before a template that wants each content in parts, as those of models that see pictures do.
+CONTENT_TO_PARTS = (
+    "{% set whole = namespace(turns=[]) %}{% for turn in messages %}"
+    "{% set parts = [{'type': 'text', 'text': turn['content']}] if turn['content'] is string else turn['content'] %}"
+    "{% set whole.turns = whole.turns + [dict(turn, content=parts)] %}{% endfor %}{% set messages = whole.turns %}\n"
+)
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
@@ -104,6 +110,8 @@ def settle_template(
         return
     _put_before(tokenizer, _defaults(options.chat_template_kwargs))
     _pin_date(tokenizer, options.chat_template_date)
+    if _wants_parts(tokenizer):
+        _put_before(tokenizer, CONTENT_TO_PARTS)
     if _refuses_system(tokenizer):
         _put_before(tokenizer, SYSTEM_TO_USER)
     if options.end_of_turn:
@@ -176,6 +184,19 @@ def _pin_date(tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
     _change(tokenizer, lambda text: _DATE.sub(lambda call: repr(pinned.strftime(call[2])), text))
     if tokenizer.chat_template != before:
         say_once(f"the chat template writes the date: {pinned} is kept with the model (--chat_template_date)")
+
+
+def _wants_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template leaves out contents that are text, and writes those that are a list of parts."""
+    contents = {role: placeholder(turn, thinks=False) for turn, role in enumerate(("user", "assistant"))}
+    in_parts = {role: [{"type": "text", "text": content}] for role, content in contents.items()}
+    if all(content in _rendered_turns(tokenizer, contents) for content in contents.values()):
+        return False
+    return all(content in _rendered_turns(tokenizer, in_parts) for content in contents.values())
+
+
+def _rendered_turns(tokenizer: PreTrainedTokenizerBase, contents: Mapping[str, Any]) -> str:
+    return rendered(tokenizer, [{"role": role, "content": content} for role, content in contents.items()]) or ""
 
 
 def _refuses_system(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from step_jepa.data.conversations import Conversation
 from step_jepa.data.offsets import Span as Span  # the type of this module's spans
 from step_jepa.data.offsets import Tokens, tokenised
-from step_jepa.data.records import Message, Rejected
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.records import Message
 from step_jepa.data.rendering import ChatFormat, Rendered, render_rows
 from step_jepa.data.steps import answer_step
 from step_jepa.errors import UserError
@@ -285,17 +286,37 @@ def _trained(chat: ChatFormat, text: _Text, content: range, options: Encoding) -
     (rendered, tokens), last = text, len(text.rendered.messages) - 1
     ends = _ends_of_turn(chat, tokens.ids, content.stop, len(tokens.ids))
     whole = rendered.messages[last].get("tool_calls")  # these follow the content, perhaps between special tokens
+    if whole and not rendered.writes_calls(last):
+        raise Rejected(
+            "the chat template leaves out the tool calls of the last turn: give another --chat_template, or take "
+            "them out"
+        )
     ranges = [range(content.start, ends[-1 if whole else 0] + 1)]
     if options.train_turns == "all":
-        earlier = [turn for turn in range(last) if rendered.messages[turn]["role"] == "assistant"]
-        ranges += [_earlier_turn(chat, text, turn) for turn in earlier]
+        earlier = [turn for turn in range(last) if _speaks(rendered, turn)]
+        end = tokens.ids[ranges[0].stop - 1]
+        ranges += [_earlier_turn(chat, text, turn, end) for turn in earlier]
     return ranges
 
 
-def _earlier_turn(chat: ChatFormat, text: _Text, turn: int) -> range:
+def _speaks(rendered: Rendered, turn: int) -> bool:
+    """Whether a turn is the assistant's and there is something in it to learn: text, or calls that the template
+    writes."""
+    message = rendered.messages[turn]
+    calls = message.get("tool_calls") and not message["content"].strip()
+    return message["role"] == "assistant" and bool(
+        message["content"].strip() or (calls and rendered.writes_calls(turn))
+    )
+
+
+def _earlier_turn(chat: ChatFormat, text: _Text, turn: int, end: int) -> range:
+    """From its content to its end of turn; behind calls, which special tokens may part, that is the last turn's."""
     content, following = _content_tokens(text, text.rendered.content(turn)), text.rendered.span(turn + 1)
     limit = text.tokens.first_from(following[0]) if following else len(text.tokens.ids)
-    return range(content.start, _ends_of_turn(chat, text.tokens.ids, content.stop, limit)[0] + 1)
+    places = _ends_of_turn(chat, text.tokens.ids, content.stop, limit)
+    calls = text.rendered.messages[turn].get("tool_calls")
+    ends = [place for place in places if text.tokens.ids[place] == end] if calls else []
+    return range(content.start, (ends or places)[0] + 1)
 
 
 def _ends_of_turn(chat: ChatFormat, ids: list[int], start: int, stop: int) -> list[int]:

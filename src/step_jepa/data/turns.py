@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from step_jepa.data.records import Message, RawRecord, Rejected, column
+from step_jepa.data.raw_record import RawRecord, Rejected, column
+from step_jepa.data.records import Message
 
 TURNS = ("messages", "conversations", "conversation")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what templates read as the thinking of a turn

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa.batches.views import Views
+from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.data.records import Record, has_solution
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.template import TemplateOptions, template_identity, today
@@ -40,7 +41,7 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, heldout_options
+from step_jepa.training.config import StepJEPAOptions, heldout_options, take_reading_of_run
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -49,7 +50,7 @@ _DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
 @dataclass
-class EvaluateArguments(TemplateOptions):
+class EvaluateArguments(TemplateOptions, ReadingOptions):
     """What is evaluated on what. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
@@ -116,6 +117,7 @@ def run(args: EvaluateArguments) -> None:
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
     unusable input, if no record has a known answer, and rather than mix or replace results."""
     args.chat_template_date = args.chat_template_date or _begun_on(args) or today()
+    take_reading_of_run(resolve(args.model_name), args)
     options, records = _heldout_options(args), _read_problems(args)
     folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
@@ -152,7 +154,7 @@ def _read_problems(args: EvaluateArguments) -> list[Record]:
     """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
     if args.engine == "vllm":
         require_vllm(args.model_name)
-    records = list(read_records(args.test_file, TEST, max_examples=args.limit, for_evaluation=True))
+    records = list(read_records(args.test_file, TEST, args, max_examples=args.limit, for_evaluation=True))
     if not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
     return records
@@ -210,8 +212,9 @@ def _settings(
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that change results."""
-    return {name: value for name, value in settings.items() if name not in ("output_dir", "overwrite")}
+    """Those that change results; how records were read, their digest tells."""
+    others = {"output_dir", "overwrite", *reading_values(ReadingOptions())}
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _load_model(args: EvaluateArguments, options: StepJEPAOptions) -> tuple[Any, Any]:

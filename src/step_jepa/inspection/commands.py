@@ -10,6 +10,7 @@ from rich.text import Text
 
 from step_jepa import plots
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.tokens import Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.example import Inspector, RowArguments, example_at, inspect_example
@@ -31,7 +32,7 @@ EXAMPLES_SHOWN = 3  # by default
 
 
 @dataclass
-class StepsArguments:
+class StepsArguments(ReadingOptions):
     """Which conversations, by which tokenizer. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
@@ -51,7 +52,7 @@ def run_steps(args: StepsArguments) -> None:
     """Print the examples; as JSON a list of what `describe_example` has. Raises UserError."""
     tokenizer = load_tokenizer(args.model_name)
     limit = None if args.index is not None else args.limit or EXAMPLES_SHOWN
-    data = load_and_prepare_dataset(args.train_file, tokenizer, max_length=args.max_length, limit=limit)
+    data = load_and_prepare_dataset(args.train_file, tokenizer, max_length=args.max_length, limit=limit, reading=args)
     examples = data.examples if args.index is None else [example_at(args.index, data.examples, args.train_file)]
     if args.json:
         print(json.dumps([describe_example(example) for example in examples]))

@@ -16,6 +16,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from step_jepa import standalone
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
@@ -34,7 +35,7 @@ SEED = 42  # of a run that gives none
 
 
 @dataclass
-class RowArguments(TemplateOptions):
+class RowArguments(TemplateOptions, ReadingOptions):
     """Which example, and how its row is planned. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
@@ -144,6 +145,7 @@ class Inspector:
             max_length=self.args.max_length,
             limit=limit,
             encoding=self.encoding,
+            reading=self.args,
         )
         return data.examples
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from step_jepa.batches.views import Views
+from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.data.sources import TEST, read_records
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
@@ -37,7 +38,7 @@ from step_jepa.run_files import (
     run_options,
     write_json,
 )
-from step_jepa.training.config import StepJEPAOptions, view_options
+from step_jepa.training.config import StepJEPAOptions, take_reading_of_run, view_options
 from step_jepa.training.held_out import held_out
 from step_jepa.training.representation import Representation
 
@@ -47,7 +48,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
-class PairingArguments:
+class PairingArguments(ReadingOptions):
     """Whose views, of which steps. Raises UserError for a number out of range."""
 
     model_name: list[str] = option(help="One or more models: hub id, folder, or smollm2.", is_path=True)
@@ -91,7 +92,8 @@ class Reading:
 def run(args: PairingArguments) -> None:
     """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
     prints what there is. Raises UserError."""
-    records = sorted(read_records(args.test_file, TEST, max_examples=args.limit), key=_length)  # little padding
+    take_reading_of_run(resolve(args.views_like or args.model_name[0]), args)
+    records = sorted(read_records(args.test_file, TEST, args, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
     remove_unfinished(Path(args.output_dir))
     results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
@@ -136,8 +138,9 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
 
 def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
     """What the figures of all models in one pairing.json have in common."""
+    known_by_records = reading_values(args)
     return {
-        **asdict(args),
+        **{name: value for name, value in asdict(args).items() if name not in known_by_records},
         "model_name": None,
         "overwrite": None,
         "records": records_digest(records),

@@ -1,6 +1,7 @@
 """The options of a run: `...Options` are those of the JEPA term, for whoever reads views; `...Config` are the same with
 TrainingArguments, for whoever trains."""
 
+import logging
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.utils import CHAT_TEMPLATE_FILE
 
 from step_jepa.batches.views import PredictorHead, TargetReader
+from step_jepa.data.read_arguments import ReadArguments, ReadingOptions, reading_values
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import TrainTurns
 from step_jepa.errors import UserError, library_refusals
@@ -49,6 +51,7 @@ COMPAT = {
     "double_bos": "the chat template's text gets the tokenizer's own special tokens once more",
 }
 
+logger = logging.getLogger(__name__)
 AttentionPath = Literal["parts", "dense"]
 _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contrastive)
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
@@ -67,7 +70,7 @@ SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret
 
 
 @dataclass
-class RepresentationOptions(TurnOptions, TemplateOptions):
+class RepresentationOptions(TurnOptions, TemplateOptions, ReadingOptions):
     """The options of the JEPA term that all objectives share, and LLM-JEPA's own."""
 
     lbd: float | str = option(
@@ -271,6 +274,7 @@ class RepresentationOptions(TurnOptions, TemplateOptions):
         if isinstance(self.lbd, str) and self.lbd != "auto":
             raise UserError(f"lbd = {self.lbd}: give a number, or auto")
         check_bounds(self)
+        ReadArguments.of(self)
         unknown = [name for name in self.compat if name not in COMPAT and name != "llm_jepa"]
         if unknown:
             raise UserError(f"compat = {unknown[0]}: give llm_jepa, or some of {', '.join(COMPAT)}")
@@ -589,6 +593,23 @@ def _meaningful(config: type[StepJEPAOptions], values: dict[str, Any], asked: It
 
     fields = {each.name: each for each in option_fields(config)}
     return {name: value for name, value in values.items() if name in asked or means_something(fields[name])}
+
+
+def take_reading_of_run(folder: str | os.PathLike[str], args: ReadingOptions) -> None:
+    """Read data as the run that a model comes from read its own, but for what is asked for now.
+
+    Args:
+        folder: of the model.
+        args: of a command; they get the run's values.
+
+    Raises:
+        UserError: for a file that no run wrote.
+    """
+    saved, default = run_options(folder), reading_values(ReadingOptions())
+    for name, value in reading_values(args).items():
+        if value == default[name] and saved.get(name, value) != value:
+            setattr(args, name, saved[name])
+            logger.info("records are read as the run of %s read its own: %s = %s", folder, name, saved[name])
 
 
 def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:

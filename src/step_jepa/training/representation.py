@@ -133,6 +133,7 @@ class Representation:
             self.tokenizer,
             max_length=self.options.max_length,
             encoding=self.encoding,
+            reading=self.options,
             num_proc=num_proc,
             splits=splits,
         )
@@ -145,7 +146,7 @@ class Representation:
             buffer: examples that are held to be shuffled.
         """
         source = opened(data, TRAIN, stream=True)
-        encoder = encoder_of(data, self.tokenizer, self.options.max_length, self.encoding)
+        encoder = encoder_of(data, self.tokenizer, self.options.max_length, self.encoding, self.options)
         examples = ExampleStream(source, encoder, buffer=buffer, seed=self.seed)
         rows = PlannedStream(examples, self.training_planner(examples.head))
         self.check_attention(PlannedRows(examples.head, rows.plan))

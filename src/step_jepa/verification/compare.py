@@ -23,6 +23,7 @@ from step_jepa import standalone
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.attention_parts import sees
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, to_device
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
@@ -37,7 +38,7 @@ LONG = 1024  # tokens; longer rows are read one by one, as padding takes a mask
 
 
 @dataclass
-class CompareArguments(TemplateOptions):
+class CompareArguments(TemplateOptions, ReadingOptions):
     """Which rows, and which setting of the loss (the first pair of steps, which both implementations know).
 
     Raises UserError for a number out of range."""
@@ -145,7 +146,7 @@ def run(args: CompareArguments) -> int:
 
 def compare(args: CompareArguments) -> Comparison:
     """Both implementations on the first rows of the file. Raises UserError."""
-    return compare_on(args.model_name, list(islice(read_records(args.train_file), args.limit)), args)
+    return compare_on(args.model_name, list(islice(read_records(args.train_file, reading=args), args.limit)), args)
 
 
 def compare_on(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
+from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.sources import read_records
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
@@ -28,7 +29,7 @@ STYLES: dict[bool | None, str] = {True: "green", False: "bold red", None: "dim"}
 
 
 @dataclass
-class VerifyArguments(TemplateOptions):
+class VerifyArguments(TemplateOptions, ReadingOptions):
     """What is verified. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
@@ -69,7 +70,7 @@ def run(args: VerifyArguments) -> int:
 
 def _results(args: VerifyArguments) -> dict[str, CheckResult]:
     """By check."""
-    records = list(islice(read_records(args.train_file), args.limit))
+    records = list(islice(read_records(args.train_file, reading=args), args.limit))
     resolve(args.model_name)
     with _context(args, records) as context:
         assert context.tokenizer  # a model that cannot be reached is one line, and not one for each check
