@@ -1,5 +1,6 @@
-"""DeepSpeed, an extra: what two ranks train, save and export under ZeRO-2 is what one process does."""
+"""DeepSpeed, an extra: what two ranks train, save and export is what one process does."""
 
+import json
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
-from sharded import SETTINGS, run
+from sharded import SETTINGS, run, trainer_of
 from test_sharding import HARD, SLOW, free_port, same_held_out, same_log, same_weights
 
 from step_jepa import StepJEPAConfig
@@ -23,17 +24,30 @@ from step_jepa.training.validation import check_sharding, validate
 
 installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed (an extra) is not installed")
 SAVED = {"save_strategy": "steps", "save_steps": 2}
-CASES = {
-    "full": {**HARD, **SAVED, "tied": True, "chunks": True},
-    "lora": {**SLOW, **SAVED, "lora": True, "keep_adapter": True, "gradient_accumulation_steps": 2},
-}
+FULL = {**HARD, **SAVED, "tied": True, "chunks": True}
+LORA = {**SLOW, **SAVED, "lora": True, "keep_adapter": True, "gradient_accumulation_steps": 2}
+CASES = {2: {"full": FULL, "lora": LORA}, 3: {"full": FULL}}
 
 
-def rank_of(rank: int, port: int, folder: str) -> None:
+def train(folder: Path, options: dict) -> None:
+    """Train, evaluate, export, as `sharded.run` does."""
+    options = dict(options)
+    checkpoint = options.pop("resume", None)
+    trainer = trainer_of(folder, None, options)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    figures = trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        log = [entry for entry in trainer.state.log_history if entry["step"] > 2 or not checkpoint]
+        (folder / "figures.json").write_text(json.dumps([log, figures]))
+
+
+def rank_of(rank: int, port: int, folder: str, stage: int) -> None:
     """A rank's process: every case, and then from its checkpoint on."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
-    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    os.environ |= {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "false", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
     SETTINGS.update(use_cpu=False, ddp_backend="gloo")  # else accelerate runs DDP, or every rank for itself
     import deepspeed
 
@@ -41,10 +55,10 @@ def rank_of(rank: int, port: int, folder: str) -> None:
     deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
     sharded.ROWS //= 2  # of a rank
     try:
-        for name, options in CASES.items():
-            run(Path(folder, name), None, options)
+        for name, options in CASES[stage].items():
+            train(Path(folder, name), options)
             checkpoint = str(Path(folder, name, "checkpoint-2"))
-            run(Path(folder, f"{name} resumed"), None, {**options, "resume": checkpoint})
+            train(Path(folder, f"{name} resumed"), {**options, "resume": checkpoint})
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -54,20 +68,27 @@ def rank_of(rank: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
+    """Two ranks of a stage, started the first time that it is asked for."""
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(rank_of, (free_port(), str(folder)), nprocs=2)
-    return folder
+
+    def folder_of(stage: int) -> Path:
+        if not (folder / str(stage)).exists():
+            torch.multiprocessing.spawn(rank_of, (free_port(), str(folder / str(stage)), stage), nprocs=2)
+        return folder / str(stage)
+
+    return folder_of
 
 
 @installed
-@pytest.mark.parametrize("name", [*CASES, *(f"{name} resumed" for name in CASES)])
-def test_two_ranks_are_one_process(name, two, tmp_path):
-    one = tmp_path / "one"
-    run(one, None, CASES[name.removesuffix(" resumed")])
-    same_log(two / name, one)
-    if "regulariser" not in CASES[name.removesuffix(" resumed")]:  # else it changes with the held-out batches
-        same_held_out(two / name, one)
-    same_weights(two / name, one)
+@pytest.mark.parametrize(("stage", "name"), [(2, "full"), (2, "lora"), (3, "full")])
+@pytest.mark.parametrize("resumed", ["", " resumed"])
+def test_two_ranks_are_one_process(stage, name, resumed, two, tmp_path):
+    found, one, options = two(stage) / f"{name}{resumed}", tmp_path / "one", CASES[stage][name]
+    run(one, None, options)
+    same_log(found, one)
+    if "regulariser" not in options:  # else it changes with the held-out batches
+        same_held_out(found, one)
+    same_weights(found, one)
 
 
 def plugin(stage: int, kind: DistributedType = DistributedType.DEEPSPEED) -> SimpleNamespace:

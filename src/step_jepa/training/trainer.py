@@ -630,7 +630,8 @@ class RepresentationTrainer(PreemptibleTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_beside(str(self.state.best_model_checkpoint))
+        with self._own_parameters_whole():
+            self._load_beside(str(self.state.best_model_checkpoint))
 
 
 class _EveryStep(TrainerCallback):
