@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from step_jepa import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.parsing import SHIPPED
-from step_jepa.training.checkpoints import check_engine
+from step_jepa.training.checkpoints import DEEPSPEED, check_engine
 from step_jepa.training.validation import check_sharding, validate
 
 HARD = {"loss": "infonce", "regulariser": "vicreg", "predictor_head": "linear", "predictors": 3}
@@ -232,11 +232,16 @@ def test_recipes_are_what_accelerate_takes(name, monkeypatch):
 
 
 def test_checkpoints_of_another_engine_are_not_gone_on_with(tmp_path):
-    full, shards = SimpleNamespace(name="FULL_STATE_DICT"), SimpleNamespace(name="SHARDED_STATE_DICT")
+    def refused(now: str | None, words: str) -> None:
+        with pytest.raises(UserError, match=words):
+            check_engine(str(tmp_path), now)
+
     check_engine(str(tmp_path), None)
-    with pytest.raises(UserError, match="was saved without FSDP, and this run is with fsdp_state_dict_type FULL"):
-        check_engine(str(tmp_path), SimpleNamespace(state_dict_type=full))
+    refused("FULL_STATE_DICT", "was saved without FSDP or DeepSpeed, and this run is under FSDP, with .* FULL_STATE_DI")
     (tmp_path / "pytorch_model_fsdp_0").mkdir()
-    check_engine(str(tmp_path), SimpleNamespace(state_dict_type=shards))
-    with pytest.raises(UserError, match="was saved under FSDP, as SHARDED_STATE_DICT, and this run is without FSDP"):
-        check_engine(str(tmp_path), None)
+    check_engine(str(tmp_path), "SHARDED_STATE_DICT")
+    refused(None, "was saved under FSDP, with .* SHARDED_STATE_DICT, and this run is without FSDP or DeepSpeed: start")
+    (tmp_path / "global_step3").mkdir()
+    (tmp_path / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    check_engine(str(tmp_path), DEEPSPEED)
+    refused(None, "was saved under DeepSpeed, and this run is without")

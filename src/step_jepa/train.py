@@ -24,6 +24,8 @@ from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
 from step_jepa.data.template import today
 from step_jepa.errors import Interrupted, UserError, library_refusals
+from step_jepa.estimation.engines import EngineName
+from step_jepa.estimation.estimate import estimate, show
 from step_jepa.models.builtin import resolve
 from step_jepa.models.export import export, is_exported
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -51,10 +53,11 @@ from step_jepa.training.output_folder import check_output_dir, enough_room, remo
 from step_jepa.training.preemption import PreemptibleTrainer, Preemption, preemptible
 from step_jepa.training.run_metadata import save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
-from step_jepa.training.validation import asks_for_fsdp, check_row_count, validate
+from step_jepa.training.validation import asks_for_deepspeed, asks_for_fsdp, check_row_count, validate
 
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
 ADAPTER = Needs("--lora", lambda args: args.lora)
+ESTIMATE = Needs("--estimate", lambda args: args.estimate)
 
 SETUP_ERRORS = (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError, SafetensorError)
 
@@ -87,6 +90,12 @@ class TrainArguments:
     )
     load_in_4bit: bool = option(False, help="QLoRA: load the base model in 4 bits (CUDA).", group=LORA)
     overwrite: bool = option(False, help="Write into an output folder that is not empty.", group=RUN)
+    estimate: bool = option(False, help="Print the memory that the run needs on a device, by part, and end.", group=RUN)
+    engine: EngineName = option(
+        "ddp", help="With --estimate: what would train on several devices.", needs=ESTIMATE, group=RUN
+    )
+    processes: int = option(1, help="With --estimate: one for each device.", needs=ESTIMATE, group=RUN, least=1)
+    json: bool = option(False, help="With --estimate: JSON on stdout.", needs=ESTIMATE, group=RUN)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -115,18 +124,23 @@ def modules_to_adapt(names: list[str]) -> str | list[str]:
 
 def quantization_config(args: TrainArguments, *, keep_adapter: bool) -> Any:
     """4-bit NormalFloat with bfloat16 computation (QLoRA, arXiv 2305.14314)."""
+    _check_quantised(args, keep_adapter=keep_adapter)
     if not args.load_in_4bit:
         return None
-    if not args.lora:
-        raise UserError("4-bit weights are frozen: add --lora to --load_in_4bit")
-    if not keep_adapter:
-        raise UserError("a 4-bit model cannot be merged without loss: add --keep_adapter to --load_in_4bit")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
     )
+
+
+def _check_quantised(args: TrainArguments, *, keep_adapter: bool) -> None:
+    """Raises UserError for what cannot be done to weights in 4 bits."""
+    if args.load_in_4bit and not args.lora:
+        raise UserError("4-bit weights are frozen: add --lora to --load_in_4bit")
+    if args.load_in_4bit and not keep_adapter:
+        raise UserError("a 4-bit model cannot be merged without loss: add --keep_adapter to --load_in_4bit")
 
 
 def wants_checkpoint(config: StepJEPAConfig) -> bool:
@@ -169,6 +183,9 @@ def _check_nothing_is_lost(folder: Path) -> None:
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     """Train, evaluate on the held-out file, export. Raises UserError."""
     _check_together(args, config)
+    if args.estimate:
+        _estimate(args, config)
+        return
     folder = Path(str(config.output_dir))
     if folder.is_file():
         raise UserError(f"{folder} is a file: give another --output_dir")
@@ -176,6 +193,24 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     lock = locked(folder) if config.process_index == 0 else nullcontext()
     with lock, enough_room(folder), preemptible() as preemption:
         _run_in(folder, args, config, preemption)
+
+
+def _estimate(args: TrainArguments, config: StepJEPAConfig) -> None:
+    if args.approach == "standalone":
+        raise UserError("--estimate knows the adapted implementation: leave out --approach standalone")
+    if config.world_size > 1:
+        raise UserError("--estimate is one process: start it without torchrun, and say how many --processes train")
+    _check_quantised(args, keep_adapter=config.keep_adapter)
+    found = estimate(
+        args.model_name,
+        args.train_file,
+        config,
+        peft_config(args),
+        quantised=args.load_in_4bit,
+        engine=args.engine,
+        processes=args.processes,
+    )
+    show(found, as_json=args.json)
 
 
 def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig, preemption: Preemption) -> None:
@@ -391,6 +426,8 @@ def _refuse_foreign(config: StepJEPAConfig) -> None:
         foreign["fsdp"] = True
     if config.push_to_hub:
         foreign["push_to_hub"] = True
+    if asks_for_deepspeed(config):
+        foreign["deepspeed"] = True
     if foreign:
         options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")

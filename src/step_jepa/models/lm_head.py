@@ -100,6 +100,13 @@ class LMHead:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+def assume_agreement(model: Any) -> None:
+    """Of a model without numbers: its head applied to its last hidden states gives its logits."""
+    head = model.get_output_embeddings()
+    if head is not None:
+        _agrees[head] = True
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) negative log-likelihood of labels (N,) under logits (N, V), in nats.
 

@@ -84,7 +84,7 @@ def setup_model_and_tokenizer(
     _ensure_pad_token(tokenizer)
     part_appended_rows(network)
     if peft_config is not None:
-        network = _with_adapter(network, peft_config)
+        network = with_adapter(network, peft_config)
     if predictors is not None:
         add_predictors(network, tokenizer, predictors, folder, seed)
     _settle_predictors(network, trained=train_predictors)
@@ -102,7 +102,7 @@ def _named(
     if overrides is None:
         network = _load(folder, quantization, options)
     else:
-        network = _random(folder, tokenizer, overrides, options, seed)
+        network = random_network(folder, tokenizer, overrides, options, seed)
     network.loaded_from = folder  # an adapter that was merged goes by the name of its base
     network.loaded_weights = _check_weights(network, folder)
     return network
@@ -213,8 +213,10 @@ def _merged(folder: str, options: dict[str, Any]) -> Any:
     return adapter.merge_and_unload()
 
 
-def _random(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dict[str, Any], seed: int) -> Any:
-    """Random weights from a folder's configuration; without one the overrides must name a model_type."""
+def random_network(folder: str, tokenizer: Any, overrides: dict[str, Any], options: dict[str, Any], seed: int) -> Any:
+    """Random weights from a folder's configuration; without one the overrides must name a model_type.
+
+    Raises UserError."""
     try:
         if "model_type" in overrides:
             special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -240,7 +242,8 @@ def _changed(config: Any, overrides: dict[str, Any]) -> Any:
     return type(config).from_dict({**fields, **overrides})
 
 
-def _with_adapter(model: Any, peft_config: Any) -> PeftModel:
+def with_adapter(model: Any, peft_config: Any) -> PeftModel:
+    """The model with a new adapter, frozen otherwise. Raises UserError."""
     if isinstance(model, PeftModel):
         raise UserError("the model carries an adapter already: leave out peft_config, or give the base model")
     if getattr(model, "is_quantized", False):

@@ -62,8 +62,11 @@ def gather_model(model: Any, frame: Any, *, trained_only: bool = False) -> Any:
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    if not weights:
-        return None
+    return filled(frame, weights, trained_only=trained_only) if weights else None
+
+
+def filled(frame: Any, weights: dict[str, Any], *, trained_only: bool = False) -> Any:
+    """A copy of a `skeleton` with weights; without what is frozen where they are `trained_only`."""
     frame = deepcopy(frame)
     known = frame.state_dict()
     weights = {name: value.to(known[name].dtype) for name, value in weights.items()}  # training may have widened them

@@ -415,7 +415,7 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
     @property
     def reason_to_pad(self) -> str | None:
         """Also what Trainer computes by itself from padded rows, and wrappers that flat batches were not tried with."""
-        others = ("label_smoothing_factor", "neftune_noise_alpha", "deepspeed", "torch_compile")
+        others = ("label_smoothing_factor", "neftune_noise_alpha", "torch_compile")
         return super().reason_to_pad or next((f"--{name}" for name in others if getattr(self, name)), None)
 
     def setup_arguments(self) -> dict[str, Any]:

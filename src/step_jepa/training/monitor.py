@@ -39,7 +39,7 @@ class Monitor(TrainerCallback):
         trainer = self.trainer
         with trainer.sums.paused(), trainer.compute_loss_context_manager():
             figures = self.figures()
-            if not is_sharded(trainer.model):
+            if not (is_sharded(trainer.model) or trainer.is_deepspeed_enabled):
                 figures |= self.gradients()
         trainer.log({f"diagnostics_{name}": value for name, value in figures.items()})
         first = self.first()

@@ -26,8 +26,9 @@ class FiniteNumbers(TrainerCallback):
         self._warned = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not args.fp16:  # whose loss scaler leaves out such steps itself
-            gradients = (parameter.grad for parameter in model.parameters())
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        # The loss scaler of fp16 leaves out such steps itself; DeepSpeed has made its step by now.
+        if gradients and not args.fp16:
             norm = self._check(gradients, args, state.global_step + 1, "the gradient")
             self._warn_of_zero(norm, args, state.global_step + 1)
 
@@ -54,10 +55,9 @@ class FiniteNumbers(TrainerCallback):
                 raise _diverged(args, state.global_step, name)
 
     @staticmethod
-    def _check(tensors: Iterable[Tensor | None], args: Any, step: int, what: str) -> Tensor:
+    def _check(tensors: Iterable[Tensor], args: Any, step: int, what: str) -> Tensor:
         """Their norm."""
-        present = [tensor for tensor in tensors if tensor is not None]
-        norm: Any = get_total_norm(present)
+        norm: Any = get_total_norm(list(tensors))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):
             raise _diverged(args, step, what)

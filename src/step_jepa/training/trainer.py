@@ -9,6 +9,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,12 +38,13 @@ from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictor_rows, trained_predictors
-from step_jepa.models.sharding import gather_model, is_sharded, reshard, skeleton
+from step_jepa.models.sharding import filled, gather_model, is_sharded, reshard, skeleton
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.checkpoints import (
+    DEEPSPEED,
     check_complete,
     check_engine,
     check_resumed,
@@ -138,7 +140,7 @@ class RepresentationTrainer(PreemptibleTrainer):
                 optimizers=optimizers,
             )
         check_sharding(args, self.accelerator, model)
-        self._skeleton = skeleton(model) if self.is_fsdp_enabled else None
+        self._skeleton = skeleton(model) if self.is_fsdp_enabled or self._in_zero3 else None
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
@@ -344,10 +346,16 @@ class RepresentationTrainer(PreemptibleTrainer):
 
     # Loss
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        checkpoint = resume_from_checkpoint if self.is_deepspeed_enabled else None  # which it loads here by itself
+        if checkpoint is not None:
+            self._check_resumed(checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
         assert self.model is self.representation.model  # it is sharded in place
         self.representation.begin_target_encoder()
+        if checkpoint is not None:
+            with self._own_parameters_whole():
+                self.jepa.state.resume(checkpoint)
         return prepared
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -473,7 +481,7 @@ class RepresentationTrainer(PreemptibleTrainer):
         if self.args.should_save:
             Path(folder).mkdir(parents=True, exist_ok=True)
             Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # written last: until then the folder is not whole
-        if _internal_call or self.is_deepspeed_enabled:
+        if _internal_call:
             super().save_model(output_dir, _internal_call=True)  # what is uploaded is `push_to_hub`'s business
         else:
             self._export(folder)
@@ -482,16 +490,37 @@ class RepresentationTrainer(PreemptibleTrainer):
     def _export(self, folder: str) -> None:
         """What is sharded is gathered by all ranks; one writes."""
         model, keep = self.accelerator.unwrap_model(self.model), self.args.keep_adapter
-        sharded = is_sharded(model)
+        sharded = is_sharded(model) or self._in_zero3
         if sharded:
             if self.args.should_log:
-                size = sum(value.numel() * value.element_size() for value in model.parameters())
+                size = sum(value.numel() * value.element_size() for value in self._skeleton.parameters())
                 logger.info("rank 0 gathers the model in CPU memory: %.1f GB at most", size / 1e9)
-            model = gather_model(model, self._skeleton, trained_only=keep and isinstance(model, PeftModel))
+            model = self._gathered(model, trained_only=keep and isinstance(model, PeftModel))
         if self.args.should_save and model is not None:
             export(model, self.processing_class, folder, keep_adapter=keep, expendable=sharded)
 
+    def _gathered(self, model: Any, *, trained_only: bool) -> Any:
+        if not self._in_zero3:
+            return gather_model(model, self._skeleton, trained_only=trained_only)
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        return filled(self._skeleton, weights) if self.args.should_save else None
+
     def _save_beside(self, folder: str) -> None:
+        with self._own_parameters_whole():
+            self._write_beside(folder)
+
+    def _own_parameters_whole(self) -> AbstractContextManager[None]:
+        """What is written beside the model's files, where ZeRO-3 divides it."""
+        if not self._in_zero3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        modules = (getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
+        own = [parameter for module in modules if module is not None for parameter in module.parameters()]
+        gathered: AbstractContextManager[None] = GatheredParameters(own, modifier_rank=0)
+        return gathered
+
+    def _write_beside(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
         rows = trained_predictors(model) if hasattr(model, "predictor_tokens") else None
         self.jepa.state.save(folder, write=self.args.should_save)
@@ -562,17 +591,31 @@ class RepresentationTrainer(PreemptibleTrainer):
     def _settings(self) -> dict[str, Any]:
         return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_complete(resume_from_checkpoint)
-        check_engine(resume_from_checkpoint, self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
-        check_resumed(self.args, self._settings(), resume_from_checkpoint)
-        say_other_schedule(self.args, resume_from_checkpoint)
+    def _check_resumed(self, checkpoint: str) -> None:
+        check_complete(checkpoint)
+        check_engine(checkpoint, self._engine())
+        check_resumed(self.args, self._settings(), checkpoint)
+        say_other_schedule(self.args, checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
             logger.info(
                 "a stream has no places: its rows up to the checkpoint are read and tokenised again, and skipped"
             )
-        check_same_template(self.processing_class, resume_from_checkpoint)
-        check_checkpoint(self.model, resume_from_checkpoint)
+        check_same_template(self.processing_class, checkpoint)
+        check_checkpoint(self.model, checkpoint)
+
+    @property
+    def _in_zero3(self) -> bool:
+        """Whether DeepSpeed divides the parameters themselves."""
+        return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+
+    def _engine(self) -> str | None:
+        """What shards the run, and the form that it saves in, if anything does."""
+        if self.is_deepspeed_enabled:
+            return DEEPSPEED
+        return self.accelerator.state.fsdp_plugin.state_dict_type.name if self.is_fsdp_enabled else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._check_resumed(resume_from_checkpoint)
         self.representation.begin_target_encoder()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_beside(resume_from_checkpoint)
@@ -587,7 +630,8 @@ class RepresentationTrainer(PreemptibleTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_beside(str(self.state.best_model_checkpoint))
+        with self._own_parameters_whole():
+            self._load_beside(str(self.state.best_model_checkpoint))
 
 
 class _EveryStep(TrainerCallback):

@@ -59,6 +59,11 @@ def asks_for_fsdp(args: Any) -> bool:
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
+def asks_for_deepspeed(args: Any) -> bool:
+    """Whether options of the run or `accelerate launch` ask for DeepSpeed."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
 def _loads_on_one_rank(args: Any) -> bool:
     name = "cpu_ram_efficient_loading"
     asked = ((args.fsdp_config or {}).get(name), os.environ.get(f"FSDP_{name.upper()}"))
@@ -66,7 +71,10 @@ def _loads_on_one_rank(args: Any) -> bool:
 
 
 def check_sharding(args: Any, accelerator: Any, model: Any) -> None:
-    """Raises UserError where FSDP is asked for, and the accelerator does something else, or cannot shard the model."""
+    """Raises UserError where FSDP or DeepSpeed is asked for, and the accelerator does something else, or cannot shard
+    the model."""
+    if asks_for_deepspeed(args):
+        _check_deepspeed(args, accelerator)
     if not asks_for_fsdp(args):
         return
     if accelerator.distributed_type != DistributedType.FSDP:
@@ -79,6 +87,14 @@ def check_sharding(args: Any, accelerator: Any, model: Any) -> None:
     kinds = {str(value.dtype).removeprefix("torch.") for value in model.parameters() if value.requires_grad}
     if len(kinds) > 1 and accelerator.mixed_precision == "no":
         raise UserError(f"FSDP trains parameters of one dtype, not of {' and '.join(sorted(kinds))}: add --bf16 True")
+
+
+def _check_deepspeed(args: Any, accelerator: Any) -> None:
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise UserError("accelerate would run DDP in place of DeepSpeed without a word: leave out --use_cpu")
+    averaged = args.target_encoder == "ema" or args.control == "frozen_target"
+    if accelerator.state.deepspeed_plugin.zero_stage == 3 and args.objectives and averaged:
+        raise UserError("ZeRO-3 has no whole parameters to put a target encoder's in place of: use ZeRO-2 or FSDP2")
 
 
 def check_stream(args: Any) -> None:
@@ -112,10 +128,10 @@ def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
         yield "label_smoothing_factor has no meaning beside a JEPA loss: leave it out"
     if args.neftune_noise_alpha:
         yield "neftune_noise_alpha would put noise on isolated views: leave it out"
-    if args.lbd == "auto" and asks_for_fsdp(args):
-        yield "--lbd auto measures gradients of single losses, which FSDP does not show: give --lbd a number"
-    if args.deepspeed:
-        yield "DeepSpeed does not yet go with a JEPA loss: use DDP, or objective none"
+    if args.lbd == "auto" and (asks_for_fsdp(args) or asks_for_deepspeed(args)):
+        yield (
+            "--lbd auto measures gradients of single losses, which FSDP and DeepSpeed do not show: give --lbd a number"
+        )
     if args.target_encoder == "ema" and adapter and not args.keep_adapter:
         yield "--target_encoder ema of an adapter is lost when the adapter is merged on save: add --keep_adapter"
     if args.predictor_head == "linear" and not any(OBJECTIVES[name].predicts for name, _ in args.objectives):
