@@ -2,8 +2,10 @@
 
 import csv
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from step_jepa import plots
@@ -12,20 +14,29 @@ DOCS = Path(__file__).resolve().parent
 INTERVAL = re.compile(r"(?P<value>[-+.\d]+)(?: \[(?P<low>[-.\d]+), (?P<high>[-.\d]+)\])?")
 
 
-def dots(table: str, column: str, picture: str, title: str) -> None:
-    """One row for each line of the table that has a figure, with its interval."""
-    lines = csv.DictReader((DOCS / "results" / table).open(encoding="utf-8"))
-    rows = [(line["arm"], found) for line in lines if (found := INTERVAL.match(line[column]))]
+def dots(table: str, titles: Mapping[str, str], picture: str, arms: Sequence[str] = ()) -> None:
+    """A panel for each column, with its title; one row for each line of the table (or of these arms) that has figures,
+    with their intervals."""
+    lines = list(csv.DictReader((DOCS / "results" / table).open(encoding="utf-8")))
+    lines = [line for line in lines if not arms or line["arm"] in arms]
+    lines = [line for line in lines if all(INTERVAL.match(line[column]) for column in titles)]
     with plots.style():
-        figure = Figure(figsize=(7, 0.27 * len(rows) + 0.8))
-        axes = figure.subplots()
-        for place, (arm, found) in enumerate(reversed(rows)):
-            value, low, high = (float(found[name] or found["value"]) for name in ("value", "low", "high"))
-            axes.plot([low, high], [place, place], color=_colour(arm), linewidth=2)
-            axes.plot(value, place, "o", color=_colour(arm), markersize=5)
-        axes.set_yticks(range(len(rows)), [arm for arm, _ in reversed(rows)])
-        axes.set_title(title, loc="left")
+        figure = Figure(figsize=(3.5 + 3.5 * len(titles), 0.27 * len(lines) + 0.8), layout="constrained")
+        panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        for axes, (column, title) in zip(panels, titles.items(), strict=True):
+            axes.set_title(title, loc="left")
+            _draw(axes, lines, column)
+        panels[0].set_yticks(range(len(lines)), [line["arm"] for line in reversed(lines)])
         plots.save(figure, str(DOCS / "pictures" / picture))
+
+
+def _draw(axes: Axes, lines: Sequence[Mapping[str, str]], column: str) -> None:
+    for place, line in enumerate(reversed(lines)):
+        found = INTERVAL.match(line[column])
+        assert found is not None
+        value, low, high = (float(found[name] or found["value"]) for name in ("value", "low", "high"))
+        axes.plot([low, high], [place, place], color=_colour(line["arm"]), linewidth=2)
+        axes.plot(value, place, "o", color=_colour(line["arm"]), markersize=5)
 
 
 def _colour(arm: str) -> str:
@@ -37,4 +48,7 @@ def _colour(arm: str) -> str:
 
 if __name__ == "__main__":
     found = "share of next steps that are found among 32 (blue: arms, orange: their controls, grey: free)"
-    dots("pairing_arms.csv", "retrieval across", "learned.png", found)
+    dots("pairing_arms.csv", {"retrieval across": found}, "learned.png")
+    cells = ["sft", "llm_jepa", "llm_jepa.shuffled_pairs", "sft_no_end", "llm_jepa_no_end"]
+    criteria = {"exact match": "exact match", "starts with": "starts with (as published)"}
+    dots("nl_rx_small_arms.csv", criteria, "nl_rx_small.png", [*cells, "llm_jepa_no_end.shuffled_pairs"])

@@ -35,6 +35,7 @@ from step_jepa.experiments.design import (
     planned,
 )
 from step_jepa.experiments.executor import execute_all
+from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.results import ComparisonResult, ConditionResult, ExperimentResults
 from step_jepa.experiments.run import (
     IDENTITY_FILE,
@@ -354,6 +355,7 @@ def test_every_run_is_there_and_the_tables_are_of_them(undisturbed):
     rows = list(csv.DictReader((undisturbed / "results.csv").open()))
     assert len(rows) == 8
     assert {row["steps"] for row in rows} == {"4"}
+    assert (undisturbed / "results.png").read_bytes().startswith(b"\x89PNG")
     text = (undisturbed / "results.md").read_text()
     assert "| cosine - sft (primary) |" in text
     assert "Sign flips over 2 seeds cannot reject at 5 %: p is at least 0.5." in text
@@ -552,6 +554,16 @@ def test_the_primary_comparison_stands_alone_and_holm_is_over_the_others():
     adjusted = statistics.holm({each: each.difference(tables["accuracy"]).p for each in others})
     assert [each.holm for each in found[1:]] == list(adjusted.values())
     assert "after Holm over 2 comparisons" in found[1].sentence
+
+
+def test_the_picture_has_each_arm_with_its_interval():
+    found = results_of([], 0.25, 0.5)
+    summary = replace(found.conditions["arm 1"].measures["accuracy"], new_problems=(0.375, 0.75))
+    found.conditions["arm 1"].measures["accuracy"] = summary
+    (axes,) = conditions_chart(found).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["arm 0", "arm 1"]
+    drawn = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines]
+    assert drawn == [[(0.25, 0), (0.25, 0)], [(0.25, 0)], [(0.375, 1), (0.75, 1)], [(0.5, 1)]]
 
 
 def test_results_are_read_as_they_were_written(undisturbed):

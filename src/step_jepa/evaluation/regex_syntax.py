@@ -11,7 +11,7 @@ sides match and `~` for what its operand does not match.
 import re
 from dataclasses import dataclass
 
-from step_jepa.evaluation.regular_expressions import ALPHABET, WORD, Term, Terms, TooManyTerms, same_strings
+from step_jepa.evaluation.regular_expressions import ALPHABET, WORD, Term, Terms, TooMuchWork, same_strings
 
 DIGITS, SPACES = frozenset("0123456789"), frozenset(" \t")
 CLASSES = {"d": DIGITS, "w": WORD, "s": SPACES}
@@ -32,14 +32,14 @@ def equivalent(first: str, second: str) -> bool | None:
     terms = Terms()
     try:
         return same_strings(terms, parsed(first, terms), parsed(second, terms))
-    except (TooManyTerms, RecursionError):
+    except (TooMuchWork, RecursionError):
         return None
 
 
 def parsed(text: str, terms: Terms) -> Term:
-    """The term. Raises ValueError for what is no such expression, and TooManyTerms."""
+    """The term. Raises ValueError for what is no such expression, and TooMuchWork."""
     if len(text) > MOST_CHARACTERS:
-        raise TooManyTerms
+        raise TooMuchWork
     parser = _Parser(text, terms)
     term = parser.either()
     if parser.position < len(text):

@@ -14,10 +14,10 @@ from functools import reduce
 PRINTABLE = frozenset(map(chr, range(32, 127))) | {"\t"}
 ALPHABET = PRINTABLE | {"\N{GREEK SMALL LETTER ALPHA}"}  # any other one; a string is a line
 WORD = frozenset(character for character in ALPHABET if character.isalnum() or character == "_")
-MOST_TERMS = 20_000  # made in less than half a second
+MOST_WORK = 200_000  # parts that are gone through, in less than half a second; two of NL-RX take some thousand
 
 
-class TooManyTerms(Exception):
+class TooMuchWork(Exception):
     """A comparison was given up."""
 
 
@@ -33,6 +33,10 @@ class Kind(Enum):
     STAR = "its part any number of times"
 
 
+# Of the parts' matching the empty string
+COMBINED: dict[Kind, Callable[[Iterable[bool]], bool]] = {Kind.SEQUENCE: all, Kind.BOTH: all, Kind.EITHER: any}
+
+
 @dataclass(frozen=True, eq=False)  # equal ones are one: compared by identity
 class Term:
     """`number` is its place among those that were made."""
@@ -45,21 +49,27 @@ class Term:
 
 @dataclass
 class Terms:
-    """All terms of a comparison. Raises TooManyTerms when there are more than MOST_TERMS."""
+    """All terms of a comparison. Whatever is asked of them raises TooMuchWork beyond MOST_WORK."""
 
     made: dict[tuple[Kind, tuple[int, ...], frozenset[str]], Term] = field(default_factory=dict)
     derivatives: dict[tuple[int, bool, str], Term] = field(default_factory=dict)
+    work: int = 0
 
     def __post_init__(self) -> None:
         self.nothing, self.empty = self._term(Kind.NOTHING), self._term(Kind.EMPTY)
         self.boundary = self._term(Kind.BOUNDARY)
         self.anything = self._term(Kind.NOT, self.nothing)
 
+    def go_through(self, parts: int) -> None:
+        """Count them as work."""
+        self.work += parts
+        if self.work > MOST_WORK:
+            raise TooMuchWork
+
     def _term(self, kind: Kind, *parts: Term, characters: frozenset[str] = frozenset()) -> Term:
+        self.go_through(1 + len(parts))
         key = (kind, tuple(part.number for part in parts), characters)
         if key not in self.made:
-            if len(self.made) + len(self.derivatives) >= MOST_TERMS:
-                raise TooManyTerms
             self.made[key] = Term(len(self.made), kind, parts, characters)
         return self.made[key]
 
@@ -89,7 +99,9 @@ class Terms:
         """In one order and without repeats: else derivatives would not come to an end."""
         flat: set[Term] = set()
         for part in parts:
-            flat |= set(part.parts) if part.kind is kind else {part}
+            found = part.parts if part.kind is kind else (part,)
+            self.go_through(len(found))
+            flat.update(found)
         flat -= {neutral}
         if absorbing in flat or any(self.complement(part) in flat for part in flat):
             return absorbing
@@ -108,9 +120,7 @@ class Terms:
         return self.anything if part.characters == ALPHABET else self._term(Kind.STAR, part)
 
     def repeated(self, part: Term, least: int, most: int | None) -> Term:
-        """Raises TooManyTerms for numbers beyond MOST_TERMS."""
-        if max(least, most or 0) > MOST_TERMS:
-            raise TooManyTerms
+        self.go_through(max(least, most or 0))
         rest = self.star(part) if most is None else self.empty
         for _ in range((most or least) - least):
             rest = self.either(self.empty, self._pair(part, rest))
@@ -133,7 +143,7 @@ class Terms:
             case Kind.SEQUENCE:
                 first, rest = term.parts
                 read_by_first = self._pair(derived(first), rest)
-                skips = matches_empty(first, after_word, character in WORD)
+                skips = self.match_empty(first, after_word, character in WORD)
                 return self.either(read_by_first, derived(rest)) if skips else read_by_first
             case Kind.EITHER:
                 return self.either(*map(derived, term.parts))
@@ -146,25 +156,26 @@ class Terms:
             case _:
                 return self.nothing
 
-
-def matches_empty(term: Term, after_word: bool, before_word: bool) -> bool:
-    """Whether it matches the empty string between two characters, given which of them are of a word."""
-    combined: dict[Kind, Callable[[Iterable[bool]], bool]] = {Kind.SEQUENCE: all, Kind.BOTH: all, Kind.EITHER: any}
-    if term.kind in combined:
-        return combined[term.kind](matches_empty(part, after_word, before_word) for part in term.parts)
-    if term.kind is Kind.NOT:
-        return not matches_empty(term.parts[0], after_word, before_word)
-    return term.kind in (Kind.EMPTY, Kind.STAR) or (term.kind is Kind.BOUNDARY and after_word != before_word)
+    def match_empty(self, term: Term, after_word: bool, before_word: bool) -> bool:
+        """Whether it matches the empty string between two characters, given which of them are of a word."""
+        self.go_through(1)
+        combined = COMBINED.get(term.kind)
+        if combined is not None:
+            return combined(self.match_empty(part, after_word, before_word) for part in term.parts)
+        if term.kind is Kind.NOT:
+            return not self.match_empty(term.parts[0], after_word, before_word)
+        return term.kind in (Kind.EMPTY, Kind.STAR) or (term.kind is Kind.BOUNDARY and after_word != before_word)
 
 
 def same_strings(terms: Terms, first: Term, second: Term) -> bool:
-    """Whether no line is matched, as a whole, by one alone. Raises TooManyTerms."""
+    """Whether no line is matched, as a whole, by one alone. Raises TooMuchWork."""
     characters = _representatives(terms)
     start = (first, second, False)
     waiting, seen = [start], {start}
     while waiting:
         left, right, after_word = waiting.pop()
-        if matches_empty(left, after_word, False) != matches_empty(right, after_word, False):
+        terms.go_through(len(characters))
+        if terms.match_empty(left, after_word, False) != terms.match_empty(right, after_word, False):
             return False
         for character in characters:
             new_left, new_right = (terms.derivative(term, after_word, character) for term in (left, right))
