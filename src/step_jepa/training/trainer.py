@@ -492,6 +492,7 @@ class RepresentationTrainer(PreemptibleTrainer):
         model, keep = self.accelerator.unwrap_model(self.model), self.args.keep_adapter
         sharded = is_sharded(model) or self._in_zero3
         if sharded:
+            assert self._skeleton is not None
             if self.args.should_log:
                 size = sum(value.numel() * value.element_size() for value in self._skeleton.parameters())
                 logger.info("rank 0 gathers the model in CPU memory: %.1f GB at most", size / 1e9)
