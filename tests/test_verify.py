@@ -290,9 +290,8 @@ def test_long_rows_are_read_in_part_and_no_mask_is_of_all_of_them(tmp_path, monk
     assert {name: result.figure for name, result in results.items() if not result.passed} == {}
     assert max(sizes) <= 2 * 128 + 40
     assert "the model reads 512 tokens of a row here" in results["truncation"].figure
-    assert results["isolation, by perturbation"].figure.startswith(
-        "32 of 112 views"
-    )  # eight rounds, both rows and sides
+    looked_at = "32 of 112 views"  # eight rounds, both rows and sides
+    assert results["isolation, by perturbation"].figure.startswith(looked_at)
     assert "2 rows up to 128 tokens" in results["parts = dense mask"].figure
 
 
