@@ -11,7 +11,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -19,12 +18,13 @@ from conftest import byte_tokenizer, conversation, tiny_model
 from peft import LoraConfig
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.models import lm_head
 
-STEPS = [1, 4, 3, 2, 1, 1, 3, 1]  # of each row; with one there is no pair: in places a rank has none
-ROWS = 4  # of a step over all ranks
+STEPS = [1, 4, 3, 2, 1, 1, 3]  # of each row; with one there is no pair: in places a rank has none
+ROWS = 4  # of a step over all ranks; the last step of an epoch has three
 SETTINGS = {
     **{"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1},
     **{"max_steps": 5, "learning_rate": 2e-3, "lr_scheduler_type": "constant", "pairs": "all", "lbd": 1.0},
@@ -47,6 +47,8 @@ def shard_on_cpu() -> None:
         make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
+            if self.mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self.mixed_precision)
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
@@ -105,21 +107,32 @@ def check_shards(trainer: Any) -> None:
     assert encoder is None or all(isinstance(value, DTensor) for value in encoder.buffers())
 
 
-def measure(folder: Path, ranks: int, options: dict[str, Any]) -> None:
-    """Train the model of some name on a few short rows of a file; memory-RANK.json holds how many bytes the process
-    took at most, and the losses."""
-    before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+class Held(TrainerCallback):
+    """Bytes of the parameters, gradients and optimiser state that a rank holds between a step and the next."""
+
+    bytes = 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        moments = [value for of_one in optimizer.state.values() for value in of_one.values()]
+        held = [*model.parameters(), *(value.grad for value in model.parameters()), *moments]
+        local = (value.to_local() if isinstance(value, DTensor) else value for value in held if value is not None)
+        self.bytes = max(self.bytes, sum(value.nbytes for value in local))
+
+
+def measure(folder: Path, options: dict[str, Any]) -> None:
+    """Train the model of some name on a few short rows of a file; memory-RANK.json holds the losses, what the rank
+    held, and what it held at most with its largest parameter, and the gradient of that, whole."""
     options = {**SETTINGS, **options, "diagnostics_steps": 0, "max_steps": 3}
     model, file = options.pop("model"), options.pop("file")
     config = StepJEPAConfig(output_dir=str(folder), fsdp=True, per_device_train_batch_size=1, max_length=128, **options)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = StepJEPARepresentationTrainer(model, config, file)
+    held = Held()
+    trainer = StepJEPARepresentationTrainer(model, config, file, callbacks=[held])
     trainer.train()
     check_shards(trainer)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    largest = max(value.numel() * value.element_size() for value in trainer.model.parameters())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    figures = {"bytes": int(peak.split()[1]) * 1024 - before, "losses": losses}
+    figures = {"held": held.bytes, "peak": held.bytes + 2 * largest, "losses": losses}
     (folder / f"memory-{trainer.args.process_index}.json").write_text(json.dumps(figures))
 
 
@@ -130,7 +143,10 @@ def rank_of(rank: int, ranks: int, port: int, folder: str, cases: dict[str, dict
     shard_on_cpu()
     try:
         for name, options in cases.items():
-            (measure if "file" in options else run)(Path(folder, name), ranks, options)
+            if "file" in options:
+                measure(Path(folder, name), options)
+            else:
+                run(Path(folder, name), ranks, options)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

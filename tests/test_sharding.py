@@ -74,7 +74,8 @@ def one(tmp_path_factory):
 def two(tmp_path_factory):
     """Two ranks."""
     folder = tmp_path_factory.mktemp("two")
-    start(2, free_port(), folder, CASES | resumed(folder, {"full ema": CASES["full ema"]}))
+    bf16 = {"bf16": {**CASES["full tied"], "bf16": True}}
+    start(2, free_port(), folder, CASES | bf16 | resumed(folder, {"full ema": CASES["full ema"]}))
     return folder
 
 
@@ -82,7 +83,7 @@ def two(tmp_path_factory):
 def more(two, tmp_path_factory):
     """The other cases on two ranks, all on four, and what both saved gone on with on four and on one."""
     folder = tmp_path_factory.mktemp("more")
-    start(2, free_port(), two, {**MORE, "bf16": {**CASES["full tied"], "bf16": True}})
+    start(2, free_port(), two, MORE)
     start(4, free_port(), folder / "four", CASES | MORE | resumed(two, CASES | MORE))
     start(1, free_port(), folder / "1", resumed(two, CASES | MORE))
     return folder
@@ -143,11 +144,10 @@ def test_two_ranks_are_one_process_in_all_else(one, two, more, name):
     check(two, name, one)
 
 
-@pytest.mark.slow
-def test_bf16_is_near(one, two, more):
+def test_bf16_is_near(one, two):
     expected, found = (logged(each, "loss") for each in (one("full tied"), two / "bf16"))
     assert found == pytest.approx(expected, rel=0.05)
-    assert found != expected
+    assert found != pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -174,18 +174,18 @@ def test_the_export_is_a_model_of_one_process(one, two, request, name):
 
 
 @pytest.mark.slow
-def test_a_rank_takes_half_the_memory(tmp_path, monkeypatch):
+def test_a_rank_takes_half_the_memory(tmp_path):
     pytest.importorskip("gguf")
     file = SHARED / "gsm8k" / "train.jsonl"
     if not file.exists():
         pytest.skip("GSM8K is not at hand")
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back at once
     start(2, free_port(), tmp_path, {"smollm2": {"model": "smollm2", "file": f"{file}[:2]", "learning_rate": 1e-4}})
     whole = 4 * 4 * 134_515_008  # parameters, gradients and two moments in float32
     for rank in (0, 1):
         figures = json.loads((tmp_path / "smollm2" / f"memory-{rank}.json").read_text())
         assert figures["losses"][2] < figures["losses"][0]
-        assert figures["bytes"] <= 0.65 * whole
+        assert figures["held"] <= 0.505 * whole
+        assert figures["peak"] <= 0.65 * whole
 
 
 # What is said instead

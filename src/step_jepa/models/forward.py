@@ -159,7 +159,8 @@ class Forward:
         views = read_views(states, batch)
         if self.head is None:
             return views
-        through_head = self.head(views.predicted)  # also without pairs: all ranks must use all parameters
+        narrow = views.predicted.to(next(self.head.parameters()).dtype)  # as mixed precision under FSDP gathers it
+        through_head = self.head(narrow).to(views.predicted)  # also without pairs: all ranks must use all parameters
         predicted_by_tokens = self.predicts.to(views.objective.device)[views.objective][:, None]
         return replace(views, predicted=torch.where(predicted_by_tokens, through_head, views.predicted))
 
