@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import tiny_model
@@ -22,7 +22,7 @@ from step_jepa import train as train_module
 from step_jepa.batches.even_ranks import BlankFilled
 from step_jepa.errors import Terminated, UserError
 from step_jepa.parsing import SHIPPED
-from step_jepa.signals import ending_at_once, from_parent_alone
+from step_jepa.signals import ending_at_once, from_parent_alone, shielded_fork
 from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of
 from step_jepa.training.preemption import preemptible
@@ -142,24 +142,37 @@ def test_one_command_starts_and_starts_again(model_folder, train_file, tmp_path,
 
 
 def _serve(ready):
+    time.sleep(0.2)  # as a worker of a loader is set up
     from_parent_alone()
     ready.set()
     time.sleep(60)
 
 
 def test_a_process_that_serves_a_run_is_ended_by_the_run_alone():
-    context = get_context("fork")
+    context = shielded_fork()
     ready = context.Event()
     process = context.Process(target=_serve, args=(ready,))
     process.start()
-    assert ready.wait(10)
-    for name in ("-TERM", "-USR1"):  # from another process, as a scheduler sends them
-        subprocess.run(["kill", name, str(process.pid)], check=True)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    for _ in range(2):  # before it has said that it is ready, and after that
+        for name in ("-TERM", "-USR1"):  # from another process, as a scheduler sends them
+            subprocess.run(["kill", name, str(process.pid)], check=True)
+        assert ready.wait(10)
     process.join(0.2)
     assert process.is_alive()
     process.terminate()
     process.join(10)
     assert process.exitcode == 0
+
+
+def test_signals_do_not_reach_the_workers_that_read_rows(tokenizer, records, tmp_path):
+    loader = a_trainer(tokenizer, records, tmp_path, dataloader_num_workers=1).get_train_dataloader()
+    rows = iter(loader)
+    next(rows)
+    (worker,) = psutil.Process().children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(rows)) == len(loader) - 1
+    assert not psutil.pid_exists(worker.pid)
 
 
 def test_other_commands_end_at_once():
@@ -259,7 +272,7 @@ os._exit(0)  # gloo now and then aborts a process that ends the usual way
 
 UNEVEN = [
     {"dropout": 0.0, "lbd": 1.0},
-    {"dropout": 0.0, "lbd": 1.0, "loss": "infonce", "regulariser": "vicreg"},
+    {"dropout": 0.0, "lbd": 1.0, "loss": "infonce", "regulariser": "vicreg", "learning_rate": 1e-3},
     {"dropout": 0.0, "lbd": 1.0, "gamma": 0.0, "loss": "centred_cosine", "predictor_head": "linear"},
     {"dropout": 0.0, "objective": ["none"], "padding": True},
 ]

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,13 +19,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.adapted import train_config
-from step_jepa.errors import Terminated, UserError
+from step_jepa.errors import UserError
 from step_jepa.models.export import end_of_turn, export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.run_files import LOCK_FILE, examples_digest, locked, staged, write_whole
-from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of, last_checkpoint
-from step_jepa.training.preemption import preemptible
 
 RESUME = ["--resume_from_checkpoint", "True"]
 
@@ -127,32 +124,6 @@ def test_what_a_checkpoint_pickles_is_not_run(trained):
         assert fault_of(path.parent) == f"{path} cannot be read"
     finally:
         path.write_bytes(whole)
-
-
-class _Stop(TrainerCallback):
-    def __init__(self, step: int, error: BaseException | None = None) -> None:
-        self.step, self.error = step, error
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            if self.error:
-                raise self.error
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_sigterm_leaves_a_checkpoint_and_no_model(tokenizer, records, tmp_path):
-    config = StepJEPAConfig(output_dir=str(tmp_path), **QUIET, **STEPS)
-    trainer = StepJEPARepresentationTrainer(
-        tiny_model(), config, records, processing_class=tokenizer, callbacks=[_Stop(2)]
-    )
-    before = signal.getsignal(signal.SIGTERM)
-    terminated = pytest.raises(Terminated, match=r"terminated at step 2: .*goes on from .*checkpoint-2")
-    with terminated as stopped, preemptible() as preemption:
-        train_and_stop(trainer, None, preemption)
-    assert stopped.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert fault_of(tmp_path / "checkpoint-2") is None
-    assert not (tmp_path / "model.safetensors").exists()
 
 
 # Numbers that are not finite

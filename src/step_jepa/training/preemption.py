@@ -4,6 +4,7 @@ step, which all ranks agree on; afterwards the export is finished."""
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from step_jepa.errors import Terminated, UserError
-from step_jepa.signals import SignalReceived, from_parent_alone, handled_by
+from step_jepa.signals import SignalReceived, from_parent_alone, handled_by, shielded_fork
 
 
 class Preemption(TrainerCallback):
@@ -121,13 +122,19 @@ class PreemptibleTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         loader: DataLoader[Any] = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        _shield_workers(getattr(loader, "base_dataloader", loader))  # which accelerate wraps
         return loader
 
     def _save_rng_state(self, output_dir: str) -> None:
         """All ranks have written theirs before the trainer's state, which says that the checkpoint is whole."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+
+def _shield_workers(loader: DataLoader[Any]) -> None:
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+    if loader.num_workers and loader.multiprocessing_context is None and get_start_method() == "fork":
+        loader.multiprocessing_context = shielded_fork()
 
 
 def _start_worker(start: Any, worker: int) -> None:
