@@ -101,11 +101,11 @@ def test_what_deepspeed_cannot_do_is_refused(tmp_path, monkeypatch):
     args = SimpleNamespace(
         fsdp=False, deepspeed=None, objectives=[("step_jepa", 1.0)], target_encoder="ema", control="none"
     )
-    check_sharding(args, plugin(2))
+    check_sharding(args, plugin(2), None)
     with pytest.raises(UserError, match=r"ZeRO-3 has no whole parameters .*: use ZeRO-2 or FSDP2"):
-        check_sharding(args, plugin(3))
+        check_sharding(args, plugin(3), None)
     with pytest.raises(UserError, match="DDP in place of DeepSpeed without a word: leave out --use_cpu"):
-        check_sharding(args, plugin(2, DistributedType.MULTI_CPU))
+        check_sharding(args, plugin(2, DistributedType.MULTI_CPU), None)
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     config = StepJEPAConfig(output_dir=str(tmp_path), lbd="auto", use_cpu=True)
     config.deepspeed = "zero2.json"
