@@ -26,7 +26,7 @@ installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed
 SAVED = {"save_strategy": "steps", "save_steps": 2}
 FULL = {**HARD, **SAVED, "tied": True, "chunks": True}
 LORA = {**SLOW, **SAVED, "lora": True, "keep_adapter": True, "gradient_accumulation_steps": 2}
-CASES = {2: {"full": FULL, "lora": LORA}, 3: {"full": SAVED}}
+CASES = {2: {"full": FULL, "lora": LORA}, 3: {"full": FULL}}
 
 
 def train(folder: Path, options: dict) -> None:
