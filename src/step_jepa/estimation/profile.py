@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from step_jepa.batches.collate import Batch, row_count, tokens_read
 from step_jepa.errors import UserError, library_refusals
@@ -205,11 +205,9 @@ def _moments(trainer: RepresentationTrainer, batch: Batch, held: Iterable[Tensor
         with ledger:
             for each in batches:
                 trainer.training_step(model, each, items)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise UserError(
-            f"what this run computes depends on numbers that an estimate does not have ({error.func}): a mixture of "
-            "experts, perhaps"
-        ) from None
+    except RuntimeError as error:  # what depends on numbers, and operations that know no fake tensors
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(f"--estimate cannot follow this model without its numbers ({reason})") from error
     return ledger.moments
 
 

@@ -49,6 +49,8 @@ class LMHead:
 
     def _serves(self, weight: Tensor) -> bool:
         """Whether the weight is whole, or stays so after the model's pass until the way back is over."""
+        if hasattr(weight, "ds_id"):  # of ZeRO-3, which parts it again once the head's own pass is over
+            return False
         return not isinstance(weight, DTensor) or (is_sharded(self.module) and _is_plain(self.module))
 
     def agrees(self, states: Tensor, logits: Tensor) -> bool:
