@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from step_jepa.options import default_of, option_fields
+from step_jepa.options import default_of, facts, option_fields
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.run_files import (
     CARD_FILE,
@@ -206,7 +207,8 @@ def _settings(run: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
 def _differing(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with another value than their default, without folders."""
     kinds = (with_registered_options(StepJEPAOptions), RepresentationConfig)
-    defaults = {each.name: default_of(each) for kind in kinds for each in option_fields(kind)}
+    options_of_runs = chain.from_iterable(map(option_fields, kinds))
+    defaults = {each.name: default_of(each) for each in options_of_runs if facts(each).group != "Logging"}
     said = {"chat_template_date", "control", "objective", "loss", "lbd"}
     return {
         name: _without_folders(value)
