@@ -143,7 +143,9 @@ def is_whole(path: Path) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time writes into the folder, which is made; a process that died holds nothing.
 
-    Raises UserError where another one does."""
+    Raises UserError where another one does, and where the folder is a file."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give another --output_dir")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLock(folder / LOCK_FILE, timeout=0)
@@ -212,11 +214,11 @@ def last_modified(folder: str | os.PathLike[str], *, besides: str | None = None)
 
     Args:
         folder: where the model lies, or its hub id.
-        besides: the name of a file that is not the model's, should it lie there.
+        besides: the name of a file that is not the model's, should it lie there; a lock is none of its files either.
     """
     home = Path(folder)
     files = (
-        [path for path in home.iterdir() if path.is_file() and path.name not in (besides, CARD_FILE)]
+        [path for path in home.iterdir() if path.is_file() and path.name not in (besides, CARD_FILE, LOCK_FILE)]
         if home.is_dir()
         else []
     )

@@ -32,6 +32,7 @@ from step_jepa.run_files import (
     PAIRING_FILE,
     check_fields,
     last_modified,
+    locked,
     read_json,
     records_digest,
     remove_unfinished,
@@ -91,7 +92,12 @@ class Reading:
 
 def run(args: PairingArguments) -> None:
     """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
-    prints what there is. Raises UserError."""
+    prints what there is. Raises UserError, also where another process writes into the folder."""
+    with locked(Path(args.output_dir)):
+        _run_alone(args)
+
+
+def _run_alone(args: PairingArguments) -> None:
     take_reading_of_run(resolve(args.views_like or args.model_name[0]), args)
     records = sorted(read_records(args.test_file, TEST, args, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
