@@ -150,18 +150,14 @@ def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
         "model_name": None,
         "overwrite": None,
         "records": records_digest(records),
-        "base_written": _last_modified(args.base_model) if args.base_model else None,
+        "base_written": last_modified(resolve(args.base_model)) if args.base_model else None,
     }
 
 
 def _is_measured(results: dict[str, Any], name: str) -> bool:
     """Whether the results have this model's figures, and it was not trained anew since."""
     result = results["models"].get(name)
-    return result is not None and result.get("model_written", "unknown") == _last_modified(name)
-
-
-def _last_modified(model_name: str) -> float | None:
-    return last_modified(resolve(model_name), besides=PAIRING_FILE)
+    return result is not None and result.get("model_written", "unknown") == last_modified(resolve(name))
 
 
 def _print_result(name: str, result: dict[str, Any]) -> None:
@@ -181,7 +177,7 @@ def _training(run: dict[str, Any]) -> str:
 
 def measure_model(args: PairingArguments, name: str, records: Records, base: Reading | None) -> dict[str, Any]:
     """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
-    trained, model_written = saved_predictors(name), _last_modified(name)
+    trained, model_written = saved_predictors(name), last_modified(resolve(name))
     predictors = args.predictors if trained is None else trained
     reading = read_views(args, name, records, predictors=predictors, **_view_options(args, name))
     pairs = held_out_pairs(reading, base, records)
