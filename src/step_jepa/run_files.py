@@ -211,8 +211,8 @@ def cache_folder() -> Path:
 
 
 def last_modified(folder: str | os.PathLike[str]) -> float | None:
-    """When the newest file of a model's folder was written, its card and results beside it left out, in seconds since the epoch;
-    None for one on the hub."""
+    """When the newest file of a model's folder was written, in seconds since the epoch, its card and results beside it
+    left out; None for one on the hub."""
     home = Path(folder)
     files = [path for path in home.iterdir() if path.is_file() and path.name not in RESULTS] if home.is_dir() else []
     return max((path.stat().st_mtime for path in files), default=None)
