@@ -448,6 +448,13 @@ CONFIG = [
     ({"objective": ["stp"], "target_sees": "bos"}, "--target_sees is for the objective step_jepa: leave it out"),
     ({"objective": ["llm_jepa"], "read": "content"}, "--read is for the objective step_jepa, ssp: leave it out"),
     ({"objective": ["stp"], "skip_answer_step": False}, "--skip_answer_step is for the objective step_jepa: leave"),
+    ({"objective": ["ssp"], "pairs": "all"}, "--pairs is for the objective step_jepa, stp, stp_released: leave it out"),
+    ({"objective": ["stp"], "predictors": 2}, "--predictors is for the objective step_jepa, llm_jepa: leave it out"),
+    ({"objective": ["none"], "predictors": 2}, "--predictors 2 needs a JEPA term"),
+    (
+        {"diagnostics_steps": 0, "diagnostics_rows": 4},
+        "--diagnostics_rows is read by --diagnostics_steps above 0 alone",
+    ),
     ({"front_pred": True}, "--front_pred is for the objective llm_jepa: leave it out"),
     ({"reverse_pred": True}, "--reverse_pred is for the objective llm_jepa: leave it out"),
     ({"last_token": -2}, "--last_token is for the objective llm_jepa: leave it out"),

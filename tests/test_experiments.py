@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from transformers import set_seed
 from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
-from step_jepa.experiments import ab, results
-from step_jepa.experiments.cost import Budget, Cost, timed_costs
+from step_jepa.experiments import ab, cost, results
+from step_jepa.experiments.cost import Budget, Cost, OutOfTime, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import (
     Comparison,
@@ -612,6 +613,25 @@ def test_a_probe_that_fails_leaves_the_log_that_says_why(tmp_path):
     assert str(refused.value).removeprefix("refused: ") == log.read_text().splitlines()[-1]
 
 
+def test_a_probe_ends_in_time_though_imports_do_not(tmp_path, monkeypatch):
+    run, enough = run_in(tmp_path, condition="sft"), threading.Event()
+    imports = threading.Thread(target=enough.wait)
+    imports.start()
+    monkeypatch.setattr(cost, "importing", lambda: imports)
+    with pytest.raises(OutOfTime, match=r"no arm was timed, as Python was still importing after 1 s"):
+        timed_costs([run], tmp_path, 1, deadline=time.monotonic() + 0.01)
+    enough.set()
+    assert not list(tmp_path.glob("probe-*"))
+
+
+def test_a_budget_counts_from_the_start_of_the_command(tmp_path, monkeypatch):
+    spans = []
+    monkeypatch.setattr(ab, "_run_within", lambda args, span: spans.append(span) or 0)
+    monkeypatch.setattr(ab, "command_began", lambda: 100.0)
+    assert ab.run(ab.AbArguments("m", "train", "test", str(tmp_path), budget="2m")) == 0
+    assert [span.end for span in spans] == [220.0]
+
+
 # What it costs, and what it says
 
 
@@ -714,7 +734,9 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
         assert code("prepare", "--input_file", "chains", "--output_file", output, *of) == 0
         options += [f"--{name}_file", output]
     assert code("ab", *options, "--budget", "1s") == 2
-    assert "--budget 1s: 0 of 4 arms were timed in a third of it" in capsys.readouterr().err
+    assert re.search(
+        r"--budget 1s: (no arm was|0 of 4 arms were) timed.* in a third of it, of", capsys.readouterr().err
+    )
     assert code("ab", *options, "--budget", "140s") == 0
     said = capsys.readouterr().out
     assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]

@@ -325,6 +325,7 @@ def test_what_is_read_is_not_refused(tmp_path):
         (["--objective", "none"], ("first", "cosine", 2, 1)),
         (["--lbd", "0"], ("first", "cosine", 2, 1)),
         (["--objective", "stp"], ("all", "cosine", 2, 1)),
+        (["--objective", "llm_jepa"], ("first", "infonce", 2, 1)),
         (["--objective", "stp", "step_jepa"], ("all", "infonce", 2, 1)),
         (["--max_tokens_per_batch", "400"], ("all", "infonce", 8, 1)),
         (["--streaming", "--max_steps", "9"], ("all", "infonce", 2, 3)),

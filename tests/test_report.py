@@ -267,9 +267,10 @@ def test_text_from_data_and_models_stays_text(home, page, tmp_path):
     run, *_ = json.loads(page.data)
     assert f"{SCRIPT} 1?" in "".join(run["rows"][0]["tokens"])
     out = copy(home, tmp_path, "after_a")
-    row = json.loads((out / "after_a" / "predictions.jsonl").read_text().splitlines()[0])
+    first, *others = (out / "after_a" / "predictions.jsonl").read_text().splitlines()
+    row = json.loads(first)
     row |= {"prediction": f"{SCRIPT}\n</p>" * 40, "correct": True, "extracted": f"</dd>{SCRIPT}"}
-    (out / "after_a" / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    (out / "after_a" / "predictions.jsonl").write_text("\n".join([json.dumps(row), *others]))
     shown = Page(render(read_folders([str(out)])))
     assert not shown.all("script")
     assert shown.shown.count(SCRIPT) > 40
@@ -436,6 +437,8 @@ def test_what_is_refused(home, tmp_path, capsys):
     predictions = out / "after_a" / "predictions.jsonl"
     predictions.write_text('{}\n{"index"')
     refused("predictions.jsonl:2 is not the JSON", out)
+    predictions.write_text("")
+    refused("predictions.jsonl has 0 of the ", out)
     predictions.unlink()
     (out / "after_a" / "views.safetensors").write_text("x")
     refused("views.safetensors is damaged", out)

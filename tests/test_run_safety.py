@@ -207,6 +207,17 @@ def test_a_run_waits_for_nobody(trained, model_folder, capsys):
     assert "is in use by process" in said_by(capsys)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "pairing"])
+def test_results_are_written_by_one_process_at_a_time(tmp_path, capsys, command):
+    out = tmp_path / "out"
+    with locked(out):
+        assert code(command, "--model_name", "none", "--test_file", "none.jsonl", "--output_dir", out) == 2
+    assert "is in use by process" in said_by(capsys)
+    assert code(command, "--model_name", "none", "--test_file", "none.jsonl", "--output_dir", out) == 2
+    assert "in use" not in said_by(capsys)
+    assert not out.exists()  # as nothing was written
+
+
 def test_only_what_is_ours_is_replaced(trained, model_folder, tmp_path):
     out, victim = tmp_path / "out", tmp_path / "victim"
     victim.write_text("mine")

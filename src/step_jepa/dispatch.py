@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import step_jepa
 from step_jepa import ranks
+from step_jepa.clock import BEGAN
 from step_jepa.errors import Interrupted, UserError
 
 Command = tuple[str, list[str], str]  # see cli.COMMANDS
@@ -30,6 +32,7 @@ def run_command(argv: list[str], commands: Mapping[str, Command], *, alone: bool
         commands: that there are, by their names.
         alone: whether this process is there for the command, and cannot have registered things of its own.
     """
+    BEGAN.set(time.monotonic())
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's, about itself
     if _FIRST:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)

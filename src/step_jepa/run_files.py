@@ -40,6 +40,8 @@ EXPERIMENT_FILE = "experiment.yaml"
 CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
+# What may lie beside a model and is not of it
+RESULTS = (PREDICTIONS_FILE, PARTIAL_FILE, SUMMARY_FILE, VIEWS_FILE, PAIRING_FILE, CARD_FILE, LOCK_FILE)
 
 _HOST = socket.gethostname().partition(".")[0]
 
@@ -143,7 +145,9 @@ def is_whole(path: Path) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time writes into the folder, which is made; a process that died holds nothing.
 
-    Raises UserError where another one does."""
+    Raises UserError where another one does, and where the folder is a file."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give another --output_dir")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLock(folder / LOCK_FILE, timeout=0)
@@ -206,20 +210,11 @@ def cache_folder() -> Path:
 # Identity
 
 
-def last_modified(folder: str | os.PathLike[str], *, besides: str | None = None) -> float | None:
-    """When the newest file of a model's folder was written, but for its card, in seconds since the epoch; None for one
-    on the hub.
-
-    Args:
-        folder: where the model lies, or its hub id.
-        besides: the name of a file that is not the model's, should it lie there.
-    """
+def last_modified(folder: str | os.PathLike[str]) -> float | None:
+    """When the newest file of a model's folder was written, in seconds since the epoch, its card and results beside it
+    left out; None for one on the hub."""
     home = Path(folder)
-    files = (
-        [path for path in home.iterdir() if path.is_file() and path.name not in (besides, CARD_FILE)]
-        if home.is_dir()
-        else []
-    )
+    files = [path for path in home.iterdir() if path.is_file() and path.name not in RESULTS] if home.is_dir() else []
     return max((path.stat().st_mtime for path in files), default=None)
 
 

@@ -187,8 +187,6 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
         _estimate(args, config)
         return
     folder = Path(str(config.output_dir))
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give another --output_dir")
     config.enable_jit_checkpoint = False  # it is how every run ends at a signal
     lock = locked(folder) if config.process_index == 0 else nullcontext()
     with lock, enough_room(folder), preemptible() as preemption:

@@ -37,6 +37,7 @@ from step_jepa.run_files import (
     VIEWS_FILE,
     json_lines,
     last_modified,
+    locked,
     records_digest,
     write_json,
     write_whole,
@@ -115,7 +116,13 @@ def run(args: EvaluateArguments) -> None:
     this call, once the model is loaded) and views.safetensors (see `save_views`), and print a table.
 
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
-    unusable input, if no record has a known answer, and rather than mix or replace results."""
+    unusable input, if no record has a known answer, rather than mix or replace results, and where another process
+    writes into the folder."""
+    with locked(Path(args.output_dir)):
+        _run_alone(args)
+
+
+def _run_alone(args: EvaluateArguments) -> None:
     args.chat_template_date = args.chat_template_date or _begun_on(args) or today()
     take_reading_of_run(resolve(args.model_name), args)
     options, records = _heldout_options(args), _read_problems(args)
@@ -178,13 +185,12 @@ def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> 
 def _heldout_options(args: EvaluateArguments) -> StepJEPAOptions:
     """How held-out figures are taken. Raises UserError."""
     folder = resolve(args.model_name)
-    trained = saved_predictors(args.model_name)
     options = heldout_options(
         folder,
         objective=args.objective,
         pairs=args.pairs,
         loss=args.loss,
-        predictors=args.predictors if trained is None else trained,
+        predictors=args.predictors,
     )
     options.max_length = args.max_length
     if LOSSES[options.loss].centred and not Path(folder, STATE_FILE).exists():

@@ -9,6 +9,7 @@ from typing import Any
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.run_files import (
+    LOCK_FILE,
     PARTIAL_FILE,
     PREDICTIONS_FILE,
     SUMMARY_FILE,
@@ -50,10 +51,8 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
 def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Answers:
     """The answers that an interrupted call left in the folder. Changes nothing there. Raises UserError rather than mix
     or replace results."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give another --output_dir")
     partial = folder / PARTIAL_FILE
-    if overwrite or not folder.is_dir() or set(folder.iterdir()) <= set(unfinished_files(partial)):
+    if overwrite or not folder.is_dir() or set(folder.iterdir()) <= {folder / LOCK_FILE, *unfinished_files(partial)}:
         return {}
     if not partial.exists():
         raise UserError(f"{folder} is not empty: {REMEDY}")

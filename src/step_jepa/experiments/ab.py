@@ -12,15 +12,17 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from step_jepa.clock import command_began
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
-from step_jepa.experiments.cost import Budget, Cost, OutOfTime, cost_table, timed_costs
+from step_jepa.experiments.cost import Budget, Cost, OutOfTime, Span, cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import ExperimentArguments, planned
+from step_jepa.experiments.executor import importing
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
-from step_jepa.run_files import EXPERIMENT_FILE, write_whole
+from step_jepa.run_files import EXPERIMENT_FILE, locked, write_whole
 
 SFT, STEP_JEPA, SHUFFLED, PUBLISHED = "sft", "step_jepa", "step_jepa.shuffled_pairs", "published"
 # The recommended one, as recipes/adapted.yaml, and the published one, as recipes/published.yaml
@@ -71,12 +73,19 @@ class AbArguments:
 def run(args: AbArguments) -> int:
     """Choose steps, seeds and problems by a timed probe, execute the runs, and say in one sentence what came of it.
 
-    The probe is part of the budget, which ends no run that has begun; others are dropped. What was chosen lies in
-    experiment.yaml, from which the same call goes on. Raises UserError."""
-    folder, deadline = Path(args.output_dir), time.monotonic() + seconds_of(args.budget)
+    All counts, from the start of the command: imports, reading the data, the probe. The budget ends no run that has
+    begun; others are dropped. What was chosen lies in experiment.yaml, from which the same call goes on. Raises
+    UserError."""
+    span = Span(command_began(), seconds_of(args.budget))
+    with locked(Path(args.output_dir)):
+        return _run_within(args, span)
+
+
+def _run_within(args: AbArguments, span: Span) -> int:
+    folder = Path(args.output_dir)
     config = folder / EXPERIMENT_FILE
     if not config.exists():
-        options = fitted_options(args, seconds_of(args.budget))
+        options = fitted_options(args, span)
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
     (arguments,) = from_values(
         "experiment", [ExperimentArguments], {"config": str(config), "output_dir": args.output_dir}
@@ -84,7 +93,7 @@ def run(args: AbArguments) -> int:
     if arguments.name != _name(args):
         raise UserError(f"{config} was made for {arguments.name}: give another --output_dir")
     console.print(Text(arguments.note))
-    code = experiment.run(arguments, may_start=Budget(deadline, len(CONDITIONS)).allows, closing=verdict)
+    code = experiment.run(arguments, may_start=Budget(span.end, len(CONDITIONS)).allows, closing=verdict)
     if code == 0:
         console.print(Text(" ".join(read_results(folder).about.closing), style="bold"))
     return code
@@ -115,22 +124,29 @@ class Extent(NamedTuple):
     seeds: int
 
 
-def fitted_options(args: AbArguments, budget: float) -> dict[str, Any]:
-    """The options of the experiment that takes about so many seconds, with the probe. Raises UserError where too little
-    fits."""
-    start = time.monotonic()
+def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
+    """The options of the experiment that, with all that precedes it, takes about as long. Raises UserError where too
+    little fits."""
+    probing = Span(budget.start, PROBING * budget.seconds)
+    importing()  # while the data is read
     options = _unfitted_options(args)
     arguments = ExperimentArguments(output_dir=args.output_dir, **options)
     folder = Path(args.output_dir)
     plan = planned(arguments, folder)
     prepare_data(arguments.data, folder / "data")
-    console.print(f"timing a few steps and answers of each arm, for {ceil(PROBING * budget)} s at most")
+    preparing = time.monotonic() - budget.start
+    console.print(
+        f"timing a few steps and answers of each arm, until {ceil(probing.seconds)} s of {args.budget} are gone"
+    )
     try:
-        costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments), deadline=start + PROBING * budget)
+        costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments), deadline=probing.end)
     except OutOfTime as error:
-        raise UserError(f"--budget {args.budget}: {error} in a third of it, a few steps of each: raise it") from None
+        raise UserError(
+            f"--budget {args.budget}: {error} in a third of it, of which {ceil(preparing)} s went into imports and "
+            "data: raise it"
+        ) from None
     console.print(cost_table(costs, plan.runs, workers=1))
-    extent = fitted_extent(list(costs.values()), SPARE * (budget - (time.monotonic() - start)))
+    extent = fitted_extent(list(costs.values()), SPARE * budget.left)
     options["recipe"] |= {"max_steps": extent.steps}
     options["evaluate"] |= {"limit": extent.answers}
     note = _what_fits(args.budget, extent, costs[SFT])

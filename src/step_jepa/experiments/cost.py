@@ -11,17 +11,21 @@ from itertools import pairwise
 from math import ceil, inf
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import ACCURACY, Run
-from step_jepa.experiments.executor import OUT_OF_TIME, execute_all
+from step_jepa.experiments.executor import OUT_OF_TIME, execute_all, importing
 from step_jepa.experiments.run import RunResult
 from step_jepa.run_files import CELL_FILE, read_lines
 
 PROBE_STEPS, PROBE_ANSWERS = 4, 8  # steps; the fewest answers
+
+console = Console(highlight=False, soft_wrap=True)
 
 
 class OutOfTime(UserError):
@@ -43,10 +47,15 @@ class Cost:
     def seconds(self) -> float:
         return self.start + self.step * self.steps + self.answer * self.answers
 
+    @property
+    def pace(self) -> str:
+        """In words."""
+        return f"{self.start:.1f} s to start, {self.step:.2f} s a step, {self.answer:.2f} s an answer"
+
 
 def timed_costs(runs: Sequence[Run], folder: Path, threads: int, *, deadline: float = inf) -> dict[str, Cost]:
     """What a run of each condition costs, by training its first one for 4 steps and letting it answer a batch of
-    problems. Pairing is not timed.
+    problems; each is printed once it is known. Pairing is not timed.
 
     Args:
         runs: all of them.
@@ -72,6 +81,7 @@ def timed_costs(runs: Sequence[Run], folder: Path, threads: int, *, deadline: fl
 def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int, deadline: float) -> dict[str, Cost]:
     probes = [_shortened(run, scratch / str(number)) for number, run in enumerate(first_runs.values())]
     costs: dict[str, Cost] = {}
+    _await_imports(deadline)
     with closing(execute_all(probes, 1, threads, lambda _: None, deadline=deadline)) as ended_runs:
         for probe, failure in ended_runs:
             if failure == OUT_OF_TIME:
@@ -80,7 +90,15 @@ def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int, dea
                 raise UserError(f"{probe.condition}: {failure}")
             result = RunResult.read(probe.folder / CELL_FILE)
             costs[probe.condition] = _cost(result, first_runs[probe.condition])
+            console.print(Text(f"{probe.condition}: {costs[probe.condition].pace}"))
     return costs
+
+
+def _await_imports(deadline: float) -> None:
+    start, imports = time.monotonic(), importing()
+    imports.join(None if deadline == inf else max(0.0, deadline - start))
+    if imports.is_alive():
+        raise OutOfTime(f"no arm was timed, as Python was still importing after {ceil(time.monotonic() - start)} s")
 
 
 def _first_runs(runs: Sequence[Run]) -> dict[str, Run]:
@@ -136,6 +154,21 @@ def cost_table(costs: Mapping[str, Cost], runs: Sequence[Run], workers: int) -> 
         steps, answers = (str(cost.steps), f"{cost.step:.2f}"), (str(cost.answers), f"{cost.answer:.2f}")
         table.add_row(Text(condition), seeds, *steps, *answers, str(timedelta(seconds=round(cost.seconds))))
     return table
+
+
+class Span(NamedTuple):
+    """A time that something may take, in seconds; its start by the clock of `time.monotonic`."""
+
+    start: float
+    seconds: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
 
 
 class Budget:

@@ -60,8 +60,7 @@ def execute_all(
         may_start: asked before each; once it says no, no other starts.
         deadline: when those that run are stopped, by the clock of `time.monotonic`.
     """
-    context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
-    context.set_forkserver_preload([__name__])  # imports take seconds, and each run would pay them
+    context = _context()
     waiting = list(runs)
     running: dict[Any, _Running] = {}  # by what tells that the process has ended
     try:
@@ -76,7 +75,9 @@ def execute_all(
                 running[process.sentinel] = _Running(run, process)
                 on_start(run)
             if _wait(list(running), deadline):
-                yield from [EndedRun(run, OUT_OF_TIME) for run, _ in running.values()]
+                for run, process in running.values():
+                    process.kill()  # at SIGTERM it would write a checkpoint first
+                    yield EndedRun(run, OUT_OF_TIME)
                 return
             for sentinel in connection.wait(list(running)) if running else []:
                 run, process = running.pop(sentinel)
@@ -84,6 +85,24 @@ def execute_all(
                 yield EndedRun(run, _failure(run, process.exitcode))
     finally:
         _stop(list(running.values()))
+
+
+def importing() -> threading.Thread:
+    """Have what every run needs imported, once for all; that ends when it is done, and no run starts before."""
+    process = _context().Process(target=_nothing)
+    thread = threading.Thread(target=process.start, daemon=True)
+    thread.start()
+    return thread
+
+
+def _context() -> Any:
+    context: Any = get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context.set_forkserver_preload([__name__])  # imports take seconds, and each run would pay them
+    return context
+
+
+def _nothing() -> None:
+    pass
 
 
 def _wait(sentinels: list[Any], deadline: float) -> bool:

@@ -25,13 +25,16 @@ from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.planner import Planner
+from step_jepa.objectives.registry import objectives_that_read
 from step_jepa.objectives.step_jepa import Pairs
-from step_jepa.options import check_bounds, option
+from step_jepa.options import Needs, check_bounds, check_needs, option
 from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
 from step_jepa.training.config import StepJEPAOptions, with_registered_options
 
 SEED = 42  # of a run that gives none
+_CHOOSING = Needs("an --objective that has pairs to choose", lambda args: "pairs" in read_options(args.objective))
+_PREDICTING = Needs("an --objective with predictors", lambda args: "predictors" in read_options(args.objective))
 
 
 @dataclass
@@ -42,13 +45,20 @@ class RowArguments(TemplateOptions, ReadingOptions):
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     index: int = option(0, help="Which example, counted from 0.", least=0)
     objective: str = option("step_jepa", help=f"One of {', '.join(OBJECTIVES)}, or none.")
-    pairs: Pairs = option("all", help="Which pairs of steps: the first, all, or some at random.")
-    predictors: int = option(1, help="K, the predictor tokens.", least=0)
+    pairs: Pairs = option("all", help="Which pairs of steps: the first, all, or some at random.", needs=_CHOOSING)
+    predictors: int = option(1, help="K, the predictor tokens.", least=0, needs=_PREDICTING)
     plain: bool = option(False, help="No chat framing, as --plain of train.")
     max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.objective in (*OBJECTIVES, "none"):
+            check_needs(self)
+
+
+def read_options(objective: str) -> list[str]:
+    """Of pairs and predictors, those that the objective reads."""
+    return [name for name in ("pairs", "predictors") if objective in objectives_that_read(name)]
 
 
 @dataclass(frozen=True)
@@ -126,9 +136,8 @@ class Inspector:
         self.config = _model_config(args.model_name, len(self.tokenizer))
         options = with_registered_options(StepJEPAOptions)(
             objective=[args.objective],
-            pairs="first" if args.objective == "none" else args.pairs,
-            predictors=args.predictors,
             plain=args.plain,
+            **{name: getattr(args, name) for name in read_options(args.objective)},
         )
         kinds = [OBJECTIVES[name] for name, _ in options.objectives]
         predicts = any(kind.predicts for kind in kinds)

@@ -6,7 +6,7 @@ from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
 from step_jepa.objectives.llm_jepa import LLMJEPA
 from step_jepa.objectives.ssp import SSP
-from step_jepa.objectives.step_jepa import PairOptions, StepJEPA
+from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.objectives.stp import STP, STPReleased
 from step_jepa.options import option_fields
 
@@ -36,9 +36,9 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
 
 
 def objectives_that_read(name: str) -> list[str]:
-    """The objectives that have an option; none for one that belongs to all of them."""
-    if name in PairOptions.__dataclass_fields__:
-        return []
+    """The objectives that have an option, or use the predictors; none for one that belongs to all of them."""
+    if name == "predictors":
+        return [home for home, objective in OBJECTIVES.items() if objective.predicts]
     return [home for home, objective in OBJECTIVES.items() if name in _option_names(objective)]
 
 

@@ -37,8 +37,6 @@ _DRAWN = Needs("--pairs random (stp: or all)", _draws_pairs)
 class PairOptions:
     """How many pairs of an example."""
 
-    # All objectives take these two, though llm_jepa and ssp have nothing to choose: recipes give pairs, and other
-    # objectives are tried with those recipes.
     pairs: Pairs = option(
         "first",
         help="Which pairs of steps: the first, all, or some drawn at random.",

@@ -32,6 +32,7 @@ from step_jepa.run_files import (
     PAIRING_FILE,
     check_fields,
     last_modified,
+    locked,
     read_json,
     records_digest,
     remove_unfinished,
@@ -91,7 +92,12 @@ class Reading:
 
 def run(args: PairingArguments) -> None:
     """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
-    prints what there is. Raises UserError."""
+    prints what there is. Raises UserError, also where another process writes into the folder."""
+    with locked(Path(args.output_dir)):
+        _run_alone(args)
+
+
+def _run_alone(args: PairingArguments) -> None:
     take_reading_of_run(resolve(args.views_like or args.model_name[0]), args)
     records = sorted(read_records(args.test_file, TEST, args, max_examples=args.limit), key=_length)  # little padding
     _check_folders(args)
@@ -144,18 +150,14 @@ def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
         "model_name": None,
         "overwrite": None,
         "records": records_digest(records),
-        "base_written": _last_modified(args.base_model) if args.base_model else None,
+        "base_written": last_modified(resolve(args.base_model)) if args.base_model else None,
     }
 
 
 def _is_measured(results: dict[str, Any], name: str) -> bool:
     """Whether the results have this model's figures, and it was not trained anew since."""
     result = results["models"].get(name)
-    return result is not None and result.get("model_written", "unknown") == _last_modified(name)
-
-
-def _last_modified(model_name: str) -> float | None:
-    return last_modified(resolve(model_name), besides=PAIRING_FILE)
+    return result is not None and result.get("model_written", "unknown") == last_modified(resolve(name))
 
 
 def _print_result(name: str, result: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ def _training(run: dict[str, Any]) -> str:
 
 def measure_model(args: PairingArguments, name: str, records: Records, base: Reading | None) -> dict[str, Any]:
     """The measures of one model; under `run`, all options that it was trained with, {} where they are not known."""
-    trained, model_written = saved_predictors(name), _last_modified(name)
+    trained, model_written = saved_predictors(name), last_modified(resolve(name))
     predictors = args.predictors if trained is None else trained
     reading = read_views(args, name, records, predictors=predictors, **_view_options(args, name))
     pairs = held_out_pairs(reading, base, records)

@@ -161,12 +161,22 @@ def _read_run(folder: Path) -> Run:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     predictions, views = folder / PREDICTIONS_FILE, folder / VIEWS_FILE
+    summary = read_summary(folder / SUMMARY_FILE)
     return Evaluation(
         folder=folder,
-        summary=read_summary(folder / SUMMARY_FILE),
-        predictions=list(_read_predictions(predictions)) if predictions.exists() else [],
+        summary=summary,
+        predictions=_predictions_of(summary, predictions) if predictions.exists() else [],
         views=_read_views(views) if views.exists() else None,
     )
+
+
+def _predictions_of(summary: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    rows, count = list(_read_predictions(path)), summary["n"] + summary.get("without_truth", 0)
+    if len(rows) != count:
+        raise UserError(
+            f"{path} has {len(rows)} of the {count} rows in {SUMMARY_FILE}: evaluate again with --overwrite"
+        )
+    return rows
 
 
 def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
@@ -176,11 +186,13 @@ def _read_predictions(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield dict(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:  # of text that is not UTF-8, too
-            raise UserError(f"{path}:{number} is not the JSON that evaluate writes: evaluate again") from error
+            raise UserError(
+                f"{path}:{number} is not the JSON that evaluate writes: evaluate again with --overwrite"
+            ) from error
 
 
 def _read_views(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged: evaluate again") from error
+        raise UserError(f"{path} is damaged: evaluate again with --overwrite") from error

@@ -24,6 +24,7 @@ from step_jepa.errors import UserError, library_refusals
 from step_jepa.losses import LOSSES
 from step_jepa.losses.distances import Negatives
 from step_jepa.losses.regularisers import Regulariser
+from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.objectives.llm_jepa import TurnOptions
 from step_jepa.objectives.registry import objectives_that_read
@@ -57,6 +58,7 @@ _CONTRASTIVE = Needs("--loss infonce", lambda config: LOSSES[config.loss].contra
 _REGULARISED = Needs("--regulariser vicreg or sigreg", lambda config: config.regulariser != "none")
 _AVERAGED = Needs("--target_encoder ema", lambda config: config.target_encoder == "ema")
 _STREAMED = Needs("--streaming", lambda config: config.streaming)
+_DIAGNOSED = Needs("--diagnostics_steps above 0", lambda config: config.diagnostics_steps)
 _BALANCED = Needs("--lbd auto", lambda config: config.lbd == "auto")
 
 
@@ -320,6 +322,12 @@ def _needs_jepa_term(each: Field[Any]) -> bool:
     return known.of_jepa_term or bool(objectives_that_read(each.name) and not known.changes_views)
 
 
+def _is_of_others(each: Field[Any], chosen: Iterable[str]) -> bool:
+    """Whether the option is of objectives that are not among those chosen."""
+    homes = objectives_that_read(each.name)
+    return bool(homes) and set(homes).isdisjoint(chosen)
+
+
 @dataclass
 class RepresentationConfig(RepresentationOptions, TrainingArguments):
     """TrainingArguments, and the options of the JEPA term."""
@@ -336,8 +344,8 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         help="Held-out rows that they are taken on.",
         group="Logging",
         least=2,
+        needs=_DIAGNOSED,
         free_on_resume=True,
-        standalone=True,  # of no effect there: it says something only beside diagnostics_steps, which is refused
     )
     logging_steps: float = option(
         10,
@@ -441,11 +449,13 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
         """Names of options that nothing reads where these are given, which have the types of their fields."""
         idle = {"per_device_train_batch_size"} if given.get("max_tokens_per_batch") else set()
         idle |= {"num_train_epochs"} if given.get("streaming") else set()
+        idle |= {"diagnostics_rows"} if given.get("diagnostics_steps") == 0 else set()
         names = given.get("objective") or []
         if given.get("lbd") == 0 or names in (["none"], "none"):
             idle |= {each.name for each in option_fields(cls) if _needs_jepa_term(each)}
-        elif names and all(name in OBJECTIVES and OBJECTIVES[name].loss for name in names):
-            idle.add("loss")
+        elif names and set(names) <= set(OBJECTIVES):
+            idle |= {each.name for each in option_fields(cls) if _is_of_others(each, names)}
+            idle |= {"loss"} if all(OBJECTIVES[name].loss for name in names) else set()
         return idle
 
 
@@ -490,9 +500,9 @@ class StepJEPAOptions(StepOptions, RepresentationOptions):
         yield from super()._contradictions()
         chosen = [name for name, _ in self.objectives]
         for each in changed(self) if chosen else []:
-            homes = objectives_that_read(each.name)
-            if homes and not set(homes) & set(chosen):
-                yield f"--{each.name} is for the objective {', '.join(homes)}: leave it out"
+            if _is_of_others(each, chosen):
+                homes = ", ".join(objectives_that_read(each.name))
+                yield f"--{each.name} is for the objective {homes}: leave it out"
 
 
 def with_registered_options(config: type[Options]) -> type[Options]:
@@ -564,7 +574,7 @@ def heldout_options(
         objective: asked for in place of the run's; likewise the others.
         pairs: which pairs of steps.
         loss: distance of the views.
-        predictors: K.
+        predictors: K, where no trained rows lie in the folder.
 
     Raises:
         UserError: for a file that no run wrote, and an objective or loss that is not known.
@@ -575,7 +585,9 @@ def heldout_options(
     trained = saved.get("lbd", 0) and values.get("objective", ["none"]) not in (["none"], "none")
     if objective is not None or not trained:
         values = view_options(folder) | {"objective": objective or ["step_jepa"], "pairs": "all", "loss": "cosine"}
-    asked = {"pairs": pairs, "loss": loss, "predictors": predictors}
+    rows = saved_predictors(str(folder))
+    values |= {} if rows is None else {"predictors": rows}
+    asked = {"pairs": pairs, "loss": loss, "predictors": predictors if rows is None else None}
     asked = {name: value for name, value in asked.items() if value is not None}
     return config(**_meaningful(config, values | asked, asked))
 
@@ -587,9 +599,9 @@ def _meaningful(config: type[StepJEPAOptions], values: dict[str, Any], asked: It
     objectives -= {"none"}
 
     def means_something(each: Field[Any]) -> bool:
-        known, homes = facts(each), objectives_that_read(each.name)
+        known = facts(each)
         read = known.needs is None or known.needs.holds(SimpleNamespace(**complete))
-        return read and not (homes and objectives.isdisjoint(homes)) and bool(objectives or not known.of_jepa_term)
+        return read and not _is_of_others(each, objectives) and bool(objectives or not known.of_jepa_term)
 
     fields = {each.name: each for each in option_fields(config)}
     return {name: value for name, value in values.items() if name in asked or means_something(fields[name])}
