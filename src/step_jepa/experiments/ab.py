@@ -142,8 +142,7 @@ def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
         costs = timed_costs(plan.runs, folder, experiment.threads_of_run(arguments), deadline=probing.end)
     except OutOfTime as error:
         raise UserError(
-            f"--budget {args.budget}: {error} in a third of it, of which {ceil(preparing)} s went into imports and "
-            "data: raise it"
+            f"--budget {args.budget}: {error} in a third of it; imports and data took {ceil(preparing)} s: raise it"
         ) from None
     console.print(cost_table(costs, plan.runs, workers=1))
     extent = fitted_extent(list(costs.values()), SPARE * budget.left)
