@@ -310,6 +310,8 @@ def test_every_example_counts():
     assert [row["correct"] for row in rows] == [True, False, False, True, None, True, True, True]
     assert {name: value for name, value in summarise(rows).items() if name != "ci95"} == {
         "n": 7,
+        "by": {},
+        "errors": {},
         "without_truth": 1,
         "correct": 5,
         "accuracy": 5 / 7,
@@ -716,7 +718,7 @@ def test_what_cannot_be_evaluated(solver, tmp_path):
         ({"seed": -1}, "seed = -1: give 0 to 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296: give 0 to 4294967295"),
         ({"temperature": 0.0, "samples": 3}, "temperature = 0.0: give more than 0"),
-        ({"temperature": float("inf"), "samples": 3}, "temperature = inf: give more than 0"),
+        ({"temperature": float("inf"), "samples": 3}, "temperature = inf: give a finite number"),
         ({"temperature": 0.3}, "--temperature is read by --samples above 1 alone"),
     ]:
         with pytest.raises(UserError, match=message):

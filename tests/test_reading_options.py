@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 
 from step_jepa import StepJEPAConfig
-from step_jepa.cli import COMMANDS, _dataclass
+from step_jepa.cli import COMMANDS
+from step_jepa.dispatch import _dataclass
 from step_jepa.data.dataset import encoder_of, load_and_prepare_dataset
 from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
 from step_jepa.data.sources import read_records

@@ -187,15 +187,15 @@ def nothing_loaded(patch):
 
 
 def other_weights_saved(patch):
-    right = export._merged
+    right = export._write
 
-    def wrong(model):
-        merged = deepcopy(right(model))
+    def wrong(model, tokenizer, folder):
+        other = deepcopy(model)
         with torch.no_grad():
-            merged.get_output_embeddings().weight *= 1.01
-        return merged
+            other.get_output_embeddings().weight *= 1.01
+        right(other, tokenizer, folder)
 
-    patch.setattr(export, "_merged", wrong)
+    patch.setattr(export, "_write", wrong)
 
 
 MUTATIONS = {
