@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
@@ -54,7 +54,7 @@ from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
 from step_jepa.training.engine import Engine
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
-from step_jepa.training.hub import hub_refusals, push_export
+from step_jepa.training.hub import HubTrainer
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
@@ -69,7 +69,7 @@ from step_jepa.training.validation import check_negatives, check_row_count, chec
 logger = logging.getLogger(__name__)
 
 
-class RepresentationTrainer(PreemptibleTrainer):
+class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     """Predict the representation of the answer from that of the user's text (LLM-JEPA, arXiv 2509.14252).
 
     Args:
@@ -513,61 +513,6 @@ class RepresentationTrainer(PreemptibleTrainer):
             if self.train_dataset is not None:
                 save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
             write_card(folder, self.state.log_history)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save the model and the trainer's state, and upload the export with its card, nothing else.
-
-        Args:
-            commit_message: of the one commit.
-            blocking: it always returns when all is uploaded.
-            token: instead of args.hub_token.
-            revision: branch to commit to, instead of args.hub_revision.
-            private: whether a repository that is new is private, instead of args.hub_private_repo.
-            **kwargs: of `Trainer.create_model_card`, which is not called: the card is made from the run.
-
-        Raises:
-            UserError: where the hub refuses, or cannot be reached.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model()
-        self.save_state()
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        return push_export(
-            str(self.args.output_dir),
-            str(self.hub_model_id),
-            message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As a model that can be loaded, without what only a resume needs. The checkpoint may be deleted afterwards, so
-        this waits; a hub that cannot be reached does not end the run."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
-        token, revision = self.args.hub_token, self.args.hub_revision
-        try:
-            push_export(checkpoint_folder, str(self.hub_model_id), message=message, token=token, revision=revision)
-        except UserError as error:
-            logger.warning("%s", error)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `Trainer` does it. Raises UserError where the hub refuses, or cannot be reached."""
-        with hub_refusals():
-            super().init_hf_repo(token, private)
 
     def _settings(self) -> dict[str, Any]:
         return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
