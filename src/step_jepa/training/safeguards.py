@@ -11,6 +11,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from step_jepa.errors import UserError
+from step_jepa.models.sharding import whole
 from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -57,11 +58,10 @@ class FiniteNumbers(TrainerCallback):
     @staticmethod
     def _check(tensors: Iterable[Tensor], args: Any, step: int, what: str) -> Tensor:
         """Their norm."""
-        norm: Any = get_total_norm(list(tensors))
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = whole(get_total_norm(list(tensors)))
         if not torch.isfinite(norm):
             raise _diverged(args, step, what)
-        return norm  # type: ignore[no-any-return]
+        return norm
 
 
 def _diverged(args: Any, step: int, what: str) -> UserError:

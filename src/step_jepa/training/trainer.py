@@ -9,19 +9,19 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
@@ -38,13 +38,12 @@ from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictor_rows, trained_predictors
-from step_jepa.models.sharding import filled, gather_model, is_sharded, reshard, skeleton
+from step_jepa.models.sharding import reshard
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
 from step_jepa.training.checkpoints import (
-    DEEPSPEED,
     check_complete,
     check_engine,
     check_resumed,
@@ -53,8 +52,9 @@ from step_jepa.training.checkpoints import (
 )
 from step_jepa.training.compute import floating_point_ops, shorten
 from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
+from step_jepa.training.engine import Engine
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
-from step_jepa.training.hub import hub_refusals, push_export
+from step_jepa.training.hub import HubTrainer
 from step_jepa.training.jepa_loss import JepaLoss
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
@@ -69,7 +69,7 @@ from step_jepa.training.validation import check_negatives, check_row_count, chec
 logger = logging.getLogger(__name__)
 
 
-class RepresentationTrainer(PreemptibleTrainer):
+class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     """Predict the representation of the answer from that of the user's text (LLM-JEPA, arXiv 2509.14252).
 
     Args:
@@ -140,7 +140,7 @@ class RepresentationTrainer(PreemptibleTrainer):
                 optimizers=optimizers,
             )
         check_sharding(args, self.accelerator, model)
-        self._skeleton = skeleton(model) if self.is_fsdp_enabled or self._in_zero3 else None
+        self._engine = Engine(args, self.accelerator, model)
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
@@ -485,41 +485,21 @@ class RepresentationTrainer(PreemptibleTrainer):
             super().save_model(output_dir, _internal_call=True)  # what is uploaded is `push_to_hub`'s business
         else:
             self._export(folder)
-        self._save_beside(folder)
-
-    def _export(self, folder: str) -> None:
-        """What is sharded is gathered by all ranks; one writes."""
-        model, keep = self.accelerator.unwrap_model(self.model), self.args.keep_adapter
-        sharded = is_sharded(model) or self._in_zero3
-        if sharded:
-            assert self._skeleton is not None
-            if self.args.should_log:
-                size = sum(value.numel() * value.element_size() for value in self._skeleton.parameters())
-                logger.info("rank 0 gathers the model in CPU memory: %.1f GB at most", size / 1e9)
-            model = self._gathered(model, trained_only=keep and isinstance(model, PeftModel))
-        if self.args.should_save and model is not None:
-            export(model, self.processing_class, folder, keep_adapter=keep, expendable=sharded)
-
-    def _gathered(self, model: Any, *, trained_only: bool) -> Any:
-        if not self._in_zero3:
-            return gather_model(model, self._skeleton, trained_only=trained_only)
-        weights = self.accelerator.get_state_dict(self.model_wrapped)
-        return filled(self._skeleton, weights) if self.args.should_save else None
-
-    def _save_beside(self, folder: str) -> None:
         with self._own_parameters_whole():
             self._write_beside(folder)
 
-    def _own_parameters_whole(self) -> AbstractContextManager[None]:
-        """What is written beside the model's files, where ZeRO-3 divides it."""
-        if not self._in_zero3:
-            return nullcontext()
-        from deepspeed.runtime.zero import GatheredParameters
+    def _export(self, folder: str) -> None:
+        """What is sharded is gathered by all ranks; one writes."""
+        model = self.accelerator.unwrap_model(self.model)
+        sharded = self._engine.shards(model)
+        if sharded:
+            model = self._engine.gathered(model, self.model_wrapped)
+        if self.args.should_save and model is not None:
+            export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter, expendable=sharded)
 
-        modules = (getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
-        own = [parameter for module in modules if module is not None for parameter in module.parameters()]
-        gathered: AbstractContextManager[None] = GatheredParameters(own, modifier_rank=0)
-        return gathered
+    def _own_parameters_whole(self) -> AbstractContextManager[None]:
+        """Around what is read from beside the model's files, or written there."""
+        return self._engine.whole(getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
 
     def _write_beside(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -534,67 +514,12 @@ class RepresentationTrainer(PreemptibleTrainer):
                 save_rows(folder, self.train_dataset, self.processing_class, self.model, self.jepa.names)
             write_card(folder, self.state.log_history)
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save the model and the trainer's state, and upload the export with its card, nothing else.
-
-        Args:
-            commit_message: of the one commit.
-            blocking: it always returns when all is uploaded.
-            token: instead of args.hub_token.
-            revision: branch to commit to, instead of args.hub_revision.
-            private: whether a repository that is new is private, instead of args.hub_private_repo.
-            **kwargs: of `Trainer.create_model_card`, which is not called: the card is made from the run.
-
-        Raises:
-            UserError: where the hub refuses, or cannot be reached.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model()
-        self.save_state()
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        return push_export(
-            str(self.args.output_dir),
-            str(self.hub_model_id),
-            message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As a model that can be loaded, without what only a resume needs. The checkpoint may be deleted afterwards, so
-        this waits; a hub that cannot be reached does not end the run."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
-        token, revision = self.args.hub_token, self.args.hub_revision
-        try:
-            push_export(checkpoint_folder, str(self.hub_model_id), message=message, token=token, revision=revision)
-        except UserError as error:
-            logger.warning("%s", error)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `Trainer` does it. Raises UserError where the hub refuses, or cannot be reached."""
-        with hub_refusals():
-            super().init_hf_repo(token, private)
-
     def _settings(self) -> dict[str, Any]:
         return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
 
     def _check_resumed(self, checkpoint: str) -> None:
         check_complete(checkpoint)
-        check_engine(checkpoint, self._engine())
+        check_engine(checkpoint, self._engine.checkpoint_form)
         check_resumed(self.args, self._settings(), checkpoint)
         say_other_schedule(self.args, checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
@@ -603,17 +528,6 @@ class RepresentationTrainer(PreemptibleTrainer):
             )
         check_same_template(self.processing_class, checkpoint)
         check_checkpoint(self.model, checkpoint)
-
-    @property
-    def _in_zero3(self) -> bool:
-        """Whether DeepSpeed divides the parameters themselves."""
-        return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
-
-    def _engine(self) -> str | None:
-        """What shards the run, and the form that it saves in, if anything does."""
-        if self.is_deepspeed_enabled:
-            return DEEPSPEED
-        return self.accelerator.state.fsdp_plugin.state_dict_type.name if self.is_fsdp_enabled else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._check_resumed(resume_from_checkpoint)
