@@ -4,6 +4,7 @@ accelerate looks at an FSDP plugin only where processes are on accelerators; els
 otherwise here, so that gloo shards for real.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -58,7 +59,8 @@ def trainer_of(folder: Path, ranks: int | None, options: dict[str, Any]) -> Step
     """Of one process without FSDP where `ranks` is None."""
     options = dict(options)
     lora, tied, vocabulary = (options.pop(name, None) for name in ("lora", "tied", "vocabulary"))
-    lm_head.WHOLE, lm_head.LEAST_CHUNK = (4096, 8) if options.pop("chunks", False) else (2**24, 128)
+    # In chunks: of the rows of a step some ranks have more logits than that, and others not.
+    lm_head.WHOLE, lm_head.LEAST_CHUNK = (10_000, 8) if options.pop("chunks", False) else (2**24, 128)
     form = {"state_dict_type": options.pop("form", "FULL_STATE_DICT"), **options.pop("fsdp_config", {})}
     if ranks is not None:
         options |= {"fsdp": True, "fsdp_config": form}
@@ -143,6 +145,7 @@ def rank_of(rank: int, ranks: int, port: int, folder: str, cases: dict[str, dict
     shard_on_cpu()
     try:
         for name, options in cases.items():
+            faulthandler.dump_traceback_later(100, exit=True)  # ranks that wait for each other
             if "file" in options:
                 measure(Path(folder, name), options)
             else:

@@ -192,7 +192,7 @@ def test_a_rank_takes_half_the_memory(tmp_path):
 
 
 def test_a_cpu_is_told_that_it_does_not_shard():
-    args, model = SimpleNamespace(fsdp=True, device=torch.device("cpu")), torch.nn.Linear(1, 1)
+    args, model = SimpleNamespace(fsdp=True, deepspeed=None, device=torch.device("cpu")), torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"not on cpu here .accelerate would run DDP .*: leave out --fsdp"):
         check_sharding(args, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), model)
     with pytest.raises(UserError, match="FSDP1 is not served: give fsdp_version: 2"):

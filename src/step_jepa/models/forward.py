@@ -55,19 +55,22 @@ def token_nll(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> tuple[T
     rows = batch["token_row"][labelled] if is_flat(batch) else labelled.nonzero()[:, 0]
     head = LMHead(getattr(model, "module", model))
     if head.takes(len(chosen)):
-        out = model(logits_to_keep=_first(labelled), **_with_last_states(inputs, model))
-        states = out.hidden_states[-1][labelled]
-        if head.agrees(states[:1], out.logits.reshape(-1, out.logits.shape[-1])):
-            return head.nll(states, chosen), rows, out
+        first = _first(labelled)
+        out = model(logits_to_keep=first, **_with_last_states(inputs, model))
+        states = out.hidden_states[-1]
+        if head.agrees(states[first], out.logits.reshape(-1, out.logits.shape[-1])):
+            return head.nll(states[labelled], chosen), rows, out
     out = model(logits_to_keep=labelled, **inputs)
     logits = at_least_float32(out.logits)
     return cross_entropy(logits, chosen), rows, out
 
 
 def _first(labelled: Tensor) -> Tensor:
-    """(B, L) bool, true at the first labelled token: one row of logits, as not all models can make none. It also shows
-    a launcher's wrapper that the head is used, and tells whether the model does more than apply it."""
-    return labelled & (labelled.flatten().cumsum(0).view_as(labelled) == 1)
+    """(B, L) bool, true at the first labelled token, or where there is none, at the first of all: one row of logits, as
+    not all models can make none. It also shows a launcher's wrapper that the head is used, and tells whether the model
+    does more than apply it."""
+    place = torch.arange(labelled.numel(), device=labelled.device).view_as(labelled)
+    return place == labelled.flatten().int().argmax()
 
 
 def _with_last_states(inputs: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -39,19 +39,19 @@ class LMHead:
 
     def takes(self, count: int) -> bool:
         """Whether so many tokens are to be taken in chunks: more logits than are made at once, and a head that can be
-        called apart from its model, with the same result each time, and is not known to lack something."""
-        if count * self.vocabulary <= WHOLE or self.module is None or not _agrees.get(self.module, True):
+        called apart from its model, with the same result each time, and is not known to lack something. Of a sharded
+        head any number is, or none: ranks that do not do alike would wait for each other."""
+        if self.module is None or not _agrees.get(self.module, True):
             return False
         weight = getattr(self.module, "weight", None)
         if weight is None or weight.shape[0] != self.vocabulary:
             return False
-        return self._serves(weight) and not any(map(_drops, self.module.modules()))
-
-    def _serves(self, weight: Tensor) -> bool:
-        """Whether the weight is whole, or stays so after the model's pass until the way back is over."""
         if hasattr(weight, "ds_id"):  # of ZeRO-3, which parts it again once the head's own pass is over
             return False
-        return not isinstance(weight, DTensor) or (is_sharded(self.module) and _is_plain(self.module))
+        if is_sharded(self.module):  # by FSDP: whole after the model's pass, until the way back is over
+            return _is_plain(self.module)
+        many = count * self.vocabulary > WHOLE
+        return many and not isinstance(weight, DTensor) and not any(map(_drops, self.module.modules()))
 
     def agrees(self, states: Tensor, logits: Tensor) -> bool:
         """Whether logits made here are the model's own, looked at once per model: one may scale them, or put more
@@ -168,12 +168,13 @@ class _LinearNLL(torch.autograd.Function):
     def backward(ctx, weights):
         labels, *values = ctx.saved_tensors
         # The gradient of a sum is one number, expanded: that is seen without waiting for the device.
-        uniform = weights.stride(0) == 0 or bool((weights == weights[0]).all())
+        uniform = weights.stride(0) == 0 or bool((weights == weights[:1]).all())
         gradients, needed = ctx.gradients, ctx.needs_input_grad[2:]
         if gradients is None or not (uniform or needed == (True, False, False)):
             _, gradients = _loop(ctx.plan, labels, values, needed, weights)
         else:
-            for gradient, scale in zip(gradients, (weights[:, None], weights[0], weights[0]), strict=True):
+            first = weights[:1].sum()  # 0 where a rank has no tokens
+            for gradient, scale in zip(gradients, (weights[:, None], first, first), strict=True):
                 if gradient is not None:
                     gradient *= scale
         ctx.gradients = None  # given away; a second pass through a retained graph makes them anew
