@@ -48,7 +48,7 @@ class LMHead:
             return False
         if hasattr(weight, "ds_id"):  # of ZeRO-3, which parts it again once the head's own pass is over
             return False
-        if is_sharded(self.module):  # whole after the model's pass, until the way back is over
+        if is_sharded(self.module):  # by FSDP: whole after the model's pass, until the way back is over
             return _is_plain(self.module)
         many = count * self.vocabulary > WHOLE
         return many and not isinstance(weight, DTensor) and not any(map(_drops, self.module.modules()))
