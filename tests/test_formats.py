@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_cli import code
 
@@ -437,6 +437,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES | WORDS, max_size=6), st.booleans())
+@example({"question": "a", "solution": "7", "tools": "[1]"}, True)
 def test_any_record_is_read_or_refused(raw, for_evaluation):
     try:
         record = to_record(raw, ReadArguments(for_evaluation=for_evaluation))

@@ -126,7 +126,7 @@ def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record | Reading:
     truth = short_answer(raw, "answer")
     *context, last = turns
     if not steps and truth is not None and last["role"] == "user":
-        return make_problem(turns, truth)
+        return _with_tools(make_problem(turns, truth), raw)
     if not steps:
         return _read_messages({key: value for key, value in raw.items() if key != "steps"}, args)
     answered(turns)
@@ -135,6 +135,10 @@ def _read_prepared(raw: RawRecord, args: ReadArguments) -> Record | Reading:
         raise Rejected("steps leave out the thinking beside the content: without `steps` both are cut")
     record = make_record(context, Answer(last["content"], steps), truth)
     record["messages"] = turns
+    return _with_tools(record, raw)
+
+
+def _with_tools(record: Record, raw: RawRecord) -> Record:
     if raw.get("tools") is not None:
         record["tools"] = tools_of(raw["tools"])
     return record
