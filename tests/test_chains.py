@@ -175,3 +175,9 @@ def test_the_recipe_by_the_command_line(tmp_path):
     assert code("evaluate", "--model_name", out, "--test_file", test, "--output_dir", scores) == 0
     summary = json.loads((scores / "summary.json").read_text())
     assert (summary["n"], summary["pairs"]) == (4, sum(len(json.loads(line)["steps"]) - 2 for line in test.open()))
+
+
+def test_a_run_that_has_not_ended_is_no_model(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    with pytest.raises(UserError, match=r"has not ended, and no model: go on with .*, or give .*checkpoint-7"):
+        setup_model_and_tokenizer(str(tmp_path))

@@ -1,7 +1,9 @@
 """`step-jepa recipes`: the recipes and experiments that come with the package, to be read or copied."""
 
+import re
 import shutil
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from step_jepa.errors import UserError
@@ -28,7 +30,7 @@ def run(args: RecipesArguments) -> None:
         print("\n".join(file.read_text(encoding="utf-8") for file in files), end="")
     else:
         described = [file for file in files if "tokenizer" not in file.parent.name]  # it says nothing of itself
-        print("\n".join(f"{file.relative_to(SHIPPED)!s:42} {_first_line(file)}" for file in described))
+        print("\n".join(f"{file.relative_to(SHIPPED)!s:42} {_first_sentence(file)}" for file in described))
 
 
 def _files(name: str) -> list[Path]:
@@ -44,10 +46,10 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and path.suffix != ".pyc"
 
 
-def _first_line(file: Path) -> str:
+def _first_sentence(file: Path) -> str:
     """What the file says of itself."""
-    lines = [line.lstrip('# "') for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#!")]
-    return lines[0]
+    lines = takewhile(bool, (line.lstrip('# "') for line in file.read_text(encoding="utf-8").splitlines()))
+    return re.split(r"(?<=[.?]) |:$|: |\"\"\"", " ".join(line for line in lines if not line.startswith("!")))[0]
 
 
 def _copy(files: list[Path], folder: Path) -> None:

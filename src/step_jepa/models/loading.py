@@ -170,7 +170,11 @@ def _check_whole(folder: str, patterns: Iterable[str]) -> None:
 
 
 def _unavailable(kind: str, name: str, error: Exception) -> UserError:
-    _check_whole(resolve(name), LARGE_FILES)
+    home = resolve(name)
+    _check_whole(home, LARGE_FILES)
+    if checkpoints := sorted(Path(home).glob("checkpoint-*"), key=os.path.getmtime):
+        wanted = f"go on with --resume_from_checkpoint True, or give {checkpoints[-1]}"
+        return UserError(f"{name} holds checkpoints of a training that has not ended, and no model: {wanted}")
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or builtin:smollm2 ({reason})")
 
