@@ -64,10 +64,12 @@ def trainer_of(folder: Path, ranks: int | None, options: dict[str, Any]) -> Step
     form = {"state_dict_type": options.pop("form", "FULL_STATE_DICT"), **options.pop("fsdp_config", {})}
     if ranks is not None:
         options |= {"fsdp": True, "fsdp_config": form}
-    together = (ranks or 1) * options.get("gradient_accumulation_steps", 1)
+    accumulation = min(options.pop("gradient_accumulation_steps", 1), ROWS // (ranks or 1))  # four ranks need no more
+    together = (ranks or 1) * accumulation
     config = StepJEPAConfig(
         output_dir=str(folder),
         per_device_train_batch_size=ROWS // together,
+        gradient_accumulation_steps=accumulation,
         **{**SETTINGS, **options},
     )
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
