@@ -17,12 +17,12 @@ from test_cli import code, train, train_file  # noqa: F401
 from test_trainer import QUIET, STEPS
 from transformers import TrainerCallback
 
-from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, ranks
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, forked, ranks
 from step_jepa import train as train_module
 from step_jepa.batches.even_ranks import BlankFilled
 from step_jepa.errors import Terminated, UserError
 from step_jepa.parsing import SHIPPED
-from step_jepa.signals import ending_at_once, from_parent_alone, shielded_fork
+from step_jepa.signals import ending_at_once, from_parent_alone
 from step_jepa.train import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of
 from step_jepa.training.preemption import preemptible
@@ -149,7 +149,7 @@ def _serve(ready):
 
 
 def test_a_process_that_serves_a_run_is_ended_by_the_run_alone():
-    context = shielded_fork()
+    context = forked.shielded_fork()
     ready = context.Event()
     process = context.Process(target=_serve, args=(ready,))
     process.start()
@@ -163,6 +163,25 @@ def test_a_process_that_serves_a_run_is_ended_by_the_run_alone():
     process.terminate()
     process.join(10)
     assert process.exitcode == 0
+
+
+def test_a_process_that_hangs_in_the_fork_is_made_again(monkeypatch):
+    fork, made = os.fork, []
+
+    def first_hangs():
+        made.append(fork())
+        if made == [0]:
+            signal.pause()
+        return made[-1]
+
+    monkeypatch.setattr(os, "fork", first_hangs)
+    monkeypatch.setattr(forked, "PATIENCE", 1.0)
+    process = forked.shielded_fork().Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join(10)
+    assert process.exitcode == 0
+    assert len(made) == 2
+    assert not psutil.pid_exists(made[0])
 
 
 def test_signals_do_not_reach_the_workers_that_read_rows(tokenizer, records, tmp_path):

@@ -5,9 +5,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
-from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 from step_jepa.errors import Terminated
@@ -64,25 +61,3 @@ def _end_with_parents_signal() -> None:
     while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def shielded_fork() -> Any:
-    """A context of multiprocessing whose processes no signal reaches until they call `from_parent_alone`."""
-    context: Any = copy(get_context("fork"))
-    make = context.Process
-
-    def process(*args: Any, **kwargs: Any) -> Any:
-        made = make(*args, **kwargs)
-        made.start = partial(_start_shielded, made.start)
-        return made
-
-    context.Process = process
-    return context
-
-
-def _start_shielded(start: Callable[[], None]) -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
