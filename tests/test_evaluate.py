@@ -146,7 +146,7 @@ def test_the_heldout_figures_are_those_of_the_trained_rows(solver, tmp_path):
 
 def answers(model, tokenizer, records, *, samples=1, skip=(), batch_size=16, **sampling) -> list[Generation]:
     """By the model itself, in the order of records and samples."""
-    prompts, stops = prompts_and_stops(model, tokenizer, records, samples=samples)
+    prompts, stops = prompts_and_stops(model.generation_config, tokenizer, records, samples=samples)
     kept = [prompt for prompt in prompts if (prompt.index, prompt.sample) not in skip]
     parameters = SamplingParameters(stops, **{"max_new_tokens": 20, **sampling})
     engine = transformers_engine(model, tokenizer, parameters)
@@ -173,7 +173,7 @@ def gap(model, prompt, one, other) -> float:
 
 def written_at(batch_size, model, tokenizer, records, **sampling) -> dict[int, list[int]]:
     """The tokens of each record's answer, up to the one that ends it."""
-    prompts, stops = prompts_and_stops(model, tokenizer, records)
+    prompts, stops = prompts_and_stops(model.generation_config, tokenizer, records)
     engine, found = transformers_engine(model, tokenizer, SamplingParameters(stops, **sampling)), {}
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
@@ -188,7 +188,7 @@ def test_what_differs_between_batch_sizes_is_a_tie(solver):
     model = tiny_model(seed=3, tie_word_embeddings=False)
     head = model.lm_head.weight.data
     head[1::2] = head[::2] * (1 + 1e-6 * torch.randn_like(head[::2]))  # every two tokens are all but tied
-    prompts, _ = prompts_and_stops(model, solver.tokenizer, records)
+    prompts, _ = prompts_and_stops(model.generation_config, solver.tokenizer, records)
     one, many = (written_at(size, model, solver.tokenizer, records, max_new_tokens=20) for size in (1, 16))
     differing = [index for index in one if one[index] != many[index]]
     assert all(gap(model, prompts[index].input_ids, one[index], many[index]) < 1e-4 for index in differing)
@@ -212,7 +212,7 @@ def test_smollm2_solves_as_many_at_any_batch_size(tmp_path):
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in turns))
     records = list(read_records(str(tmp_path / "sums.jsonl")))
     model, tokenizer = setup_model_and_tokenizer("smollm2")
-    prompts, _ = prompts_and_stops(model, tokenizer, records)
+    prompts, _ = prompts_and_stops(model.generation_config, tokenizer, records)
     one, many = (written_at(size, model, tokenizer, records, max_new_tokens=80) for size in (1, 16))
     differing = [index for index in one if one[index] != many[index]]
     assert all(gap(model, prompts[index].input_ids, one[index], many[index]) < 1e-4 for index in differing)
@@ -252,7 +252,9 @@ def test_what_is_drawn_depends_on_nothing_but_problem_sample_and_seed(solver):
 
 def test_the_model_reads_the_training_prefix_and_stops_at_the_training_end(solver):
     records = list(read_records(solver.test))
-    prompts, stops = prompts_and_stops(tiny_model(eos_token_id=7), solver.tokenizer, records, samples=2)
+    prompts, stops = prompts_and_stops(
+        tiny_model(eos_token_id=7).generation_config, solver.tokenizer, records, samples=2
+    )
     texts = [f"<|start|>user\n{record['question']}<|end|>\n<|start|>assistant\n" for record in records]
     ids = [solver.tokenizer.encode(text) for text in texts]
     assert prompts == [Prompt(index, sample, ids[index]) for index in range(6) for sample in range(2)]
@@ -275,7 +277,7 @@ def test_predictor_tokens_do_not_change_what_is_written(solver):
     plain, _ = setup_model_and_tokenizer(solver.model)
     model, _ = setup_model_and_tokenizer(solver.model, predictors=2)
     assert answers(model, solver.tokenizer, records) == answers(plain, solver.tokenizer, records)
-    prompts, stops = prompts_and_stops(model, solver.tokenizer, records)
+    prompts, stops = prompts_and_stops(model.generation_config, solver.tokenizer, records)
     drawn = transformers_engine(model, solver.tokenizer, SamplingParameters(stops, 20, temperature=5.0))(prompts)
     assert max(token for ids in drawn for token in ids) < 264
 
@@ -440,7 +442,7 @@ def test_vllm_is_asked_for_the_same(solver, tmp_path, vllm):
     assert made == {"model": str(home), "dtype": "float32", "seed": 42}
     records = list(read_records(solver.test))
     model, _ = setup_model_and_tokenizer(str(home))
-    prompts, stops = prompts_and_stops(model, solver.tokenizer, records)
+    prompts, stops = prompts_and_stops(model.generation_config, solver.tokenizer, records)
     assert stops == [7, 258]
     order = sorted(prompts, key=lambda prompt: -len(prompt.input_ids))
     assert [prompt for prompts, _ in batches for prompt in prompts] == [
@@ -462,9 +464,8 @@ def test_vllm_is_asked_for_the_same(solver, tmp_path, vllm):
     params = [each for _, params in FakeModel.calls[1:] for each in params]
     assert {each.temperature for each in params} == {0.7}
     assert len({each.seed for each in params}) == 12
-    assert {prompt.seed(42) for prompt in prompts_and_stops(model, solver.tokenizer, records, samples=2)[0]} == {
-        each.seed for each in params
-    }
+    prompts, _ = prompts_and_stops(model.generation_config, solver.tokenizer, records, samples=2)
+    assert {prompt.seed(42) for prompt in prompts} == {each.seed for each in params}
 
 
 def test_without_vllm(solver, tmp_path, monkeypatch):
@@ -738,7 +739,7 @@ def lm_eval_task():
 def test_lm_eval_is_given_the_same_prompts_and_the_same_judge(solver, lm_eval_task):
     docs = lm_eval_task.load(pretrained=solver.model, test_file=solver.test, dtype="float32")["test"]
     model, _ = setup_model_and_tokenizer(solver.model)
-    prompts, _ = prompts_and_stops(model, solver.tokenizer, list(read_records(solver.test)))
+    prompts, _ = prompts_and_stops(model.generation_config, solver.tokenizer, list(read_records(solver.test)))
     assert [solver.tokenizer.encode(doc["prompt"]) for doc in docs] == [prompt.input_ids for prompt in prompts]
     assert [doc["answer"] for doc in docs] == ["2", "3", "4", "5", "6", "7"]
     assert lm_eval_task.judged(docs[1], ["So.\n#### 3"]) == {"accuracy": 1.0}

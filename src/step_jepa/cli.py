@@ -9,6 +9,7 @@ HELP = {"-h", "--help", "--help-all"}
 # command -> module (and its function, where that is not `run`), its dataclasses of arguments, what it is for
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "prepare": ("data.prepare", ["PrepareArguments"], "raw problems -> conversations with steps"),
+    "sample": ("evaluation.sample", ["SampleArguments"], "a teacher's right answers to problems -> training data"),
     "inspect": (
         "inspection.commands:run_menu",
         ["MenuArguments"],

@@ -142,19 +142,26 @@ def is_whole(path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, lock_file: str = LOCK_FILE, remedy: str = "give another --output_dir") -> Iterator[None]:
     """One process at a time writes into the folder, which is made; a process that died holds nothing.
 
-    Raises UserError where another one does, and where the folder is a file."""
+    Args:
+        folder: where what is written goes.
+        lock_file: its name there; that of all processes of the folder, or of one file.
+        remedy: what the user can do.
+
+    Raises:
+        UserError: another one does, or the folder is a file.
+    """
     if folder.is_file():
-        raise UserError(f"{folder} is a file: give another --output_dir")
+        raise UserError(f"{folder} is a file: {remedy}")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLock(folder / LOCK_FILE, timeout=0)
+    lock = SoftFileLock(folder / lock_file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is in use by {_holder(folder / LOCK_FILE)}: give another --output_dir") from None
+        raise UserError(f"{folder} is in use by {_holder(folder / lock_file)}: {remedy}") from None
     try:
         yield
     finally:

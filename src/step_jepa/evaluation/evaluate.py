@@ -13,15 +13,14 @@ from rich.text import Text
 
 from step_jepa.batches.views import Views
 from step_jepa.data.read_arguments import ReadingOptions, reading_values
-from step_jepa.data.records import Record, has_solution
-from step_jepa.data.sources import TEST, read_records
-from step_jepa.data.template import TemplateOptions, template_identity, today
-from step_jepa.errors import Interrupted, UserError
-from step_jepa.evaluation.engines import require_vllm, transformers_engine, vllm_engine
+from step_jepa.data.records import has_solution
+from step_jepa.data.sources import TEST
+from step_jepa.data.template import today
+from step_jepa.errors import UserError
+from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, read_problems, written_here
 from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
-from step_jepa.evaluation.generation import Engine, SamplingParameters, generate, prompts_and_stops
-from step_jepa.evaluation.judging import Match, judge, summarise, truth_of
-from step_jepa.evaluation.resumable import Answers, append, begun, finished, resume, start
+from step_jepa.evaluation.judging import judge, summarise
+from step_jepa.evaluation.resumable import Answers, begun, finished, resume, start
 from step_jepa.evaluation.texts import CRITERIA
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
@@ -47,33 +46,19 @@ from step_jepa.training.config import StepJEPAOptions, heldout_options, take_rea
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 _WHOLE_TEXTS = Needs("--match exact, or another one of whole texts,", lambda args: args.match != "math")
-_DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 
 
-@dataclass
-class EvaluateArguments(TemplateOptions, ReadingOptions):
+@dataclass(kw_only=True)
+class EvaluateArguments(AnsweringOptions):
     """What is evaluated on what. Raises UserError for a number out of range."""
 
-    model_name: str = option(help="Hub id, folder, or smollm2 (the model of the demo).", is_path=True)
     test_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     output_dir: str = option(help=f"Where {PREDICTIONS_FILE}, {SUMMARY_FILE} and {VIEWS_FILE} go.")
-    limit: int | None = option(None, help="Take the first so many examples only.", least=1)
-    batch_size: int = option(16, help="Examples that are read or answered at once.", least=1)
-    max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
-    match: Match = option(
-        "math",
-        help="What is right: the same mathematics as the truth; exactly its text; a text that begins so; one whose "
-        "first 10 characters are the same; a regular expression that matches the same strings.",
-    )
     also: list[str] = option(
         default_factory=list,
         help=f"Further criteria that each answer is judged by: some of {', '.join(CRITERIA)}.",
         needs=_WHOLE_TEXTS,
     )
-    samples: int = option(
-        1, help="Answers to each problem: 1 is greedy; of more, drawn, the majority's counts.", least=1
-    )
-    temperature: float = option(0.7, help="Of the drawn answers, with --samples above 1.", more_than=0, needs=_DRAWN)
     engine: Literal["hf", "vllm"] = option(
         "hf", help="Who writes the answers: transformers, or vLLM (installed beside this)."
     )
@@ -90,7 +75,6 @@ class EvaluateArguments(TemplateOptions, ReadingOptions):
     max_length: int | None = option(
         1024, help="Longest row of the losses in tokens; longer rows keep whole steps only.", least=1
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(
         42,
         help="Seed of drawn answers, of predictor rows that were never trained, of pairs = random.",
@@ -104,11 +88,6 @@ class EvaluateArguments(TemplateOptions, ReadingOptions):
         check_needs(self)
         if unknown := [name for name in self.also if name not in CRITERIA]:
             raise UserError(f"also = {unknown[0]}: give some of {', '.join(CRITERIA)}")
-
-    @property
-    def drawn(self) -> bool:
-        """Whether answers are drawn, and not the likeliest."""
-        return self.samples > 1
 
 
 def run(args: EvaluateArguments) -> None:
@@ -125,18 +104,18 @@ def run(args: EvaluateArguments) -> None:
 def _run_alone(args: EvaluateArguments) -> None:
     args.chat_template_date = args.chat_template_date or _begun_on(args) or today()
     take_reading_of_run(resolve(args.model_name), args)
-    options, records = _heldout_options(args), _read_problems(args)
-    folder, identity, settings = Path(args.output_dir), _identity(args, records), _settings(args, records, options)
+    options, records = _heldout_options(args), read_problems(args.test_file, TEST, args)
+    folder, about, settings = Path(args.output_dir), identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
         (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
         _print_results(folder, summary)
         console.print("they were finished before, by the same command; --overwrite makes them anew")
         return
-    answers = resume(folder, identity, overwrite=args.overwrite)
+    answers = resume(folder, about, overwrite=args.overwrite)
     model, tokenizer = _load_model(args, options)
     ready = time.perf_counter()
     held_out = _held_out_figures(args, model, tokenizer, records, options)
-    start(folder, identity, answers)
+    start(folder, about, answers)
     _answer(args, model, tokenizer, records, answers)
     rows = _judge_all(args, records, answers)
     summary = {
@@ -155,31 +134,6 @@ def _run_alone(args: EvaluateArguments) -> None:
 def _begun_on(args: EvaluateArguments) -> str | None:
     """The day on which an earlier call began what this one goes on with: some chat templates write it."""
     return None if args.overwrite else begun(Path(args.output_dir)).get("chat_template_date")
-
-
-def _read_problems(args: EvaluateArguments) -> list[Record]:
-    """The records, once nothing speaks against evaluating the model on them. Raises UserError."""
-    if args.engine == "vllm":
-        require_vllm(args.model_name)
-    records = list(read_records(args.test_file, TEST, args, max_examples=args.limit, for_evaluation=True))
-    if not any(truth_of(record, args.match) for record in records):
-        raise UserError(f"{args.test_file}: no record has a known answer: give each an `answer`, or --match exact")
-    return records
-
-
-def _identity(args: EvaluateArguments, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What two calls must have in common for the answers of one to serve the other. Answers are judged afterwards, and
-    more samples go on from fewer."""
-    return {
-        "model_name": args.model_name,
-        "model_written": last_modified(resolve(args.model_name)),
-        "records": records_digest(records),
-        "max_new_tokens": args.max_new_tokens,
-        "dtype": args.dtype,
-        "engine": args.engine,
-        **template_identity(args),
-        "sampling": [args.temperature, args.seed] if args.drawn else None,
-    }
 
 
 def _heldout_options(args: EvaluateArguments) -> StepJEPAOptions:
@@ -244,26 +198,11 @@ def _answer(
     args: EvaluateArguments, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], answers: Answers
 ) -> None:
     """Have those written that are not among the answers yet. Raises Interrupted."""
-    prompts, stops = prompts_and_stops(model, tokenizer, records, samples=args.samples)
-    temperature = args.temperature if args.drawn else None
-    parameters = SamplingParameters(stops, args.max_new_tokens, temperature, args.seed)
-    engine = _engine(args, model, tokenizer, parameters)
-    unanswered = [prompt for prompt in prompts if (prompt.index, prompt.sample) not in answers]
-    generations = generate(engine, tokenizer, unanswered, parameters, batch_size=args.batch_size)
-    try:
-        append(Path(args.output_dir), generations, answers)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted after {len(answers)} of {len(prompts)} answers: the same command goes on from there"
-        ) from None
-
-
-def _engine(args: EvaluateArguments, model: Any, tokenizer: Any, parameters: SamplingParameters) -> Engine:
-    if args.engine == "hf":
-        return transformers_engine(model, tokenizer, parameters)
-    model.cpu()  # vLLM loads a copy
-    torch.cuda.empty_cache()
-    return vllm_engine(args.model_name, args.dtype, parameters)
+    if args.engine == "vllm":
+        model.cpu()  # vLLM loads a copy
+        torch.cuda.empty_cache()
+    generations = written_here(args, model, model.generation_config, tokenizer, records, answers)
+    collect(Path(args.output_dir, PARTIAL_FILE), generations, answers, args.samples * len(records))
 
 
 def _judge_all(args: EvaluateArguments, records: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[str, Any]]:

@@ -68,27 +68,28 @@ class Generation:
 
 
 def prompts_and_stops(
-    model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *, samples: int = 1
+    config: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *, samples: int = 1
 ) -> tuple[list[Prompt], list[int]]:
     """`samples` prompts for each record, and the ids of the tokens that stop an answer.
 
     A prompt is what precedes the content in training. An answer stops at the token that training labels as the end of
-    the turn, or at one of the model's own. Raises UserError, naming the record, where one has no such tokens."""
+    the turn, or at one that the model's generation config names. Raises UserError, naming the record, where one has no
+    such tokens."""
     examples = [to_example(answerable(record), tokenizer, f"example {index}") for index, record in enumerate(records)]
     prompts: list[Prompt] = []
     for index, example in enumerate(examples):
         input_ids = example.input_ids[: example.steps[0][0]]
         prompts += [Prompt(index, sample, input_ids) for sample in range(samples)]
     ends_of_turn = {_last_label(example) for example in examples}
-    return prompts, sorted(ends_of_turn | _eos_token_ids(model))
+    return prompts, sorted(ends_of_turn | _eos_token_ids(config))
 
 
 def _last_label(example: Example) -> int:
     return next(label for label in reversed(example.labels) if label != IGNORED)
 
 
-def _eos_token_ids(model: Any) -> set[int]:
-    ids = model.generation_config.eos_token_id
+def _eos_token_ids(config: Any) -> set[int]:
+    ids = config.eos_token_id
     if ids is None:
         return set()
     return {ids} if isinstance(ids, int) else set(ids)

@@ -30,7 +30,7 @@ def begun(folder: Path) -> dict[str, Any]:
     partial, summary = folder / PARTIAL_FILE, folder / SUMMARY_FILE
     try:
         if partial.exists():
-            return _read(partial)[0]
+            return read_answers(partial)[0]
         return dict(read_summary(summary)["settings"]) if summary.exists() else {}
     except UserError:  # said by whoever goes on from there
         return {}
@@ -43,8 +43,8 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None
     if not path.exists():
         return None
     summary = read_summary(path)
-    if differing := _differing(settings, summary["settings"]):
-        raise UserError(f"{folder} holds finished results of another {differing}: {REMEDY}")
+    if others := differing(settings, summary["settings"]):
+        raise UserError(f"{folder} holds finished results of another {others}: {REMEDY}")
     return summary
 
 
@@ -56,36 +56,42 @@ def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Ans
         return {}
     if not partial.exists():
         raise UserError(f"{folder} is not empty: {REMEDY}")
-    identity_there, answers = _read(partial)
-    if differing := _differing(identity, identity_there):
-        raise UserError(f"{folder} holds answers begun with another {differing}: {REMEDY}")
+    identity_there, answers = read_answers(partial)
+    if others := differing(identity, identity_there):
+        raise UserError(f"{folder} holds answers begun with another {others}: {REMEDY}")
     return answers
 
 
-def _differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """The names of what is wanted and is not there, or is something else there."""
     return ", ".join(name for name in wanted if name not in there or there[name] != wanted[name])
 
 
-def _read(partial: Path) -> tuple[dict[str, Any], Answers]:
-    """What the answers are to, and the answers. Raises UserError."""
+def read_answers(partial: Path, remedy: str = REMEDY) -> tuple[dict[str, Any], Answers]:
+    """What the answers are to, and the answers. Raises UserError, which ends with the remedy."""
     try:
         # What follows the last line break was being written when the process died.
         identity, *rows = map(json.loads, partial.read_text(encoding="utf-8").split("\n")[:-1])
         return dict(identity), {(row["index"], row["sample"]): Generation(**row) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{partial} is not what an interrupted call leaves: {REMEDY}") from error
+        raise UserError(f"{partial} is not what an interrupted call leaves: {remedy}") from error
 
 
 def start(folder: Path, identity: Mapping[str, Any], answers: Answers) -> None:
     """Make the folder hold the answers so far, under what they are answers to, and no results that are replaced."""
-    write_whole(folder / PARTIAL_FILE, json_lines([identity, *map(asdict, answers.values())]))
+    write_answers(folder / PARTIAL_FILE, identity, answers)
     for name in (SUMMARY_FILE, PREDICTIONS_FILE, VIEWS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
-def append(folder: Path, generations: Iterable[Generation], answers: Answers) -> None:
-    """Put each answer, as it comes, into the folder and among the answers."""
-    with (folder / PARTIAL_FILE).open("a", encoding="utf-8") as partial:
+def write_answers(partial: Path, identity: Mapping[str, Any], answers: Answers) -> None:
+    """Make the file hold the answers so far, under what they are answers to."""
+    write_whole(partial, json_lines([identity, *map(asdict, answers.values())]))
+
+
+def append(partial: Path, generations: Iterable[Generation], answers: Answers) -> None:
+    """Put each answer, as it comes, into the file and among the answers."""
+    with partial.open("a", encoding="utf-8") as file:
         for generation in generations:
             answers[generation.index, generation.sample] = generation
-            print(json_lines([asdict(generation)]), end="", file=partial, flush=True)
+            print(json_lines([asdict(generation)]), end="", file=file, flush=True)

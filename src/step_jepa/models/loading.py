@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -159,6 +160,19 @@ def load_tokenizer(
         raise _unavailable("tokenizer", folder, error) from None
     settle_template(tokenizer, template, plain=plain)
     return tokenizer
+
+
+def load_generation_config(folder: str) -> GenerationConfig:
+    """How a model generates by default, from its folder alone: no weight is read. Raises UserError."""
+    home = resolve(folder)
+    try:
+        return GenerationConfig.from_pretrained(home)
+    except OSError:  # older ones have it in their configuration
+        pass
+    try:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(home, **NO_CODE))
+    except (OSError, ValueError) as error:
+        raise _unavailable("configuration", folder, error) from None
 
 
 def _check_whole(folder: str, patterns: Iterable[str]) -> None:
