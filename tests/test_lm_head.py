@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GraniteConfig, GraniteForCausalLM, set_seed
 
 from step_jepa.models import lm_head
-from step_jepa.models.forward import token_nll
+from step_jepa.models.forward import token_scores
 from step_jepa.models.lm_head import LMHead
 from step_jepa.models.loading import setup_model_and_tokenizer
 
@@ -81,7 +81,7 @@ def chunks_made(monkeypatch):
 def read(model, batch, weights=None):
     """nll, and gradients of their mean or weighted sum."""
     model.zero_grad()
-    nll, rows, _ = token_nll(model, batch, {"input_ids": batch["input_ids"], "use_cache": False})
+    nll, rows, _, _ = token_scores(model, batch, {"input_ids": batch["input_ids"], "use_cache": False})
     (nll.mean() if weights is None else (nll * weights).sum()).backward()
     return nll.detach(), rows, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -176,7 +176,7 @@ def test_small_batches_take_the_whole_path(monkeypatch):
 
 def test_a_graph_that_is_kept_gives_its_gradients_again(small_chunks):
     model, batch = MODELS["untied"](), batch_of()
-    nll, _, _ = token_nll(model, batch, {"input_ids": batch["input_ids"], "use_cache": False})
+    nll = token_scores(model, batch, {"input_ids": batch["input_ids"], "use_cache": False}).nll
     parameters = list(model.parameters())
     first = [each.clone() for each in torch.autograd.grad(nll.sum(), parameters, retain_graph=True)]
     for again in (torch.autograd.grad(nll.sum(), parameters, retain_graph=True) for _ in range(2)):
@@ -192,7 +192,7 @@ def test_a_frozen_head_has_no_gradient(small_chunks, monkeypatch):
     assert "lm_head.weight" not in ours[2]
     assert_same(ours, whole(monkeypatch, model, batch, weights=weights), values=1e-6, gradients=1e-5)
     with torch.no_grad():
-        nll, _, _ = token_nll(model, batch, {"input_ids": batch["input_ids"], "use_cache": False})
+        nll = token_scores(model, batch, {"input_ids": batch["input_ids"], "use_cache": False}).nll
     torch.testing.assert_close(nll, ours[0])
 
 

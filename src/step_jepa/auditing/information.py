@@ -26,7 +26,7 @@ from step_jepa.batches import attention
 from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, to_device
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.models.forward import model_inputs, token_nll
+from step_jepa.models.forward import model_inputs, token_scores
 from step_jepa.rows.branches import Row
 
 Array = NDArray[Any]
@@ -202,5 +202,5 @@ def _log_probabilities(model: Any, batch: Batch) -> torch.Tensor:
     """(labels,) in the batch's order, over the base model's vocabulary."""
     batch = to_device(batch, model.device)
     with attention.reading(model, batch):
-        nll, _, _ = token_nll(model, batch, model_inputs(model, batch))
+        nll = token_scores(model, batch, model_inputs(model, batch)).nll
     return -nll

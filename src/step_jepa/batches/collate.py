@@ -21,6 +21,7 @@ from step_jepa.rows.branches import TRUNK, Row
 PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
 TOKEN_COLUMNS = ("input_ids", "labels", "position_ids", "branch", "visible_length")
 PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
+BOUNDARY = "pair_boundary"
 READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
 STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
 Batch = dict[str, Tensor]
@@ -101,7 +102,7 @@ class BranchCollator:
     def __call__(self, rows: list[Row]) -> Batch:
         """input_ids, labels, position_ids, branch, visible_length: int64 (B, L); without a branch, attention_mask takes
         the place of the last three, and the model its own causal path.
-        pair_row, pair_objective, pair_problem, pair_step: int64 (P,).
+        pair_row, pair_objective, pair_problem, pair_step: int64 (P,); pair_boundary too, see `_boundaries`.
         read_view, read_row, read_column: int64 (R,), of each state that is read its view (2p is the predicted view of
         pair p, 2p + 1 the target) and its place. read_weight: float32 (R,), its weight in that view.
         state_row, state_column, state_problem, state_place: int64 (S,), of each state of the rows' trajectories the
@@ -228,7 +229,18 @@ def _pairs(rows: list[Row], places: list[_Place]) -> Batch:
             columns["pair_objective"].append(pair.objective)
             columns["pair_problem"].append(row.problem)
             columns["pair_step"].append(pair.step)
-    return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
+    pairs = {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
+    return pairs | _boundaries(rows, places)
+
+
+def _boundaries(rows: list[Row], places: list[_Place]) -> Batch:
+    """pair_boundary: int64 (P,), the column of the token whose next-token entropy decides whether the loss keeps the
+    pair; -1 where it does anyway. Without any such pair there is none."""
+    columns: list[int] = []
+    for place, row in zip(places, rows, strict=True):
+        for pair in row.pairs:
+            columns.append(-1 if pair.boundary is None else place.columns[pair.boundary])
+    return {BOUNDARY: torch.tensor(columns, dtype=torch.long)} if max(columns, default=-1) >= 0 else {}
 
 
 def _reads(rows: list[Row], places: list[_Place]) -> Batch:
@@ -291,6 +303,7 @@ def tokens_read(batch: Batch) -> Tensor:
 def without_branches(batch: Batch) -> Batch:
     """The batch cut back to its trunks: what a step that drops the JEPA term (`jepa_ratio`) needs."""
     none = {name: batch[name][:0] for name in (*PAIR_COLUMNS, *READ_COLUMNS, *STATE_COLUMNS)}
+    batch = {name: values for name, values in batch.items() if name != BOUNDARY}
     if "branch" not in batch:
         return {**batch, **none}
     trunk = batch["branch"] == TRUNK

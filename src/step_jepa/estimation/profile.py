@@ -71,6 +71,9 @@ class _Trainer(RepresentationTrainer):
 
     def _training_rows(self, data: Any) -> Any:
         vars(self.representation)["check_attention"] = lambda rows: None
+        self.representation.forward.entropy_filter = None  # which pairs are kept depends on numbers: all are taken
+        for objective in self.representation.objectives:
+            objective.entropy_filter = None
         return super()._training_rows(data)
 
     def _set_up_jepa_term(self) -> None:

@@ -2,12 +2,13 @@
 
 It knows no Trainer. Training, evaluation, `verify`, `audit`, `compare` and `benchmark` all call it.
 
-Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V rows of the base model's vocabulary.
+Axes: B rows, L tokens of a row, N labelled tokens, P pairs, E of them with a boundary (entropy_filter.py), H hidden
+size, V rows of the base model's vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from step_jepa.batches import attention
 from step_jepa.batches.collate import Batch, is_flat
+from step_jepa.batches.entropy_filter import boundaries, kept_pairs
 from step_jepa.batches.views import (
     Trajectories,
     Views,
@@ -26,7 +28,7 @@ from step_jepa.batches.views import (
 )
 from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import UserError
-from step_jepa.models.lm_head import LMHead, cross_entropy
+from step_jepa.models.lm_head import LMHead, cross_entropy, entropy
 from step_jepa.models.target_encoder import TargetEncoder
 
 
@@ -38,31 +40,53 @@ class ForwardOutput:
     token_row     (N,) int64, the number of the row that the token is in, among those that the batch was made of
     views         of the batch's pairs; none where the batch has no place for them
     trajectories  states of the trunk at the ends of steps, where the batch asks for them
+    entropies     (E,) in nats, of the next token at the boundaries of pairs that have one, without gradient
     """
 
     nll: Tensor
     token_row: Tensor
     views: Views
     trajectories: Trajectories | None = None
+    entropies: Tensor | None = None
 
 
-def token_nll(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
-    """(N,) nll of the labelled tokens, (N,) their rows, and all that the model gave. Logits are made where labels are,
-    many of them in chunks, see `LMHead`."""
+class TokenScores(NamedTuple):
+    """What the language model says of a batch.
+
+    nll        (N,) of each labelled token
+    row        (N,) its row
+    entropies  (E,) of the next token at the boundaries of pairs that have one, without gradient
+    out        all that the model gave
+    """
+
+    nll: Tensor
+    row: Tensor
+    entropies: Tensor
+    out: Any
+
+
+def token_scores(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> TokenScores:
+    """Of a batch. Logits are made where labels are, many of them in chunks, see `LMHead`."""
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
     chosen = labels[labelled]
     rows = batch["token_row"][labelled] if is_flat(batch) else labelled.nonzero()[:, 0]
+    ends = boundaries(batch)
     head = LMHead(getattr(model, "module", model))
     if head.takes(len(chosen)):
         first = _first(labelled)
         out = model(logits_to_keep=first, **_with_last_states(inputs, model))
         states = out.hidden_states[-1]
         if head.agrees(states[first], out.logits.reshape(-1, out.logits.shape[-1])):
-            return head.nll(states[labelled], chosen), rows, out
+            return TokenScores(head.nll(states[labelled], chosen), rows, head.entropy(states.flatten(0, 1)[ends]), out)
     out = model(logits_to_keep=labelled, **inputs)
     logits = at_least_float32(out.logits)
-    return cross_entropy(logits, chosen), rows, out
+    return TokenScores(cross_entropy(logits, chosen), rows, entropy(logits.detach()[_nth(labelled, ends)]), out)
+
+
+def _nth(labelled: Tensor, places: Tensor) -> Tensor:
+    """Which of the labelled tokens each of the places is; all are, as steps lie in what is trained."""
+    return labelled.flatten().cumsum(0)[places] - 1
 
 
 def _first(labelled: Tensor) -> Tensor:
@@ -94,6 +118,7 @@ class Forward:
     target_encoder  who reads the targets in training, or None for the model itself
     detach_targets  in training no gradient flows to the targets
     random_seed     in training targets are random vectors from this seed, or None
+    entropy_filter  in training, how many pairs of a row are kept of those with a boundary, or None
     """
 
     def __init__(
@@ -106,10 +131,12 @@ class Forward:
         target_encoder: TargetEncoder | None = None,
         detach_targets: bool = False,
         random_seed: int | None = None,
+        entropy_filter: int | None = None,
     ) -> None:
         self.model, self.layer, self.head = model, hidden_state_index(model, layer), head
         self.predicts = torch.tensor(list(predicts), dtype=torch.bool)
         self.target_encoder, self.detach_targets, self.random_seed = target_encoder, detach_targets, random_seed
+        self.entropy_filter = entropy_filter
 
     def __call__(self, batch: Batch, model: nn.Module | None = None) -> ForwardOutput:
         """One pass.
@@ -119,11 +146,11 @@ class Forward:
             model: what is called in the model's place: a launcher's wrapper, whose hooks must run.
         """
         with attention.reading(self.model, batch):
-            nll, token_row, out = token_nll(model or self.model, batch, self.inputs(batch))
+            nll, token_row, entropies, out = token_scores(model or self.model, batch, self.inputs(batch))
         if "read_view" not in batch:
             return ForwardOutput(nll, token_row, no_views(nll))
         states = out.hidden_states[self.layer]
-        return ForwardOutput(nll, token_row, self._views(states, batch), read_trajectories(states, batch))
+        return ForwardOutput(nll, token_row, self._views(states, batch), read_trajectories(states, batch), entropies)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with, but for the logits that are kept."""
@@ -137,10 +164,13 @@ class Forward:
 
     def training(self, batch: Batch, model: nn.Module | None = None) -> ForwardOutput:
         """The same with the views that the loss is taken on: their targets are read as target encoder and control say,
-        those of a target encoder before the model's own pass."""
+        those of a target encoder before the model's own pass; some pairs are left out by `entropy_filter`."""
         targets = self._encoded_targets(batch)
         output = self(batch, model)
-        return replace(output, views=self._with_targets(output.views, targets))
+        views = self._with_targets(output.views, targets)
+        if self.entropy_filter is not None:
+            views = views[kept_pairs(batch, self.entropy_filter, output.entropies)]
+        return replace(output, views=views)
 
     def _encoded_targets(self, batch: Batch) -> Tensor | None:
         if self.target_encoder is None or self.random_seed is not None:

@@ -84,6 +84,12 @@ class LMHead:
         chunks = zip(states.split(size), labels.split(size), strict=True)
         return torch.cat([checkpoint(self._nll_of_chunk, *chunk, wide, use_reentrant=False) for chunk in chunks])
 
+    @torch.no_grad()
+    def entropy(self, states: Tensor) -> Tensor:
+        """(E,) at least float32, of the next token at states (E, H), in nats."""
+        size = max(LEAST_CHUNK, WHOLE // self.vocabulary)
+        return torch.cat([entropy(self._logits(self._products(chunk))) for chunk in states.split(size)])
+
     def _nll_of_chunk(self, states: Tensor, labels: Tensor, wide: dict[str, Tensor]) -> Tensor:
         """With trained parameters that are narrowed for each chunk, so that what their gradients are summed in is
         wide."""
@@ -115,6 +121,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     torch's own is off on a CPU in float32, always to one side: by -7e-6 nats a token for 49,152 tokens, this by 2e-8
     (findings/torch-cpu-cross-entropy.sh)."""
     return logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(E,) of the distributions that logits (E, V) are of, in nats."""
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 def _is_plain(module: Any) -> bool:

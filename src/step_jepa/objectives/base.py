@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from step_jepa.data.tokens import Example
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import Control, SamplingContext
+
+EntropyOf = Literal["model", "base"]
 
 
 class Objective:
@@ -20,7 +22,13 @@ class Objective:
     turns      whether it reads `example.turns`, question and answer each rendered alone
     loss       its own distance, a name in LOSSES; None for the run's --loss
     controls   the controls that mean something for it, beside no_loss
+
+    entropy_filter   of how many pairs of an example the loss is taken in training; None for all
+    entropy_of       whose entropy decides which
     """
+
+    entropy_filter: int | None = None
+    entropy_of: EntropyOf = "model"
 
     predicts: ClassVar[bool] = False
     turns: ClassVar[bool] = False

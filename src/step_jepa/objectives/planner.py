@@ -10,6 +10,7 @@ from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import TRUNK, Row, View, trunk
 from step_jepa.rows.controls import ROW_CONTROLS, Control, NegativeSampler, SamplingContext, with_random_boundaries
+from step_jepa.rows.least_certain import StepEntropies
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Planner:
     """Random choices follow from (seed, epoch, example, objective) alone, so they are the same for any batching, any
     number of workers, and after a resume.
 
+    entropies    of the base model where steps end, where they decide which pairs are planned
     trajectory   whether the trunk's states at the ends of steps are looked at too, which costs nothing
     """
 
@@ -25,6 +27,7 @@ class Planner:
     control: Control = "none"
     redraw: bool = False
     negative_sampler: NegativeSampler | None = None
+    entropies: StepEntropies | None = None
     trajectory: bool = False
 
     def __call__(self, example: Example, epoch: int = 0) -> Row:
@@ -37,7 +40,8 @@ class Planner:
         for number, objective in enumerate(self.objectives):
             place = f"{example.index} {type(objective).__name__}"
             rng = Random(f"{self.seed} {epoch} {place}")
-            sampling = SamplingContext(rng, self.control, f"{self.seed} {control_epoch} {place}", self.negative_sampler)
+            control_seed = f"{self.seed} {control_epoch} {place}"
+            sampling = SamplingContext(rng, self.control, control_seed, self.negative_sampler, self.entropies)
             for pair in objective.pairs_of(row, example, sampling):
                 row.pairs.append(replace(pair, objective=number))
         return row

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
-from step_jepa.objectives.base import Objective
+from step_jepa.objectives.base import EntropyOf, Objective
 from step_jepa.options import Needs, option
 from step_jepa.rows.branches import Pair, Row, View, last, mean
 from step_jepa.rows.controls import Control, SamplingContext
+from step_jepa.rows.least_certain import least_certain
 
 Pairs = Literal["first", "all", "random"]
 Target = Literal["isolated", "context"]
@@ -31,6 +32,8 @@ def _draws_pairs(config: Any) -> bool:
 
 
 _DRAWN = Needs("--pairs random (stp: or all)", _draws_pairs)
+_SEVERAL = Needs("--pairs all or random", lambda config: config.pairs != "first")
+_FILTERED = Needs("--entropy_filter", lambda config: config.entropy_filter is not None)
 
 
 @dataclass
@@ -92,6 +95,24 @@ class StepOptions(ReadOptions, PairOptions):
     skip_answer_step: bool = option(
         True, help="Leave out pairs whose target is just the final answer line.", group="Views", standalone=True
     )
+    entropy_filter: int | None = option(
+        None,
+        help="Train on only so many of an example's pairs: those at whose boundary the model is least certain of the "
+        "token that comes next, the first of the next step (entropy of its distribution at the last token read; of "
+        "equal ones the earlier). Held-out figures are of all pairs.",
+        group="Views",
+        least=1,
+        needs=_SEVERAL,
+        of_training=True,
+    )
+    entropy_of: EntropyOf = option(
+        "model",
+        help="Whose entropy: the model's as it trains, in the same pass, where all branches run; or the base model's, "
+        "which reads all rows once before training, so that only the kept pairs have branches.",
+        group="Views",
+        needs=_FILTERED,
+        of_training=True,
+    )
 
 
 @dataclass
@@ -109,6 +130,10 @@ class StepJEPA(StepOptions, Objective):
     )
 
     def check_options(self, config: Any) -> None:
+        if config.control == "random_boundaries" and self.entropy_of == "base":
+            raise UserError(
+                "--control random_boundaries moves the boundaries that the base model read: use --entropy_of model"
+            )
         if self.target != "context":
             return
         if self.target_sees == "bos":
@@ -121,11 +146,11 @@ class StepJEPA(StepOptions, Objective):
             )
 
     def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
-        for read, wanted in self._chosen(example, sampling.rng):
-            source, step = sampling.target_step(example, read, wanted)
-            if not self._is_sink(source, step):
-                predicted = self._predicted(row, example, read)
-                yield Pair(predicted, self._target(row, source, step), step=wanted)
+        in_pass = self.entropy_filter is not None and self.entropy_of == "model"
+        for read, wanted, source, step in self._planned(example, sampling):
+            predicted = self._predicted(row, example, read)
+            boundary = example.steps[read][1] - 1 if in_pass else None
+            yield Pair(predicted, self._target(row, source, step), step=wanted, boundary=boundary)
 
     def possible(self, example: Example) -> list[tuple[int, int]]:
         """(i, i + h) for all steps with tokens of their own."""
@@ -167,6 +192,19 @@ class StepJEPA(StepOptions, Objective):
 
     def left_out(self, examples: Sequence[Example]) -> Counter[str]:
         return sum(map(self.skipped, examples), Counter())
+
+    def _planned(self, example: Example, sampling: SamplingContext) -> list[tuple[int, int, Example, int]]:
+        """(i, i + h, the example that has the target, the target's index there) of each pair."""
+        planned = []
+        for read, wanted in self._chosen(example, sampling.rng):
+            source, step = sampling.target_step(example, read, wanted)
+            if not self._is_sink(source, step):
+                planned.append((read, wanted, source, step))
+        if self.entropy_filter is None or sampling.entropies is None:
+            return planned
+        entropies = [sampling.entropies[example.index][read] for read, *_ in planned]
+        kept = least_certain(entropies, [0] * len(planned), self.entropy_filter)
+        return [planned[place] for place in kept]
 
     def _chosen(self, example: Example, rng: Random) -> list[tuple[int, int]]:
         pairs = self.kept(example)

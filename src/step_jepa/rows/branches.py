@@ -34,12 +34,14 @@ class Pair:
 
     step        which of the example's pairs it is: the index of the target step, where there is one
     objective   number of the objective that asks for it
+    boundary    row index at which the trunk's next-token entropy decides whether the loss keeps it; None: it does
     """
 
     predicted: View
     target: View
     step: int = 0
     objective: int = 0
+    boundary: int | None = None
 
 
 @dataclass

@@ -12,6 +12,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from step_jepa.data.tokens import Example
+from step_jepa.rows.least_certain import StepEntropies
 
 Control = Literal[
     "none",
@@ -46,12 +47,14 @@ class SamplingContext:
     control           what stands in for the next step
     control_seed      what the choices of the control follow from
     negative_sampler  where mismatched targets come from; `shuffled_pairs` needs one
+    entropies         of the base model where steps end, where they decide which pairs are planned
     """
 
     rng: Random
     control: Control = "none"
     control_seed: str = ""
     negative_sampler: "NegativeSampler | None" = None
+    entropies: StepEntropies | None = None
 
     def target_step(self, example: Example, seen: int, wanted: int) -> tuple[Example, int]:
         """Which step is the target of a pair.

@@ -17,12 +17,15 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.models.target_encoder import TargetEncoder
 from step_jepa.objectives import OBJECTIVES, Objective
+from step_jepa.objectives.base import EntropyOf
 from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK
 from step_jepa.rows.controls import NegativeSampler
+from step_jepa.rows.least_certain import StepEntropies
 from step_jepa.training.config import RepresentationOptions
 from step_jepa.training.jepa_loss import JepaLoss, WeightedObjective
 from step_jepa.training.jepa_state import JepaState
+from step_jepa.training.step_entropies import step_entropies
 
 
 class Representation:
@@ -46,6 +49,7 @@ class Representation:
             target_encoder=self._target_encoder(),
             detach_targets=options.target_encoder != "plain",
             random_seed=seed if options.control == "random_target" else None,
+            entropy_filter=self._entropy_filter("model"),
         )
 
     @classmethod
@@ -156,7 +160,11 @@ class Representation:
         """What makes rows of examples for learning, with the run's control."""
         options = self.options
         sampler = NegativeSampler(examples) if options.control == "shuffled_pairs" else None
-        return Planner(self.objectives, self.seed, options.control, options.redraw, sampler)
+        entropies = self._step_entropies(examples) if self._entropy_filter("base") else None
+        return Planner(self.objectives, self.seed, options.control, options.redraw, sampler, entropies)
+
+    def _step_entropies(self, examples: Sequence[Example]) -> StepEntropies:
+        return step_entropies(self.forward, self.collator, examples)
 
     def evaluation_planner(self) -> Planner:
         """The same for held-out figures: the true pairs, and all that diagnostics look at."""
@@ -199,6 +207,11 @@ class Representation:
             regulariser_weight=options.regulariser_weight,
             seed=self.seed,
         )
+
+    def _entropy_filter(self, reader: EntropyOf) -> int | None:
+        """How many pairs of an example are kept by the entropies of that model; None where it decides nothing."""
+        counts = [objective.entropy_filter for objective in self.objectives if objective.entropy_of == reader]
+        return next(filter(None, counts), None)
 
     def _target_encoder(self) -> TargetEncoder | None:
         """Who reads the targets, if not the model."""

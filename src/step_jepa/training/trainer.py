@@ -27,6 +27,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from step_jepa.batches.attention import reading
 from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
+from step_jepa.batches.entropy_filter import kept_pairs
 from step_jepa.batches.even_ranks import fill_with_blanks
 from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
 from step_jepa.data.examples import Examples
@@ -213,7 +214,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         in_order = not self.args.streaming or self.args.train_sampling_strategy == "sequential"
         rows = self.representation.stream(data, buffer=1 if in_order else self.args.shuffle_buffer)
         if self.branching:
-            counts = self._pair_counts(map(rows.plan, rows.examples))
+            counts = self._kept_counts(self._pair_counts(map(rows.plan, rows.examples)))
             self._check_negatives(counts)
             if self.args.should_log and not any(map(sum, counts)):
                 logger.warning("none of the first %d rows of the stream has a pair of views", len(rows.examples))
@@ -261,11 +262,12 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     def _check_training_rows(self, rows: PlannedRows) -> int:
         """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
         data cannot serve an objective."""
-        counts = self._pair_counts(map(rows.plan, rows.sample))
+        planned = self._pair_counts(map(rows.plan, rows.sample))
+        kept = self._kept_counts(planned)
         for objective in self.representation.objectives:
             objective.check_data(rows.examples)
-        self._check_negatives(counts)
-        pairs = sum(map(sum, counts))
+        self._check_negatives(kept)
+        pairs = sum(map(sum, planned))
         same = unchanged_pairs(rows.plan, rows.sample)
         if same and same == pairs:
             raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
@@ -274,7 +276,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             shorten(self.args, plain, branching, target_encoder=self.representation.forward.target_encoder is not None)
         if self.args.should_log:
             self._say_what_is_left_out(rows, pairs, same)
-        return round(pairs * len(rows) / len(rows.sample))
+        return round(sum(map(sum, kept)) * len(rows) / len(rows.sample))
 
     def _pair_counts(self, rows: Iterable[Row]) -> list[list[int]]:
         """For each objective, how many pairs each of the rows has."""
@@ -283,6 +285,14 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             for number, of_rows in enumerate(counts):
                 of_rows.append(sum(pair.objective == number for pair in row.pairs))
         return counts
+
+    def _kept_counts(self, counts: list[list[int]]) -> list[list[int]]:
+        """The same of the pairs that the loss keeps."""
+        kept = []
+        for of_rows, objective in zip(counts, self.representation.objectives, strict=True):
+            most = objective.entropy_filter
+            kept.append(of_rows if most is None else [min(count, most) for count in of_rows])
+        return kept
 
     def _check_negatives(self, counts: list[list[int]]) -> None:
         objectives = zip(counts, self.representation.objectives, strict=True)
@@ -338,7 +348,8 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         pairs = torch.zeros(len(self.jepa.terms), dtype=torch.long, device=device)
         if self.branching:
-            objectives = torch.cat([batch["pair_objective"] for batch in batches]).to(device)
+            count = self.representation.forward.entropy_filter
+            objectives = torch.cat([batch["pair_objective"][kept_pairs(batch, count)] for batch in batches]).to(device)
             pairs = torch.bincount(objectives, minlength=len(self.jepa.terms))
         counts = torch.cat([torch.tensor([tokens], device=device), pairs])
         counts = self.accelerator.reduce(counts, "sum").clamp(min=1)

@@ -50,6 +50,8 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "FSDP does not go with undivided_loss: leave it out of --compat"
     if args.streaming:
         yield from _streamed(args)
+    if reads_base_entropies(args) and (asks_for_fsdp(args) or asks_for_deepspeed(args)):
+        yield "--entropy_of base reads all rows before the model is sharded, whole: use --entropy_of model"
     if args.objectives:
         yield from _beside_a_jepa_term(args, adapter=adapter)
 
@@ -62,6 +64,11 @@ def asks_for_fsdp(args: Any) -> bool:
 def asks_for_deepspeed(args: Any) -> bool:
     """Whether options of the run or `accelerate launch` ask for DeepSpeed."""
     return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def reads_base_entropies(args: Any) -> bool:
+    """Whether the base model reads all rows before training, to say which pairs are planned."""
+    return getattr(args, "entropy_of", "model") == "base"
 
 
 def _loads_on_one_rank(args: Any) -> bool:
@@ -113,6 +120,8 @@ def _streamed(args: Any) -> Iterator[str]:
         yield "--control shuffled_pairs draws from all rows, which a stream does not have: leave one out"
     if args.max_tokens_per_batch:
         yield "--max_tokens_per_batch measures all rows, which a stream does not have: leave one out"
+    if reads_base_entropies(args):
+        yield "--entropy_of base reads all rows before training, which a stream does not have: use --entropy_of model"
     if args.dataloader_num_workers > 1:
         yield "a stream is read by one process: give --dataloader_num_workers 0 or 1"
 
