@@ -52,6 +52,7 @@ if __name__ == "__main__":
     cells = ["sft", "llm_jepa", "llm_jepa.shuffled_pairs", "sft_no_end", "llm_jepa_no_end"]
     criteria = {"exact match": "exact match", "starts with": "starts with (as published)"}
     dots("nl_rx_small_arms.csv", criteria, "nl_rx_small.png", [*cells, "llm_jepa_no_end.shuffled_pairs"])
+    dots("chains_2x2_arms.csv", {"accuracy": "accuracy"}, "chains_2x2.png")
     arms = ["before training", "SFT", "cosine", "cosine.shuffled_pairs", "infonce", "infonce.shuffled_pairs"]
     free = ["free: TF-IDF", "free: mean token embedding", "free: shared numbers"]
     shown = [*arms, "infonce.past_target", "infonce.shuffled_steps", "infonce.random_boundaries", *free]
