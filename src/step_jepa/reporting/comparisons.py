@@ -1,66 +1,60 @@
-"""Experiments: of each measure its tables, and a picture of the differences between arms with their intervals."""
+"""Experiments: the verdict, of each measure the differences between arms and the arms' means, and the runs."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from step_jepa.experiments.results import (
     NOTES,
+    ComparisonResult,
     ExperimentResults,
     comparisons_table,
     conclusions,
     conditions_table,
     costs_table,
 )
-from step_jepa.plots import COLOURS, InlineFigures, style
+from step_jepa.reporting.dots import BASELINE, TRAINED, Dot, DotPlot
+from step_jepa.reporting.runs import Experiment
 
-ROW = 0.24  # inches of a line of the chart
 
-
-def experiment_section(folder: str, results: Mapping[str, Any], figures: InlineFigures) -> dict[str, Any]:
-    """What the page shows of a results.json: for each measure the two tables of results.md, and a picture."""
-    typed = ExperimentResults.from_json(results)
+def experiment_section(experiment: Experiment) -> dict[str, Any]:
+    """What the page shows of an experiment; the sentence that closes it first, where there is one, as `ab` has."""
+    results = ExperimentResults.from_json(experiment.results)
     return {
-        "folder": folder,
-        "results": results,
-        "measures": [_measure_section(measure, results, typed, figures) for measure in results["measures"]],
-        "costs": costs_table(typed),
-        "words": [*conclusions(typed), *typed.about.closing],
+        "about": results.about,
+        "verdict": results.about.closing or conclusions(results),
+        "conclusions": conclusions(results) if results.about.closing else [],
+        "measures": [_measure_section(measure, results) for measure in results.measures],
+        "costs": costs_table(results),
+        "runs": [list(map(_shortened, row)) for row in experiment.table],
         "notes": NOTES,
     }
 
 
-def _measure_section(
-    measure: str, results: Mapping[str, Any], typed: ExperimentResults, figures: InlineFigures
-) -> dict[str, Any]:
-    comparisons = [each for each in results["comparisons"] if each["measure"] == measure]
-    description = f"differences of {measure} between arms, with their intervals"
+def _measure_section(measure: str, results: ExperimentResults) -> dict[str, Any]:
+    """`plot` is None where nothing can be compared yet."""
+    primary_first = sorted(results.comparisons, key=lambda comparison: not comparison.primary)
+    dots = [_dot(comparison) for comparison in primary_first if comparison.measure == measure]
+    title = f"Differences of {measure.replace('_', ' ')}, 95 % for new seeds and problems"
     return {
-        "name": measure,
-        "arms": conditions_table(typed, measure),
-        "differences": comparisons_table(typed, measure),
-        "svg": figures.svg(forest_chart(comparisons), description) if comparisons else None,
+        "name": measure.replace("_", " "),
+        "plot": DotPlot(title, dots, (0, "no difference")) if dots else None,
+        "arms": conditions_table(results, measure),
+        "differences": comparisons_table(results, measure),
     }
 
 
-def forest_chart(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
-    """Of one measure, from results.json: 95 % for new seeds and new problems; the primary one is a filled square."""
-    with style():
-        figure = Figure(figsize=(6.4, 0.9 + ROW * len(comparisons)), layout="constrained")
-        axes = figure.add_subplot(xlabel="arm minus the other, 95 % interval for new seeds and new problems")
-        axes.axvline(0, color=COLOURS[-1], linewidth=1)
-        for place, comparison in enumerate(comparisons):
-            difference = comparison["found"]["difference"]
-            low, high = comparison["found"]["new_problems"] or (difference, difference)
-            axes.plot([low, high], [place, place], color=COLOURS[0])
-            marker, fill = ("s", "full") if comparison["primary"] else ("o", "none")
-            axes.plot(difference, place, color=COLOURS[0], marker=marker, fillstyle=fill, markersize=5)
-        axes.set_yticks(range(len(comparisons)), [_name(comparison["found"]) for comparison in comparisons])
-        axes.invert_yaxis()
-        return figure
+def _dot(comparison: ComparisonResult) -> Dot:
+    """The one that was named beforehand stands out."""
+    found = comparison.difference
+    low, high = found.new_problems or (found.difference, found.difference)
+    interval = f" [{low:+.3f}, {high:+.3f}]" if found.new_problems else ""
+    label = f"{found.condition} - {found.baseline}{' (primary)' if comparison.primary else ''}"
+    kind = TRAINED if comparison.primary else BASELINE
+    return Dot(label, found.difference, low, high, f"{found.difference:+.3f}{interval}", kind)
 
 
-def _name(difference: Mapping[str, Any]) -> str:
-    # A bare dollar sign would begin a formula.
-    return f"{difference['arm']} - {difference['baseline']}".replace("$", r"\$")
+def _shortened(cell: str) -> str:
+    """Numbers of results.csv have all their digits."""
+    try:
+        return f"{float(cell):.4g}" if "." in cell else cell
+    except ValueError:
+        return cell

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from step_jepa.reporting.runs import Evaluation, Run
 
-ORDER = {"before": 0, "after": 1}  # of labels on the page, by their first word; others come last
+BEFORE, AFTER = "before", "after"
 
 
 class LabelledEvaluation(NamedTuple):
     """An evaluation, and what it is of.
 
-    label        "before" (of a run's base model), "after" and the run's name, or the name of its model
+    label        "before" (of a run's base model), the run or its arm ("after", of a single one), or the model's name
     candidates   the runs whose model it may be of: one where it is known, several where its name fits them all
     """
 
@@ -24,35 +24,57 @@ class LabelledEvaluation(NamedTuple):
     def is_ambiguous(self) -> bool:
         return len(self.candidates) > 1
 
+    @property
+    def run(self) -> Run | None:
+        """The one whose model it is of, where that is known."""
+        return self.candidates[0] if len(self.candidates) == 1 else None
+
 
 def label_evaluations(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[LabelledEvaluation]:
-    """Those before first, then those after, then others."""
-    run_by_folder = {run.folder.resolve(): run for run in runs}
+    """Those before first, then those of runs, then others."""
+    run_by_folder = runs_by_folder(runs)
     base_models = {run.settings.get("model_name") for run in runs}
     labelled = []
     for evaluation in evaluations:
-        candidates = _candidates(evaluation, run_by_folder)
+        candidates = runs_of_model(evaluation.model, evaluation.folder, evaluation.output_dir, run_by_folder)
         if len(candidates) == 1:
-            label = "after" if len(runs) == 1 else f"after {candidates[0].name}"
+            label = AFTER if len(runs) == 1 else candidates[0].group
         else:
-            label = "before" if evaluation.model in base_models else evaluation.model
+            label = BEFORE if evaluation.model in base_models else evaluation.model
         labelled.append(LabelledEvaluation(label, evaluation, candidates))
-    return sorted(labelled, key=lambda each: ORDER.get(each.label.split()[0], len(ORDER)))
+    return sorted(labelled, key=_order)
 
 
-def _candidates(evaluation: Evaluation, run_by_folder: Mapping[Path, Run]) -> list[Run]:
-    model, working_folder = Path(evaluation.model), _working_folder(evaluation)
-    if model.is_absolute() or working_folder is not None:
-        run = run_by_folder.get(((working_folder or Path()) / model).resolve())
+def _order(labelled: LabelledEvaluation) -> int:
+    if labelled.run:
+        return 1
+    return 0 if labelled.label == BEFORE else 2
+
+
+def runs_by_folder(runs: Sequence[Run]) -> dict[Path, Run]:
+    return {run.folder.resolve(): run for run in runs}
+
+
+def runs_of_model(model: str, folder: Path, output_dir: str | None, run_by_folder: Mapping[Path, Run]) -> list[Run]:
+    """The runs that a model may be of: one where it is known, several where its name fits them all.
+
+    Args:
+        model: as a command was given it.
+        folder: where the command's results lie now.
+        output_dir: where they went, as the command was given it; None where that is not known.
+        run_by_folder: of `runs_by_folder`.
+    """
+    name, working_folder = Path(model), _working_folder(folder.resolve(), output_dir)
+    if name.is_absolute() or working_folder is not None:
+        run = run_by_folder.get(((working_folder or Path()) / name).resolve())
         return [run] if run else []
-    here = model.resolve()
-    return [run for folder, run in run_by_folder.items() if folder == here or _ends_with(folder, model)]
+    here = name.resolve()
+    return [run for folder, run in run_by_folder.items() if folder == here or _ends_with(folder, name)]
 
 
-def _working_folder(evaluation: Evaluation) -> Path | None:
-    """Where `evaluate` ran, now, should all have been moved since: its results lie in --output_dir from there. None
+def _working_folder(folder: Path, output_dir: str | None) -> Path | None:
+    """Where the command ran, now, should all have been moved since: its results lie in --output_dir from there. None
     where that is not known, as the option was an absolute path, or the results were moved alone."""
-    folder, output_dir = evaluation.folder.resolve(), evaluation.output_dir
     if output_dir is None or Path(output_dir).is_absolute() or not _ends_with(folder, Path(output_dir)):
         return None
     return Path(*folder.parts[: len(folder.parts) - len(Path(output_dir).parts)])

@@ -1,22 +1,31 @@
 """`step-jepa report`: runs and evaluations on one page that holds all it needs, to be opened offline."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
 from step_jepa.errors import UserError
 from step_jepa.options import option
-from step_jepa.plots import InlineFigures
+from step_jepa.plots import COLOURS, InlineFigures
+from step_jepa.reporting.answer import how, sentences, title
 from step_jepa.reporting.comparisons import experiment_section
-from step_jepa.reporting.curves import QUANTITIES, curve_section
-from step_jepa.reporting.matching import label_evaluations, not_evaluated_after, not_evaluated_before
-from step_jepa.reporting.runs import ReportData, read_folders
-from step_jepa.reporting.scores import evaluation_table, pairing_tables, samples
+from step_jepa.reporting.curves import curve_sections
+from step_jepa.reporting.matching import label_evaluations
+from step_jepa.reporting.missing import lacks
+from step_jepa.reporting.retrieval import retrievals
+from step_jepa.reporting.runs import ReportData, Run, read_folders
+from step_jepa.reporting.scores import answers_side_by_side, figure_plots, figures_table, scored
 from step_jepa.reporting.settings import all_settings, main_settings
 from step_jepa.reporting.view_maps import views_section
 from step_jepa.run_files import write_whole
+
+MOST_IN_HEAD = 6  # evaluations
+MOST_EXPLORED = 6  # runs whose rows the explorer holds
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -26,7 +35,8 @@ class ReportArguments:
     """What the page is about, and where it goes."""
 
     runs: list[str] = option(
-        help="Folders that train, evaluate, pairing and experiment wrote into, or one that holds such.", is_path=True
+        help="Folders that train, evaluate, pairing and experiment wrote into, or one that holds such.",
+        is_path=True,
     )
     output: str = option(help="The page, an .html file.")
     overwrite: bool = option(False, help="Replace the page that is there.")
@@ -57,19 +67,45 @@ def render(data: ReportData) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     figures = InlineFigures()
-    evaluations = label_evaluations(data.evaluations, data.runs)
+    labelled = label_evaluations(data.evaluations, data.runs)
+    evaluations, found = scored(labelled), retrievals(data)
+    shown_runs = _first_of_groups(data)
+    rows = explored_rows(shown_runs)
     return environment.get_template("report.html").render(
-        runs=data.runs,
-        evaluations=evaluations,
-        evaluation_table=evaluation_table(evaluations),
-        pairing_tables=pairing_tables(data.pairings),
-        experiments=[experiment_section(folder, results, figures) for folder, results in data.experiments.items()],
-        curves=[curve_section(quantity, data.runs, figures) for quantity in QUANTITIES] if data.runs else [],
-        views=[views_section(labelled, figures) for labelled in evaluations],
-        samples=[samples(labelled) for labelled in evaluations],
-        main_settings=main_settings(data.runs),
-        all_settings=all_settings(data.runs),
-        rows=[{"run": run.name, **run.rows} for run in data.runs if run.rows],
-        without_before=not_evaluated_before(data.evaluations, data.runs),
-        without_after=not_evaluated_after(evaluations, data.runs),
+        title=title(data),
+        how=how(data.runs),
+        sentences=sentences(evaluations, found, data.runs),
+        experiments=[experiment_section(experiment) for experiment in data.experiments],
+        groups=data.groups,
+        colours=COLOURS,
+        few=len(evaluations) <= MOST_IN_HEAD,
+        figure_plots=figure_plots(evaluations) if not data.experiments else [],
+        figures_table=figures_table(evaluations) if evaluations else [],
+        retrievals=found,
+        answers=answers_side_by_side(evaluations),
+        curves=curve_sections(data.runs, data.groups, figures),
+        views=views_section(evaluations, figures),
+        runs=shown_runs,
+        main_settings=main_settings(shown_runs),
+        all_settings=all_settings(shown_runs),
+        rows=rows,
+        lacks=lacks(data, labelled),
+        scripts=[*(["compare.js"] if len(data.groups) > 1 else []), *(["explorer.js"] if rows else [])],
     )
+
+
+def _first_of_groups(data: ReportData) -> list[Run]:
+    """Seeds of an arm differ in nothing that is worth a column."""
+    first: dict[str, Run] = {}
+    for run in data.runs:
+        first.setdefault(run.group, run)
+    return list(first.values())
+
+
+def explored_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the explorer shows: rows.json of the first runs that differ in it."""
+    explored: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.rows and len(explored) < MOST_EXPLORED:
+            explored.setdefault(json.dumps(run.rows), {"run": run.group, **run.rows})
+    return list(explored.values())

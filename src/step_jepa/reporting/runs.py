@@ -1,6 +1,8 @@
 """Folders -> the runs, evaluations, pairing measures and experiments in them, from the files that commands leave."""
 
+import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,9 @@ from safetensors.numpy import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
+from step_jepa.experiments.design import RESULTS_CSV
 from step_jepa.run_files import (
+    CELL_FILE,
     OPTIONS_FILE,
     PAIRING_FILE,
     PREDICTIONS_FILE,
@@ -42,21 +46,26 @@ class Run:
     """A training run.
 
     folder     as it was given
+    name       on the page
     state      trainer_state.json: global_step, log_history
     options    step_jepa.json
     settings   run.json; {} of a run of an older version
     rows       rows.json; None where it is not there
+    arm        of the experiment that it is a seed of; None for a run by itself
     """
 
     folder: Path
+    name: str
     state: dict[str, Any]
     options: dict[str, Any]
     settings: dict[str, Any]
     rows: dict[str, Any] | None
+    arm: str | None = None
 
     @property
-    def name(self) -> str:
-        return str(self.folder)
+    def group(self) -> str:
+        """What is shown and hidden together: all seeds of an arm."""
+        return self.arm or self.name
 
     def points(self, metric: str) -> list[tuple[int, float]]:
         """(optimisation step, value) of each time that the metric was logged."""
@@ -88,18 +97,36 @@ class Evaluation:
         return self.summary["settings"].get("output_dir")
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment or `ab`; its runs are among those of the page.
+
+    results   results.json
+    table     results.csv, the heads first: a row for each run
+    chances   measure of `pairing` -> what guessing gives; empty where views were not measured
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    table: list[list[str]]
+    chances: dict[str, float]
+
+
 @dataclass
 class ReportData:
-    """What the page is about, in the order in which the folders were given.
+    """What the page is about, in the order in which the folders were given; of an arm the first seed's evaluation.
 
-    pairings      folder -> pairing.json
-    experiments   folder -> results.json
+    pairings   folder -> pairing.json
     """
 
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     pairings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments: list[Experiment] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(run.group for run in self.runs))
 
 
 def read_folders(paths: Sequence[str]) -> ReportData:
@@ -109,16 +136,26 @@ def read_folders(paths: Sequence[str]) -> ReportData:
         UserError: for a folder without any of it, and for a file that is not what it should be.
     """
     data = ReportData()
-    for folder in _unique_folders(paths):
-        if _is_run(folder):
-            data.runs.append(_read_run(folder))
+    folders = _unique_folders(paths)
+    names = _short_names([folder for folder in folders if _is_run(folder)])
+    for folder in folders:
+        if folder in names:
+            data.runs.append(_read_run(folder, names[folder]))
         if (folder / SUMMARY_FILE).exists():
             data.evaluations.append(_read_evaluation(folder))
         if (folder / PAIRING_FILE).exists():
             data.pairings[str(folder)] = read_json(folder / PAIRING_FILE, settings=dict, models=dict)
         if (folder / RESULTS_FILE).exists() and "comparisons" in (results := read_json(folder / RESULTS_FILE)):
-            data.experiments[str(folder)] = results
+            _read_experiment(folder, results, data)
     return data
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What tells a folder from the others; of a single one its own name."""
+    if not folders:
+        return {}
+    common = os.path.commonpath([folder.resolve().parent for folder in folders])
+    return {folder: os.path.relpath(folder.resolve(), common) for folder in folders}
 
 
 def _unique_folders(paths: Sequence[str]) -> list[Path]:
@@ -148,10 +185,12 @@ def _is_run(folder: Path) -> bool:
     return (folder / TRAINER_STATE_NAME).exists() and (folder / OPTIONS_FILE).exists()
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path, name: str, arm: str | None = None) -> Run:
     settings, rows = folder / RUN_FILE, folder / ROWS_FILE
     return Run(
         folder=folder,
+        name=name,
+        arm=arm,
         state=read_json(folder / TRAINER_STATE_NAME, global_step=int, log_history=list),
         options=read_json(folder / OPTIONS_FILE),
         settings=read_json(settings, **SETTINGS) if settings.exists() else {},
@@ -196,3 +235,36 @@ def _read_views(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged: evaluate again with --overwrite") from error
+
+
+def _read_experiment(folder: Path, results: dict[str, Any], data: ReportData) -> None:
+    chances: dict[str, float] = {}
+    cells = [(cell.parent, read_json(cell, arm=str, seed=int)) for cell in folder.glob(f"cells/*/*/{CELL_FILE}")]
+    arms = list(results["arms"])
+    for cell, about in sorted(cells, key=lambda cell: (arms.index(cell[1]["arm"]), cell[1]["seed"])):
+        _read_cell(cell, about["arm"], about["seed"], data)
+        chances = chances or _chances(cell / "pairing" / PAIRING_FILE)
+    table = folder / RESULTS_CSV
+    rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines())) if table.exists() else []
+    data.experiments.append(Experiment(folder, results, rows, chances))
+
+
+def _read_cell(folder: Path, arm: str, seed: int, data: ReportData) -> None:
+    is_first = arm not in data.groups
+    if _is_run(folder / "model"):
+        data.runs.append(_read_run(folder / "model", f"{arm}, seed {seed}", arm))
+    if is_first and (folder / "scores" / SUMMARY_FILE).exists():
+        data.evaluations.append(_read_evaluation(folder / "scores"))
+
+
+def _chances(path: Path) -> dict[str, float]:
+    """Of the first model of a pairing.json, if it is there."""
+    if not path.exists():
+        return {}
+    model, *_ = read_json(path, models=dict)["models"].values()
+    chances = {}
+    for measure, scorers in model["measures"].items():
+        for figure in scorers.values():
+            if "chance" in figure:
+                chances[measure] = figure["chance"]
+    return chances

@@ -1,42 +1,44 @@
-"""What runs were trained with, side by side."""
+"""What runs were trained with: what they have in common, and what they differ in."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from step_jepa.reporting.runs import Run
+from step_jepa.training.model_card import public
 
 UNKNOWN = "unknown"
 MAIN_OPTIONS = ("objective", "control", "loss", "lbd", "gamma", "predictors", "pairs")
 
 
-class ComparedSetting(NamedTuple):
-    """A setting, its value in each run, and whether runs differ in it."""
+class Settings(NamedTuple):
+    """common: name -> value; differing: name -> value of each run."""
 
-    name: str
-    values: list[str]
-    differs: bool
+    common: dict[str, str]
+    differing: dict[str, list[str]]
 
 
-def main_settings(runs: Sequence[Run]) -> list[ComparedSetting]:
+def main_settings(runs: Sequence[Run]) -> Settings:
     """What a reader asks first, in words."""
     return _compared([_main_settings(run) for run in runs])
 
 
-def all_settings(runs: Sequence[Run]) -> list[ComparedSetting]:
+def all_settings(runs: Sequence[Run]) -> Settings:
     """Everything that step_jepa.json and run.json hold."""
     return _compared([_texts({**run.options, **run.settings}) for run in runs])
 
 
-def _compared(settings: Sequence[Mapping[str, str]]) -> list[ComparedSetting]:
+def _compared(settings: Sequence[Mapping[str, str]]) -> Settings:
     names: dict[str, None] = {}  # in the order in which runs name them first
     for of_run in settings:
         names |= dict.fromkeys(of_run)
-    return [_compared_setting(name, settings) for name in names]
-
-
-def _compared_setting(name: str, settings: Sequence[Mapping[str, str]]) -> ComparedSetting:
-    values = [of_run.get(name, UNKNOWN) for of_run in settings]
-    return ComparedSetting(name, values, len(set(values)) > 1)
+    compared = Settings({}, {})
+    for name in names:
+        values = [of_run.get(name, UNKNOWN) for of_run in settings]
+        if len(set(values)) > 1:
+            compared.differing[name] = values
+        else:
+            compared.common[name] = values[0]
+    return compared
 
 
 def _main_settings(run: Run) -> dict[str, str]:
@@ -49,9 +51,9 @@ def _in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     lora = settings["lora"]
     counts = {f"data: {name.replace('_', ' ')}": str(count) for name, count in settings["data"].items()}
     return {
-        "base model": settings["model_name"],
-        "training file": settings["train_file"],
-        "held-out file": settings["eval_file"] or "none",
+        "base model": public(settings["model_name"]),
+        "training file": public(settings["train_file"]),
+        "held-out file": public(settings["eval_file"]),
         "implementation": settings["approach"],
         "adapter": f"LoRA, r {lora['r']}, alpha {lora['lora_alpha']}" if lora else "none: all weights are trained",
         "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler_type']}",

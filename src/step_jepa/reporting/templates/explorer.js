@@ -26,14 +26,14 @@
     return [count === places.length ? name : `${count} of ${places.length} tokens of ${name}`];
   }
 
-  const viewsOf = (side, pairs) => (pairs.length ? [`the ${side} view${pairs.length > 1 ? "s" : ""} of ${listed(pairs.map(named))}`] : []);
+  const viewsOf = (side, pairs) => (pairs.length ? [`the ${side} embedding${pairs.length > 1 ? "s" : ""} of ${listed(pairs.map(named))}`] : []);
 
   function feeds(q) {
     const within = (side, rule) => viewsOf(side, row.pairs.filter((pair) => rule(pair[side])));
     const read = SIDES.flatMap((side) => within(side, (places) => places.includes(q)));
     const seen = SIDES.flatMap((side) => within(side, (places) => !places.includes(q) && places.some((reader) => sees(reader, q))));
     const parts = [read.length ? `is where ${listed(read)} is read` : "", seen.length ? `feeds ${listed(seen)}` : ""];
-    return `It ${parts.filter(Boolean).join("; it ") || "feeds no view"}.`;
+    return `It ${parts.filter(Boolean).join("; it ") || "feeds no embedding"}.`;
   }
 
   function show(q) {
