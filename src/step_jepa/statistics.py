@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import ncf, permutation_test, t, ttest_1samp
+from scipy.stats import ncf, permutation_test, rankdata, t, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
 from step_jepa.errors import UserError
@@ -324,6 +324,57 @@ def bootstrap(values: Array, cluster: Array, seed: int, *, weight: Array | None 
     counts = _cluster_counts(len(sums), seed)
     low, high = _percentile_interval((counts @ sums) / (counts @ weights))
     return float(sums.sum() / weights.sum()), low, high
+
+
+def resampled_auc(score: Array, positive: Array, cluster: Array, seed: int) -> Array:
+    """(1 + resamples,): the area under the ROC curve, the share of (positive, other) pairs in which the positive scores
+    higher, ties counting half; first of all values, then of resampled clusters. nan where one kind is missing.
+
+    Args:
+        score: (N,).
+        positive: (N,) bool.
+        cluster: (N,) int, which values are drawn together.
+        seed: of the draws: those of two scores of the same values can be compared one by one.
+    """
+    place = np.unique(cluster, return_inverse=True)[1]
+    order = np.argsort(score, kind="stable")
+    drawn = _cluster_counts(int(place.max()) + 1, seed)[:, place[order]]
+    weights = np.concatenate([np.ones((1, len(score))), drawn])
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)  # of each run of equal scores
+    positives = np.add.reduceat(weights * positive[order], starts, axis=1)
+    others = np.add.reduceat(weights * ~positive[order], starts, axis=1)
+    below = others.cumsum(1) - others
+    with np.errstate(invalid="ignore"):
+        areas: Array = (positives * (below + others / 2)).sum(1) / (positives.sum(1) * others.sum(1))
+    return areas
+
+
+def resampled_sums(parts: Array, cluster: Array, seed: int) -> Array:
+    """(1 + resamples, K): sums of parts (N, K) over all values, then over resampled clusters (N,)."""
+    place = np.unique(cluster, return_inverse=True)[1]
+    sums = np.stack([np.bincount(place, part) for part in parts.T], 1)
+    drawn: Array = _cluster_counts(len(sums), seed) @ sums
+    return np.concatenate([sums.sum(0, keepdims=True), drawn])
+
+
+def with_interval(resampled: Array) -> tuple[float, float, float]:
+    """(value, low, high) of a figure and its resamples, the figure first; resamples without a value are left out."""
+    low, high = np.nanquantile(resampled[1:], [ALPHA / 2, 1 - ALPHA / 2])
+    return float(resampled[0]), float(low), float(high)
+
+
+def auc_shares(score: Array, positive: Array) -> Array:
+    """(N,) whose mean is the area under the ROC curve and whose spread its variance: each value's placement among those
+    of the other kind, by the rarity of its own (DeLong, Biometrics 44, 1988, p. 837). Both kinds must be there."""
+    ranks, own = rankdata(score), np.empty(len(score))
+    for kind in (positive, ~positive):
+        own[kind] = rankdata(score[kind])
+    others = np.where(positive, (~positive).sum(), positive.sum())
+    below = (ranks - own) / others
+    placement = np.where(positive, below, 1 - below)
+    area = placement[positive].mean()
+    shares: Array = area + (placement - area) / np.where(positive, positive.mean(), (~positive).mean())
+    return shares
 
 
 def two_way_bootstrap(values: Array, seed: int) -> Interval:

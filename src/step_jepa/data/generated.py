@@ -43,7 +43,7 @@ def _gsm_symbolic(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _chains(args: ReadArguments) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index, raw in enumerate(chains.problems(args.seed)):
+    for index, raw in enumerate(chains.problems(args.seed, args.chain_names)):
         if _has_wanted_template(raw["template"], args):
             yield index, raw
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from step_jepa.data.chains import ChainNames
 from step_jepa.data.format_registry import format_names
 from step_jepa.data.steps import SplitBy
 from step_jepa.errors import UserError
@@ -66,6 +67,9 @@ class ReadArguments(ReadingOptions):
     seed: int = option(42, help="Seed of gsm_symbolic and chains. Seeds share some problems: hold out templates.")
     templates: Literal["all", "train", "test"] = option(
         "all", help="Templates of gsm_symbolic and chains; train and test have none in common."
+    )
+    chain_names: ChainNames = option(
+        "ordered", help="Quantities of chains: named in order, which gives a step's place away, or at random."
     )
     dataset_config: str | None = option(None, help="Configuration of a hub data set.")
     dataset_split: str | None = option(None, help="Split of a hub data set or folder; train by default.")

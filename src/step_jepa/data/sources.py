@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from step_jepa.data.files import BY_DATASETS, DELIMITERS, JSON, file_rows, kind_of
-from step_jepa.data.generated import GENERATED, GENERATED_BY_DEFAULT, generated_rows
+from step_jepa.data.generated import CHAINS, GENERATED, GENERATED_BY_DEFAULT, generated_rows
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
 from step_jepa.data.reading import to_reading
@@ -176,7 +176,10 @@ def open_source(source: str, args: ReadArguments, wanted: Splits = TRAIN, *, str
     Raises:
         UserError: there is no such source, or it has no such split.
     """
-    if generator := _generator(source):
+    generator = _generator(source)
+    if args.chain_names != "ordered" and generator != CHAINS:
+        raise UserError(f"--chain_names {args.chain_names} is for {BUILTIN}{CHAINS}; leave it out for {source}")
+    if generator:
         return Source(source, partial(generated_rows, generator, args), partial(_digest_of_generator, generator, args))
     if args.templates != "all":
         raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")

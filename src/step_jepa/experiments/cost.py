@@ -113,7 +113,9 @@ def _shortened(run: Run, folder: Path) -> Run:
     train = {**run.train, "max_steps": PROBE_STEPS, "save_strategy": "no"}
     batch = run.evaluation(overwrite=True).batch_size
     limit = min(_answers(run), max(PROBE_ANSWERS, batch))
-    return replace(run, folder=folder, train=train, evaluate={**run.evaluate, "limit": limit}, pairing=None)
+    return replace(
+        run, folder=folder, train=train, evaluate={**run.evaluate, "limit": limit}, pairing=None, surprise=None
+    )
 
 
 def _cost(result: RunResult, run: Run) -> Cost:

@@ -23,6 +23,8 @@ from step_jepa.pairing.measures import MEASURES
 from step_jepa.parsing import from_file, from_values, overridden, relative_to
 from step_jepa.run_files import file_digest
 from step_jepa.statistics import Difference, ScoreTable
+from step_jepa.surprise.command import SurpriseArguments
+from step_jepa.surprise.measures import MEASURES as SURPRISE_MEASURES
 from step_jepa.train import TrainArguments
 
 Options = Mapping[str, Any]
@@ -40,6 +42,7 @@ FIXED = {
     "train": {"train_file", "output_dir", "seed", "overwrite", "resume_from_checkpoint"},
     "evaluate": {"model_name", "test_file", "output_dir", "overwrite"},
     "pairing": {"model_name", "test_file", "output_dir", "overwrite"},
+    "surprise": {"model_name", "base_model", "test_file", "output_dir", "overwrite"},
 }
 
 
@@ -54,6 +57,7 @@ def argument_types(command: str) -> list[type]:
         "prepare": [PrepareArguments],
         "evaluate": [EvaluateArguments],
         "pairing": [PairingArguments],
+        "surprise": [SurpriseArguments],
     }
     return types[command]
 
@@ -92,6 +96,10 @@ class ExperimentArguments:
     evaluate: dict[str, Any] = option(default_factory=dict, help="Options of `evaluate`.")
     pairing: dict[str, Any] = option(
         default_factory=dict, help="Options of `pairing`; without them views are not measured."
+    )
+    surprise: dict[str, Any] = option(
+        default_factory=dict,
+        help="Options of `surprise`, for generated chains; without them it is not measured.",
     )
     measures: list[str] = option(
         default_factory=lambda: [ACCURACY], help="What is compared, the first one by `primary`."
@@ -135,7 +143,7 @@ class ExperimentArguments:
     def nested_paths(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         """The options of an experiment's file, with the paths in their tables read from the file's folder."""
         resolved = dict(values)
-        for name, command in {"recipe": "train", "evaluate": "evaluate", "pairing": "pairing"}.items():
+        for name, command in {"recipe": "train", **{name: name for name in FIXED if name != "train"}}.items():
             if name in values:
                 resolved[name] = relative_to(folder, argument_types(command), values[name])
         for name, command in {"arms": "train", "data": "prepare"}.items():
@@ -179,6 +187,7 @@ class ExperimentArguments:
 
     def _check_measures(self) -> None:
         known = [ACCURACY, *self.evaluate.get("also", ()), *(MEASURES if self.pairing else ())]
+        known += SURPRISE_MEASURES if self.surprise else []
         for name in self.measures:
             if name.removesuffix("_to_base") not in known:
                 raise UserError(f"measures: there is no {name}: choose among {', '.join(known)}")
@@ -303,9 +312,9 @@ class Run:
     """One condition with one seed: a training run and its evaluation.
 
     folder, data_folder    of this run; of the files that all runs read
-    train, evaluate, pairing
+    train, evaluate, pairing, surprise
                            options of these commands but seed and files, which are the same in all conditions; pairing
-                           is None where views are not measured
+                           and surprise are None where they are not measured
     keep_model             whether the weights stay when all is measured
     """
 
@@ -316,6 +325,7 @@ class Run:
     train: Options
     evaluate: Options
     pairing: Options | None
+    surprise: Options | None = None
     keep_model: bool = False
 
     def __str__(self) -> str:
@@ -355,6 +365,13 @@ class Run:
         (arguments,) = arguments_of("pairing", values)
         return arguments
 
+    def surprising(self) -> SurpriseArguments | None:
+        """None where surprise is not measured. Raises UserError for options that `surprise` refuses."""
+        if self.surprise is None:
+            return None
+        (arguments,) = arguments_of("surprise", self._for_model(self.surprise, "surprise", overwrite=True))
+        return arguments
+
     def _for_model(self, options: Options, folder: str, overwrite: bool) -> Options:
         files = {"model_name": self.model_folder, "test_file": self.test_file, "output_dir": self.folder / folder}
         return {**options, **files, "overwrite": overwrite}
@@ -368,6 +385,7 @@ class Run:
             "train": self.train,
             "evaluate": self.evaluate,
             "pairing": self.pairing,
+            "surprise": self.surprise,
             "data": digests,
         }
         return dict(json.loads(json.dumps(identity, default=str)))
@@ -419,6 +437,7 @@ def _check_arm_exists(role: str, name: str, conditions: Mapping[str, Options]) -
 def _runs(args: ExperimentArguments, conditions: Mapping[str, Options], folder: Path) -> list[Run]:
     recipe = _expanded("train", args.recipe)
     evaluate, pairing = _expanded("evaluate", args.evaluate), _expanded("pairing", args.pairing)
+    surprise = _expanded("surprise", args.surprise)
     types = argument_types("train")
     train = {name: overridden(types, recipe, _expanded("train", options)) for name, options in conditions.items()}
     return [
@@ -430,6 +449,7 @@ def _runs(args: ExperimentArguments, conditions: Mapping[str, Options], folder: 
             train=train[condition],
             evaluate=evaluate,
             pairing=pairing or None,
+            surprise=surprise or None,
             keep_model=args.keep_models,
         )
         for seed, condition in product(args.seeds, conditions)
@@ -460,6 +480,7 @@ def _check_runs(runs: Sequence[Run]) -> None:
             run.training()
             run.evaluation(overwrite=False)
             run.measuring()
+            run.surprising()
         except UserError as error:
             raise UserError(f"arm {run.condition}: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from step_jepa import statistics
+from step_jepa.errors import UserError
 from step_jepa.evaluation.texts import ERRORS
 from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Contrast
 from step_jepa.experiments.run import RunResult, Seconds
@@ -165,10 +166,13 @@ def read_results(folder: Path) -> ExperimentResults:
 
 
 def score_tables(runs: Sequence[RunResult], measures: Sequence[str]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """measure -> condition -> seed -> a score for each problem."""
+    """measure -> condition -> seed -> a score for each problem. Raises UserError where a run lacks a measure."""
     tables: dict[str, dict[str, dict[int, list[float]]]] = {measure: {} for measure in measures}
     for run in runs:
         for measure in measures:
+            if measure not in run.measures:
+                reason = "its answers are nearly all right, or nearly all wrong: leave that out of measures"
+                raise UserError(f"{run.condition}, seed {run.seed}, has no {measure}: {reason}")
             tables[measure].setdefault(run.condition, {})[run.seed] = run.measures[measure]
     return tables
 

@@ -29,6 +29,8 @@ from step_jepa.run_files import (
     read_lines,
     write_json,
 )
+from step_jepa.surprise.measure import load
+from step_jepa.surprise.measures import Measures, measures
 from step_jepa.training.checkpoints import checkpoints_in, has_all_steps, last_checkpoint
 
 IDENTITY_FILE, LOCK_FILE, TRAINED_FILE, LOG_FILE = "identity.json", "lock", "trained", "log.txt"
@@ -62,8 +64,8 @@ class RunResult:
     """What came of a run; cell.json, where `condition` is called arm.
 
     measures              name -> scores: accuracy, and by each further criterion of `evaluate`; of `pairing` each
-                          measure of the views, and those against the base model's with _to_base
-    free                  measure -> free baseline -> scores, of those measures of the views that have one
+                          measure of the views, and those against the base model's with _to_base; those of `surprise`
+    free                  measure -> free baseline -> scores, of those measures that have one
     figures               of the whole test file: LM and JEPA loss, cosines, answers that are missing or cut off, and by
                           kind of error
     steps, flops, tokens  of training; tokens are those read, branches too
@@ -128,13 +130,13 @@ def _execute(run: Run) -> None:
         _train(run)
         (run.folder / TRAINED_FILE).touch()
     summary = _evaluate(run)
-    view_scores = _measure_views(run)
+    view_scores, surprise = _measure_views(run), _measure_surprise(run)
     state = read_json(run.model_folder / TRAINER_STATE_NAME)
     result = RunResult(
         condition=run.condition,
         seed=run.seed,
-        measures={**_of_answers(run.folder / "scores" / PREDICTIONS_FILE), **_of_views(view_scores)},
-        free=_of_free_baselines(view_scores),
+        measures=_of_answers(run.folder / "scores" / PREDICTIONS_FILE) | _of_views(view_scores) | surprise.scores,
+        free=_of_free_baselines(view_scores) | surprise.free,
         figures={**{name: summary[name] for name in FIGURES}, **summary["errors"]},
         steps=state["global_step"],
         flops=state["total_flos"],
@@ -175,6 +177,18 @@ def _measure_views(run: Run) -> dict[str, dict[str, Scores]]:
     pairing.run(arguments)
     models = read_json(run.folder / "pairing" / PAIRING_FILE)["models"]
     return dict(models[str(run.model_folder)].get("by_problem", {}))
+
+
+def _measure_surprise(run: Run) -> Measures:
+    """Of the answers that `evaluate` has, and of planted errors; nothing where it is not measured."""
+    arguments = run.surprising()
+    if arguments is None:
+        return Measures(0)
+    rows = [json.loads(line) for line in read_lines(run.folder / "scores" / PREDICTIONS_FILE)]
+    records = [json.loads(line) for line in read_lines(run.test_file)][: len(rows)]
+    representation = load(str(run.model_folder), seed=arguments.seed, model_init_kwargs={"dtype": arguments.dtype})
+    predictions, correct = [row["prediction"] for row in rows], [row["correct"] for row in rows]
+    return measures(representation, records, predictions, correct, batch_size=arguments.batch_size, seed=arguments.seed)
 
 
 def _of_answers(predictions: Path) -> dict[str, Scores]:

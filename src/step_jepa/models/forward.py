@@ -40,7 +40,8 @@ class ForwardOutput:
     token_row     (N,) int64, the number of the row that the token is in, among those that the batch was made of
     views         of the batch's pairs; none where the batch has no place for them
     trajectories  states of the trunk at the ends of steps, where the batch asks for them
-    entropies     (E,) in nats, of the next token at the boundaries of pairs that have one, without gradient
+    entropies     (E,) in nats, of the next token at the boundaries of pairs that have one, without gradient; or (N,),
+                  of what each labelled token is held against, where that is asked for
     """
 
     nll: Tensor
@@ -65,13 +66,15 @@ class TokenScores(NamedTuple):
     out: Any
 
 
-def token_scores(model: nn.Module, batch: Batch, inputs: dict[str, Any]) -> TokenScores:
+def token_scores(
+    model: nn.Module, batch: Batch, inputs: dict[str, Any], *, entropy_of_labels: bool = False
+) -> TokenScores:
     """Of a batch. Logits are made where labels are, many of them in chunks, see `LMHead`."""
     labels = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]  # the label that each token predicts
     labelled = labels != IGNORED
     chosen = labels[labelled]
     rows = batch["token_row"][labelled] if is_flat(batch) else labelled.nonzero()[:, 0]
-    ends = boundaries(batch)
+    ends = labelled.flatten().nonzero()[:, 0] if entropy_of_labels else boundaries(batch)
     head = LMHead(getattr(model, "module", model))
     if head.takes(len(chosen)):
         first = _first(labelled)
@@ -138,15 +141,19 @@ class Forward:
         self.target_encoder, self.detach_targets, self.random_seed = target_encoder, detach_targets, random_seed
         self.entropy_filter = entropy_filter
 
-    def __call__(self, batch: Batch, model: nn.Module | None = None) -> ForwardOutput:
+    def __call__(
+        self, batch: Batch, model: nn.Module | None = None, *, entropy_of_labels: bool = False
+    ) -> ForwardOutput:
         """One pass.
 
         Args:
             batch: what a collator made, on the model's device.
             model: what is called in the model's place: a launcher's wrapper, whose hooks must run.
+            entropy_of_labels: the entropies are those at all labelled tokens.
         """
+        called, inputs = model or self.model, self.inputs(batch)
         with attention.reading(self.model, batch):
-            nll, token_row, entropies, out = token_scores(model or self.model, batch, self.inputs(batch))
+            nll, token_row, entropies, out = token_scores(called, batch, inputs, entropy_of_labels=entropy_of_labels)
         if "read_view" not in batch:
             return ForwardOutput(nll, token_row, no_views(nll))
         states = out.hidden_states[self.layer]
