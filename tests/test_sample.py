@@ -14,6 +14,7 @@ from test_evaluate import results as results_of
 
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.data.prepare import run as prepare
+from step_jepa.data.records import context_of
 from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.chat_server import ChatPrompt, ChatServer
@@ -21,7 +22,7 @@ from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.evaluation.evaluate import run as evaluate
 from step_jepa.evaluation.generation import Generation, SamplingParameters
 from step_jepa.evaluation.sample import SampleArguments, run
-from step_jepa.evaluation.traces import Traces, context_of
+from step_jepa.evaluation.traces import Traces
 from step_jepa.models.loading import load_generation_config
 
 DRAWN = {"samples": 3, "temperature": 1.5, "max_new_tokens": 40}

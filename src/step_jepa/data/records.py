@@ -82,6 +82,18 @@ def answerable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "steps": [record["answer"]], "messages": [*record["messages"], answer]}
 
 
+def context_of(record: Mapping[str, Any]) -> list[Message]:
+    """The turns before the answer."""
+    turns: list[Message] = list(record["messages"])
+    return turns[:-1] if has_solution(record) else turns
+
+
+def with_answer(record: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The conversation of a record with another answer, which is not cut into steps yet."""
+    turns = [*context_of(record), {"role": "assistant", "content": trimmed(text)}]
+    return {"messages": turns} | {key: record[key] for key in ("tools",) if record.get(key) is not None}
+
+
 # For readers of formats
 
 

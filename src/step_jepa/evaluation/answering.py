@@ -19,7 +19,7 @@ from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, option
 from step_jepa.run_files import last_modified, records_digest
 
-_DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
+DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 _HERE = Needs("--engine hf or vllm", lambda args: args.engine != "openai")
 
 
@@ -39,7 +39,7 @@ class AnsweringOptions(TemplateOptions, ReadingOptions):
     samples: int = option(
         1, help="Answers to each problem: 1 is greedy; of more, drawn, the majority's counts.", least=1
     )
-    temperature: float = option(0.7, help="Of the drawn answers, with --samples above 1.", more_than=0, needs=_DRAWN)
+    temperature: float = option(0.7, help="Of the drawn answers, with --samples above 1.", more_than=0, needs=DRAWN)
     engine: Literal["hf", "vllm", "openai"] = option(
         "hf", help="Who writes the answers: transformers, vLLM, or a server that speaks OpenAI's chat completions."
     )

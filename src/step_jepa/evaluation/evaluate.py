@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,12 @@ from step_jepa.data.records import has_solution
 from step_jepa.data.sources import TEST
 from step_jepa.data.template import today
 from step_jepa.errors import UserError
-from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, read_problems, written_here
+from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, identity, read_problems, written_here
 from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.judging import judge, summarise
 from step_jepa.evaluation.resumable import Answers, begun, finished, resume, start
+from step_jepa.evaluation.scoring import Scorer, mean_nll, score_samples
+from step_jepa.evaluation.selection import NLL, RULES, SCORE, compared, select
 from step_jepa.evaluation.texts import CRITERIA
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
@@ -59,6 +62,12 @@ class EvaluateArguments(AnsweringOptions):
         help=f"Further criteria that each answer is judged by: some of {', '.join(CRITERIA)}.",
         needs=_WHOLE_TEXTS,
     )
+    select: list[str] = option(
+        default_factory=lambda: ["vote"],
+        help=f"Of several answers, by which rules one is taken, side by side: some of {', '.join(RULES)}; the first "
+        "rule's counts.",
+        needs=DRAWN,
+    )
     engine: Literal["hf", "vllm"] = option(
         "hf", help="Who writes the answers: transformers, or vLLM (installed beside this)."
     )
@@ -88,6 +97,9 @@ class EvaluateArguments(AnsweringOptions):
         check_needs(self)
         if unknown := [name for name in self.also if name not in CRITERIA]:
             raise UserError(f"also = {unknown[0]}: give some of {', '.join(CRITERIA)}")
+        unknown = [name for name in self.select if name not in RULES]
+        if unknown or not self.select or len(set(self.select)) < len(self.select):
+            raise UserError(f"select = {' '.join(self.select)}: give some of {', '.join(RULES)}, each once")
 
 
 def run(args: EvaluateArguments) -> None:
@@ -117,9 +129,12 @@ def _run_alone(args: EvaluateArguments) -> None:
     held_out = _held_out_figures(args, model, tokenizer, records, options)
     start(folder, about, answers)
     _answer(args, model, tokenizer, records, answers)
-    rows = _judge_all(args, records, answers)
+    rows, selection = _judge_all(args, records, answers), None
+    if args.drawn:
+        rows, selection = _selection(args, model, tokenizer, records, rows)
     summary = {
         **summarise(rows),
+        "selection": selection,
         **held_out.figures,
         "longest_solution": longest_solution(tokenizer, records),
         "cut": held_out.data.cut,
@@ -213,6 +228,23 @@ def _judge_all(args: EvaluateArguments, records: Sequence[Mapping[str, Any]], an
     return rows
 
 
+def _selection(
+    args: EvaluateArguments,
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Mapping[str, Any]],
+    rows: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of several answers with those that the first rule takes, and how all rules compare."""
+    rules = [rule for rule in RULES if rule in args.select]
+    rules.sort(key=args.select.index)
+    scorers: dict[str, Scorer] = {NLL: partial(mean_nll, model, tokenizer, batch_size=args.batch_size)}
+    needed = dict.fromkeys(SCORE[rule] for rule in rules if rule in SCORE)
+    tokens_read = {score: score_samples(score, rows, records, scorers[score]) for score in needed}
+    rows = [select(row, rules, args.match) for row in rows]
+    return rows, compared(rows, tokens_read)
+
+
 def _write_results(folder: Path, rows: list[dict[str, Any]], views: Views, summary: Mapping[str, Any]) -> None:
     """The summary is written last but for the tidying up: where it is, all is."""
     write_whole(folder / PREDICTIONS_FILE, json_lines(rows))
@@ -239,13 +271,16 @@ def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
-    low, high = summary["ci95"]
     settings = summary["settings"]
     table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
     table.add_row("correct", f"{summary['correct']} of {summary['n']}")
-    table.add_row("accuracy", f"{summary['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})")
-    if settings["samples"] > 1:
+    table.add_row("accuracy", _accuracy(summary))
+    if selection := summary.get("selection"):
         table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
+        for rule, figures in selection["rules"].items():
+            table.add_row(f"selected by {rule}", f"{_accuracy(figures)}, {figures['tokens_read']} tokens read")
+        table.add_row(f"any of {settings['samples']} right", f"{_accuracy(selection['any'])}")
+        table.add_row("tokens written", str(selection["tokens_written"]))
     for name in ("without_truth", "no_answer", "truncated", "over_generated"):
         table.add_row(name.replace("_", " "), str(summary[name]))
     for name, share in summary.get("by", {}).items():
@@ -255,6 +290,11 @@ def _table(summary: Mapping[str, Any]) -> Table:
     for name in HELDOUT:
         table.add_row(*_heldout_row(name, summary[name], settings))
     return table
+
+
+def _accuracy(figures: Mapping[str, Any]) -> str:
+    low, high = figures["ci95"]
+    return f"{figures['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _heldout_row(name: str, value: float | None, settings: Mapping[str, Any]) -> tuple[str, str]:

@@ -42,7 +42,7 @@ def judge(
     if len(samples) == 1:
         return {**row, **samples[0]}
     answers = [sample["extracted"] for sample in samples]
-    majority = majority_vote(answers, is_correct if match == "math" else eq)
+    majority = majority_vote(answers, agreement(match))
     return {**row, **samples[majority[0]], "votes": len(majority), "samples": samples}
 
 
@@ -79,10 +79,21 @@ def _whole_text(text: str, truth: str, match: Match, also: Sequence[str]) -> dic
     }
 
 
+def agreement(match: Match) -> Callable[[str, str], bool]:
+    """Whether two answers are the same: the same mathematics, or the same text."""
+    return is_correct if match == "math" else eq
+
+
 def majority_vote(answers: Sequence[str | None], agree: Callable[[str, str], bool]) -> list[int]:
     """Places of the answers that most agree on, in order; of equally many, those of the earliest answer.
 
     None, no answer, has no vote; where there is nothing else it is the first place."""
+    return max(groups_of(answers, agree), key=len, default=[0])
+
+
+def groups_of(answers: Sequence[str | None], agree: Callable[[str, str], bool]) -> list[list[int]]:
+    """Places of the answers that agree, in order; the groups in the order of their earliest answers. None is in no
+    group."""
     groups: list[list[int]] = []
     for place, answer in enumerate(answers):
         if answer is None:
@@ -92,7 +103,7 @@ def majority_vote(answers: Sequence[str | None], agree: Callable[[str, str], boo
             groups.append([place])
         else:
             group.append(place)
-    return max(groups, key=len, default=[0])
+    return groups
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -110,9 +121,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "n": len(known),
         "without_truth": len(rows) - len(known),
-        "correct": correct,
-        "accuracy": correct / len(known) if known else None,
-        "ci95": list(wilson_interval(correct, len(known))),
+        **proportion(correct, len(known)),
         "sample_accuracy": sum(answer["correct"] for answer in answers) / len(answers) if answers else None,
         "by": {name: sum(row["by"][name] for row in known) / len(known) for name in rows[0].get("by", ())},
         "errors": {kind: errors.count(kind) for kind in ERRORS} if errors else {},
@@ -120,6 +129,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "truncated": sum(row["truncated"] for row in rows),
         "over_generated": sum(row["over_generated"] for row in rows),
     }
+
+
+def proportion(correct: int, n: int) -> dict[str, Any]:
+    """correct, accuracy (None with n = 0) and ci95, its interval."""
+    return {"correct": correct, "accuracy": correct / n if n else None, "ci95": list(wilson_interval(correct, n))}
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

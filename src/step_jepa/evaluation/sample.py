@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa.data.records import Record
+from step_jepa.data.records import Record, context_of
 from step_jepa.data.sources import TRAIN
 from step_jepa.data.template import TemplateOptions, today
 from step_jepa.errors import UserError
@@ -18,10 +18,12 @@ from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, 
 from step_jepa.evaluation.chat_server import ChatPrompt, ChatServer
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.resumable import Answers, differing, read_answers, write_answers
-from step_jepa.evaluation.traces import GOES_ON, Keep, Traces, context_of
+from step_jepa.evaluation.traces import GOES_ON, Keep, Traces
+from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
 from step_jepa.run_files import json_lines, locked, write_whole
+from step_jepa.training.config import take_reading_of_run, view_options
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -65,6 +67,8 @@ def run(args: SampleArguments) -> None:
     nothing is kept."""
     output, answers_file = _paths(args)
     with locked(output.parent, f".{output.name}.lock", "give another --output_file"):
+        if args.engine != "openai":
+            take_reading_of_run(resolve(args.model_name), args)
         problems = read_problems(args.input_file, TRAIN, args, truths=args.keep == "right")
         answers = _all_answers(args, problems, answers_file)
         traces = _kept(args, problems, answers)
@@ -111,11 +115,13 @@ def _written(
     """Those that are missing, by the engine."""
     if args.engine == "openai":
         return _served(args, problems, missing)
+    folder = resolve(args.model_name)
+    framing: dict[str, Any] = {"template": args, "plain": view_options(folder).get("plain", False)}
     if args.engine == "vllm":
-        config, tokenizer = load_generation_config(args.model_name), load_tokenizer(args.model_name, template=args)
+        config, tokenizer = load_generation_config(folder), load_tokenizer(folder, **framing)
         return written_here(args, None, config, tokenizer, problems, answers)
-    loading: dict[str, Any] = {"template": args, "model_init_kwargs": {"dtype": args.dtype}}
-    model, tokenizer = setup_model_and_tokenizer(args.model_name, **loading)
+    weights = {"dtype": args.dtype}
+    model, tokenizer = setup_model_and_tokenizer(args.model_name, model_init_kwargs=weights, **framing)
     return written_here(args, model, model.generation_config, tokenizer, problems, answers)
 
 

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.read_arguments import ReadArguments
 from step_jepa.data.reading import to_reading
-from step_jepa.data.records import has_solution
-from step_jepa.data.thinking import trimmed
+from step_jepa.data.records import with_answer
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import Match, judge
 
@@ -20,13 +19,7 @@ NO_ANSWER, WRONG, NO_TRUTH = "without an answer", "wrong", "of a problem without
 UNREADABLE = "no record that prepare reads"
 SAME_TEXT, BEYOND = "the same text as another one", "more than --per_problem of a problem"
 GOES_ON = "kept, though they go on after their answer"
-_AS_READ = ("answer", "tools", "template")  # what a trace has of its problem beside the turns
-
-
-def context_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The turns before the answer."""
-    turns = list(record["messages"])
-    return turns[:-1] if has_solution(record) else turns
+_OF_PROBLEM = ("answer", "template")  # what a trace has of it beside the conversation
 
 
 @dataclass
@@ -85,8 +78,8 @@ class Traces:
 
 
 def _trace(record: Mapping[str, Any], text: str) -> dict[str, Any]:
-    turns = [*context_of(record), {"role": "assistant", "content": trimmed(text)}]
-    return {"messages": turns, **{key: record[key] for key in _AS_READ if record.get(key) is not None}}
+    of_problem = {key: record[key] for key in _OF_PROBLEM if record.get(key) is not None}
+    return {**with_answer(record, text), **of_problem}
 
 
 def _unreadable(trace: dict[str, Any]) -> str | None:

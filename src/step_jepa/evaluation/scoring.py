@@ -1,0 +1,101 @@
+"""What a model says of answers that were written, by it or another: one forward pass over each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from step_jepa.batches.collate import PlannedRows, row_count, to_device
+from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.records import with_answer
+from step_jepa.data.tokens import Example, encode_rows
+from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.held_out import row_sums
+from step_jepa.training.representation import Representation
+
+
+@dataclass
+class Scored:
+    """Answers, as one pass over them tells them apart.
+
+    scores       one for each; None for one that cannot be read
+    tokens_read  by the model, of all of them
+    """
+
+    scores: list[float | None]
+    tokens_read: int
+
+
+Scorer = Callable[[list[dict[str, Any]]], Scored]  # of conversations that end in an answer
+
+
+def score_samples(
+    name: str, rows: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], scorer: Scorer
+) -> int:
+    """Put a score beside each sample of the rows (see `judge`). Texts that a problem has twice are read once.
+
+    Returns:
+        How many tokens were read.
+    """
+    answers: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        for sample in row["samples"]:
+            text = sample["prediction"]
+            answers.setdefault((row["index"], text), with_answer(records[row["index"]], text))
+    scored = scorer(list(answers.values()))
+    scores = dict(zip(answers, scored.scores, strict=True))
+    for row in rows:
+        for sample in row["samples"]:
+            sample[name] = scores[row["index"], sample["prediction"]]
+    return scored.tokens_read
+
+
+@torch.no_grad()
+def mean_nll(model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *, batch_size: int) -> Scored:
+    """Negative log-likelihood of each answer as it would be trained on, the end of turn included: the mean over its
+    tokens, in nats.
+
+    Args:
+        model: in any mode; it is moved to the process's device.
+        tokenizer: the model's.
+        records: conversations that end in an answer. One without text, or with a special token in it, cannot be read.
+        batch_size: answers that are read at once.
+    """
+    representation = Representation(model.eval(), tokenizer, StepJEPAOptions(objective=["none"]), seed=0)
+    examples = sorted(readable(tokenizer, records), key=lambda each: -len(each.input_ids))
+    scores: list[float | None] = [None] * len(records)
+    if not examples:
+        return Scored(scores, 0)
+    rows = PlannedRows(examples, representation.evaluation_planner())
+    representation.check_attention(rows)
+    device = PartialState().device
+    model.to(device)
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=representation.collator)
+    means: list[float] = []
+    for batch in tqdm(loader, desc="reading answers", leave=False, delay=2):
+        moved = to_device(batch, device)
+        sums = row_sums(representation.forward(moved), row_count(moved)).double()
+        means += (sums[:, 0] / sums[:, 1]).tolist()
+    for example, mean in zip(examples, means, strict=True):
+        scores[example.index] = mean
+    return Scored(scores, sum(len(example.input_ids) for example in examples))
+
+
+def readable(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """Those that can be read, each with its place among the records as its index."""
+    conversations = {place: found for place, record in enumerate(records) if (found := _conversation(record))}
+    encoded = encode_rows(tokenizer, list(conversations.values()))
+    by_place = zip(conversations, encoded, strict=True)
+    return [replace(each, index=place) for place, each in by_place if not isinstance(each, Rejected)]
+
+
+def _conversation(record: Mapping[str, Any]) -> Conversation | None:
+    try:
+        return to_conversation(record)
+    except Rejected:
+        return None
