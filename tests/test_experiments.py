@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -721,6 +722,16 @@ def test_the_floor_and_the_ceiling_are_said():
     assert results.extremes(with_accuracies(0.0, 0.5)) == results.extremes({}) == []
 
 
+def test_reading_the_data_is_part_of_the_budget(tmp_path):
+    data = {part: {"input_file": "chains", "templates": part, "max_examples": 5} for part in ("train", "test")}
+    args = ab.AbArguments("chains", "chains", "chains", str(tmp_path), budget="3s")
+    with pytest.raises(UserError, match="--budget 3s: imports and reading the data took more than a third of it"):
+        ab._prepare_until(time.monotonic(), SimpleNamespace(data=data), args)
+    assert not list((tmp_path / "data").glob("*.jsonl"))
+    ab._prepare_until(time.monotonic() + 600, SimpleNamespace(data=data), args)
+    assert len(list((tmp_path / "data").glob("*.jsonl"))) == 2
+
+
 def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ab, "MOST_SEEDS", 3)
     recipe = tmp_path / "tiny.yaml"
@@ -734,9 +745,8 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
         assert code("prepare", "--input_file", "chains", "--output_file", output, *of) == 0
         options += [f"--{name}_file", output]
     assert code("ab", *options, "--budget", "1s") == 2
-    assert re.search(
-        r"--budget 1s: (no arm was|0 of 4 arms were) timed.* in a third of it; imports", capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert re.search(r"--budget 1s: (imports and reading|(no arm was|0 of 4 arms were) timed.* in a third of it)", said)
     assert code("ab", *options, "--budget", "10m") == 0
     said = capsys.readouterr().out
     assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]

@@ -11,6 +11,7 @@ from test_cli import code
 from step_jepa import standalone
 from step_jepa.data.columns import CONTEXT, EITHER, OPTIONS, QUESTION, SOLUTION, SYSTEM, THINKING, TRUTH, VERDICTS
 from step_jepa.data.dataset import to_example
+from step_jepa.data.formats import SEVERAL
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.read_arguments import SYSTEM_PROMPT, ReadArguments
 from step_jepa.data.reading import to_reading, to_record
@@ -190,7 +191,7 @@ WRONG = {
         {"question": {"problem": Q}, "label": {"steps": LABELLED, "finish_reason": "give_up"}},
         "^no whole solution: its labelling ended with give_up$",
     ),
-    "several solutions": ({"question": Q, "solution": [TEXT, TEXT]}, "^solution is .* not text: it is a list of 2$"),
+    "several results": ({"question": Q, "solution": ["43", "44"]}, "^solution is .* not text: it is a list of 2$"),
     "several truths as json": (
         {"prompt": Q, "reward_model": {"ground_truth": '["4", "5"]'}},
         "^reward_model.ground_truth is neither text",
@@ -306,6 +307,12 @@ def test_a_question_of_several_columns(fields, question):
     record = to_record(fields, ReadArguments(system_prompt=""))
     assert record["messages"] == turns(TEXT, question)
     assert record["answer"] == fields.get("correct", "43")
+
+
+def test_of_several_solutions_the_first_is_taken():
+    reading = to_reading({"question": Q, "solution": [TEXT, "Another way."]}, ReadArguments(system_prompt=""))
+    assert (reading["steps"], reading["answer"]) == (STEPS, "43")
+    assert reading.notes == [SEVERAL]
 
 
 BODY = "    out = []\n\n    for x in xs:\n        out.append(2 * x)\n    return out\n"

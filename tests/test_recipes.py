@@ -1,14 +1,19 @@
 """What comes with the package: recipes and experiments from any folder, and the packages of the demo."""
 
 import sys
+from typing import get_args
 
 import pytest
 from test_cli import ROOT, code
 
 from step_jepa import demo, demo_packages
+from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab
-from step_jepa.parsing import SHIPPED, from_file
+from step_jepa.parsing import SHIPPED, from_file, from_values
+from step_jepa.train import Preset, TrainArguments, _say_preset
+
+NAMED = {"output_dir": "out", "model_name": "m", "train_file": "f", "use_cpu": True, "report_to": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +47,81 @@ def test_recipes_are_listed_printed_and_copied(tmp_path, capsys):
     assert capsys.readouterr().out.split() == copies
     assert code("recipes", "recipes/lm_eval", "--copy_to", "mine") == 2
     assert f"{copies[0]} exists: move it away" in capsys.readouterr().err
+
+
+SEED = {
+    "model_name": "meta-llama/Llama-3.2-1B-Instruct",
+    "predictors": 2,
+    "lbd": 0.1,
+    "loss": "cosine",
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("seed_step_jepa", {"objective": ["step_jepa"], "pairs": "first", "lora": True}),
+        ("seed_llm_jepa", {"objective": ["llm_jepa"], "lora": False, "train_file": "openai/gsm8k:main[train]"}),
+    ],
+)
+def test_the_first_scripts_settings(name, more):
+    taken = trained_with(config=f"recipes/{name}.yaml")
+    assert {option: taken[option] for option in SEED | more} == SEED | more
+
+
+def trained_with(**values):
+    """The options that `train` takes from these."""
+    named = from_file(values["config"]) if "config" in values else {}
+    needed = {name: value for name, value in NAMED.items() if name not in named}
+    args, config = from_values("train", [TrainArguments, StepJEPAConfig], {**needed, **values})
+    return vars(config) | vars(args)
+
+
+@pytest.mark.parametrize("recipe", sorted((SHIPPED / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_train_takes_every_recipe(recipe):
+    trained_with(config=recipe)
+
+
+PRESETS = {
+    "laptop": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "lora": True, "max_length": 512},
+    "gpu24": {"per_device_train_batch_size": 4, "bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}},
+    "gpu80": {"per_device_train_batch_size": 8, "bf16": True, "lora": False, "max_length": 2048},
+}
+
+
+@pytest.mark.parametrize("name", get_args(Preset))
+def test_a_preset_lies_under_all_other_options(
+    name,
+    tmp_path,
+):
+    taken = trained_with(preset=name)
+    assert PRESETS[name] | {"activation_checkpointing": True} == {
+        each: taken[each] for each in [*PRESETS[name], "activation_checkpointing"]
+    }
+    assert taken["per_device_train_batch_size"] * taken["gradient_accumulation_steps"] == 16
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"preset: {name}\nmax_length: 77\nlora: no")
+    mixed = trained_with(config=recipe, gradient_accumulation_steps=3, max_tokens_per_batch=5)
+    named = ("max_length", "gradient_accumulation_steps", "per_device_train_batch_size", "lora")
+    assert [mixed[option] for option in named] == [77, 3, 8, False]  # by tokens the number of rows means nothing
+
+
+def test_what_a_preset_sets_is_said(caplog):
+    with caplog.at_level("INFO"):
+        _say_preset("laptop", trained_with(preset="laptop", lora=False, max_length=99))
+    (line,) = caplog.messages
+    assert line == (
+        "preset laptop: activation_checkpointing True, per_device_train_batch_size 2, gradient_accumulation_steps 8"
+    )
+
+
+def test_a_preset_that_there_is_not():
+    with pytest.raises(UserError, match="preset = gpu9: give 'laptop', 'gpu24' or 'gpu80'"):
+        trained_with(preset="gpu9")
 
 
 @pytest.mark.parametrize("name", ["recipes/nothing.yaml", "../parsing.py", ""])

@@ -60,12 +60,13 @@ def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tu
         command: its name, for messages.
         types: the dataclasses of its arguments.
         values: option -> value; `config` may name a YAML file, whose options the others override. None means None, and
-            is refused where an option cannot be None.
+            is refused where an option cannot be None. Under all of them lies what a dataclass says by a class method
+            `defaults_beside(values) -> values`.
 
     Raises:
         UserError: for options that are unknown, missing or refused.
     """
-    values = _with_config(types, _by_field_name(values))
+    values = _with_defaults(types, _with_config(types, _by_field_name(values)))
     options = {field.name: field for field, _ in options_of(types)}
     for name in values:
         if name not in options:
@@ -240,6 +241,14 @@ def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
     others = {name: value for name, value in values.items() if name != CONFIG}
     path = values.get(CONFIG)
     return others if path is None else overridden(types, from_file(path, types), others)
+
+
+def _with_defaults(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """With what a dataclass puts under them, by a class method `defaults_beside(values) -> values`."""
+    for kind in types:
+        if hasattr(kind, "defaults_beside"):
+            values = overridden(types, kind.defaults_beside(values), values)
+    return values
 
 
 def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:

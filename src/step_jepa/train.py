@@ -3,12 +3,12 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -30,6 +30,7 @@ from step_jepa.models.builtin import resolve
 from step_jepa.models.export import export, is_exported
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option
+from step_jepa.parsing import SHIPPED, from_file
 from step_jepa.run_files import (
     ROWS_FILE,
     examples_digest,
@@ -55,6 +56,7 @@ from step_jepa.training.run_metadata import save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
 from step_jepa.training.validation import asks_for_deepspeed, asks_for_fsdp, check_row_count, validate
 
+Preset = Literal["laptop", "gpu24", "gpu80"]
 DATA, MODEL, LORA, RUN = "Data", "Model", "LoRA", "Run"
 ADAPTER = Needs("--lora", lambda args: args.lora)
 ESTIMATE = Needs("--estimate", lambda args: args.estimate)
@@ -76,6 +78,12 @@ class TrainArguments:
     )
     eval_file: str | None = option(
         None, help="Held-out records: losses and cosines (standalone: eval_loss).", is_path=True, group=DATA
+    )
+    preset: Preset | None = option(
+        None,
+        help="Batch size, precision and the like for a laptop, or for one GPU of 24 or 80 GB, under all other options "
+        "(`step-jepa recipes recipes/presets` prints what each sets).",
+        group=RUN,
     )
     step_jepa: bool = option(False, help="Alias of --objective step_jepa.", group=RUN)
     lora: bool = option(False, help="Train a LoRA adapter (and the predictor tokens).", group=LORA)
@@ -100,6 +108,17 @@ class TrainArguments:
     def __post_init__(self) -> None:
         check_bounds(self)
         check_needs(self)
+
+    @classmethod
+    def defaults_beside(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the preset sets."""
+        name = values.get("preset")
+        return preset_settings(name) if name in get_args(Preset) else {}
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """The options that a preset sets, which all others go before."""
+    return from_file(SHIPPED / "recipes" / "presets" / f"{name}.yaml")
 
 
 def peft_config(args: TrainArguments) -> LoraConfig | None:
@@ -183,6 +202,8 @@ def _check_nothing_is_lost(folder: Path) -> None:
 def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     """Train, evaluate on the held-out file, export. Raises UserError."""
     _check_together(args, config)
+    if args.preset and config.should_log:
+        _say_preset(args.preset, vars(args) | vars(config))
     if args.estimate:
         _estimate(args, config)
         return
@@ -191,6 +212,12 @@ def run(args: TrainArguments, config: StepJEPAConfig) -> None:
     lock = locked(folder) if config.process_index == 0 else nullcontext()
     with lock, enough_room(folder), preemptible() as preemption:
         _run_in(folder, args, config, preemption)
+
+
+def _say_preset(name: str, options: Mapping[str, Any]) -> None:
+    """What it sets, of which other options have left something."""
+    kept = {each: value for each, value in preset_settings(name).items() if options[each] == value}
+    logger.info("preset %s: %s", name, ", ".join(f"{each} {value}" for each, value in kept.items()))
 
 
 def _estimate(args: TrainArguments, config: StepJEPAConfig) -> None:

@@ -22,6 +22,7 @@ from step_jepa.data.records import (
 from step_jepa.data.steps import final_answer, stated_answer
 from step_jepa.data.turns import REASONING, TURNS, answered, is_turns, required_messages, thinking_beside, tools_of
 
+SEVERAL = "have several solutions, of which the first is taken"
 ANNOTATIONS = "calculator annotations left out (--keep_annotations)"
 
 
@@ -60,8 +61,10 @@ def _solved(reader: Reader, context: list[Message], thinking: str | None, soluti
 
 
 def _text(reader: Reader, key: str) -> str:
-    """The solution; GSM8K's, under `answer`, has annotations."""
-    text = _chosen(reader, key) if key.lower() == "generations" else reader.columns.take_text(key, "solution")
+    """The solution, of several one; GSM8K's, under `answer`, has annotations."""
+    several = key.lower() == "generations" or _are_solutions(key, reader.columns.value(key))
+    text = _chosen(reader, key) if several else reader.columns.take_text(key, "solution")
+    reader.notes += [SEVERAL] if several and key.lower() != "generations" else []
     if key.lower() != "answer":
         return text
     bare = without_annotations(text, reader.args)
@@ -69,8 +72,14 @@ def _text(reader: Reader, key: str) -> str:
     return bare
 
 
+def _are_solutions(key: str, value: Any) -> bool:
+    """Whether these are several solutions; of several results one cannot know which is meant."""
+    return key.lower() == "solution" and isinstance(value, list) and len(value) > 1 and not any(map(is_result, value))
+
+
 def _chosen(reader: Reader, key: str) -> str:
-    """Of several generations the first that is known to be right; the first of all where nothing is known."""
+    """Of several solutions the first that is known to be right; the first of all where nothing is known. A record stays
+    one example: several of one problem would count it several times, and could fall into train and test."""
     texts = required_texts({key: reader.columns.take(key, "solution: one of them")}, key)
     judged = reader.columns.find(("correctness_math_verify", "correctness_llama", "correctness"))
     verdicts = reader.columns.take(judged, "verdict") if judged else [True] * len(texts)

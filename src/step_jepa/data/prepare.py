@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -44,8 +44,9 @@ class PrepareArguments(ReadArguments):
     explain: bool = option(False, help="Print what became of each column of the first record.")
 
 
-def run(args: PrepareArguments) -> None:
-    """Prepare `input_file` into `output_file`, and print what was kept, what was changed and what was not used.
+def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> None:
+    """Prepare `input_file` into `output_file`, and print what was kept, what was changed and what was not used; at each
+    record something else is called, which may end it by an exception.
 
     Records that cannot be used go to `output_file` with the suffix `.rejected.jsonl` in place of its own (out.jsonl:
     out.rejected.jsonl), as {"line", "reason", "record"}; there is no such file if there are none. Files appear whole or
@@ -56,7 +57,7 @@ def run(args: PrepareArguments) -> None:
     """
     output, rejects = _paths(args)
     sorting = _Sorting()
-    usable = sorting.usable_records(args)
+    usable = sorting.usable_records(args, at_each)
     first = next(usable, None)
     if first is not None:
         write_whole(output, map(_line, chain([first], usable)))
@@ -70,7 +71,7 @@ def run(args: PrepareArguments) -> None:
             f"{args.input_file}: none of {len(sorting.rejected)} records can be used; line {reject['line']}: "
             f"{reject['reason']}; {rejects} says why of each"
         )
-    Console().print(sorting.summary())
+    Console().print(sorting.summary(rejects))
 
 
 @dataclass
@@ -86,10 +87,11 @@ class _Sorting:
     step_counts: list[int] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
-    def usable_records(self, args: PrepareArguments) -> Iterator[Reading]:
+    def usable_records(self, args: PrepareArguments, at_each: Callable[[], None]) -> Iterator[Reading]:
         """As many as are wanted; what becomes of each record is noted on the way."""
         limit = record_limit(args.input_file, args)
         for line, raw in tqdm(raw_records(args.input_file, args), desc="preparing", unit=" records", delay=0.5):
+            at_each()
             reading = self._sorted(line, raw, args)
             if reading is None:
                 continue
@@ -112,7 +114,7 @@ class _Sorting:
         self.counts.update([NO_TRUTH] if reading["answer"] is None else [])
         return reading
 
-    def summary(self) -> Table:
+    def summary(self, rejects: Path) -> Table:
         """Records as they were read, written, rejected, changed; columns that nothing was taken from; steps."""
         counts = self.step_counts
         table = Table(show_header=False)
@@ -121,6 +123,8 @@ class _Sorting:
         reasons = Counter(reject["reason"].partition(":")[0] for reject in self.rejected)
         for reason, count in reasons.most_common():
             table.add_row(Text(f"rejected: {reason}"), str(count))
+        if self.rejected:
+            table.add_row("why of each", Text(str(rejects)))
         for note, count in noted(self.counts).items():
             table.add_row(Text(note), str(count))
         table.add_row("steps per example (min / median / max)", f"{min(counts)} / {median(counts):g} / {max(counts)}")

@@ -133,7 +133,7 @@ def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
     arguments = ExperimentArguments(output_dir=args.output_dir, **options)
     folder = Path(args.output_dir)
     plan = planned(arguments, folder)
-    prepare_data(arguments.data, folder / "data")
+    _prepare_until(probing.end, arguments, args)
     preparing = time.monotonic() - budget.start
     console.print(
         f"timing a few steps and answers of each arm, until {ceil(probing.seconds)} s of {args.budget} are gone"
@@ -150,6 +150,18 @@ def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
     options["evaluate"] |= {"limit": extent.answers}
     note = _what_fits(args.budget, extent, costs[SFT])
     return {**options, "seeds": list(range(extent.seeds)), "note": note}
+
+
+def _prepare_until(end: float, arguments: ExperimentArguments, args: AbArguments) -> None:
+    """The data. Raises UserError where it is not read by then."""
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise UserError(
+                f"--budget {args.budget}: imports and reading the data took more than a third of it: raise it"
+            )
+
+    prepare_data(arguments.data, Path(args.output_dir) / "data", check_time)
 
 
 def _what_fits(budget: str, extent: Extent, cost: Cost) -> str:

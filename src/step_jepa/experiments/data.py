@@ -1,7 +1,7 @@
 """The two files that all runs read: made once, and the same as when they were asked for first."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ RESULT_FILES = (RESULTS_TEXT, RESULTS_CSV, RESULTS_PICTURE, RESULTS_FILE)
 OUTPUT_OPTIONS = {"output_file", "overwrite"}  # of `prepare`, which follow from the experiment
 
 
-def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
+def prepare_data(data: Mapping[str, Any], folder: Path, at_each: Callable[[], None] = lambda: None) -> None:
     """Make train.jsonl and test.jsonl, unless they are there.
 
     Args:
         data: options of `prepare` for "train" and for "test".
         folder: where they go; the experiment's results lie beside it.
+        at_each: called at each record, which it may end by an exception.
 
     Raises:
         UserError: where they were made by other options or from a file that has changed, where no experiment made
@@ -36,7 +37,7 @@ def prepare_data(data: Mapping[str, Any], folder: Path) -> None:
         return
     _claim(folder)
     for options in arguments.values():
-        prepare.run(options)
+        prepare.run(options, at_each)
     _check_overlap(folder)
     write_json(folder / IDENTITY_FILE, identity)
 
