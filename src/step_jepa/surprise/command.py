@@ -17,6 +17,8 @@ from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.run_files import (
     SUMMARY_FILE,
     SURPRISE_FILE,
+    SURPRISE_PARTIAL,
+    SURPRISE_PICTURE,
     json_lines,
     last_modified,
     locked,
@@ -33,8 +35,6 @@ from step_jepa.surprise.summary import summarise
 from step_jepa.surprise.table import picture, summary_tables
 from step_jepa.training.config import take_reading_of_run
 
-PICTURE_FILE, MEASURED_FILE = "surprise.png", "surprise.partial.json"
-
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -47,7 +47,7 @@ class SurpriseArguments(ReadingOptions):
         help="Answers: the data's own, which may have wrong steps that are labelled, or a folder of `evaluate`.",
         is_path=True,
     )
-    output_dir: str = option(help=f"Where {SURPRISE_FILE}, {SUMMARY_FILE} and {PICTURE_FILE} go.")
+    output_dir: str = option(help=f"Where {SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} go.")
     base_model: str | None = option(
         None, help="The model before training, whose scores need no predictor and stand beside.", is_path=True
     )
@@ -84,9 +84,9 @@ def _run_alone(args: SurpriseArguments) -> None:
     steps = _measured(args, folder, settings, answers)
     summary = {**summarise(steps, answers, args.seed), "settings": settings}
     write_whole(folder / SURPRISE_FILE, json_lines(_rows(steps, answers)))
-    plots.save(picture(summary), str(folder / PICTURE_FILE))
+    plots.save(picture(summary), str(folder / SURPRISE_PICTURE))
     write_json(folder / SUMMARY_FILE, summary)
-    (folder / MEASURED_FILE).unlink()
+    (folder / SURPRISE_PARTIAL).unlink()
     _print(folder, summary)
 
 
@@ -104,11 +104,11 @@ def _settings(args: SurpriseArguments, answers: GivenAnswers) -> dict[str, Any]:
 def _finished(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """The summary that an earlier call left. Raises UserError for one of other settings, and for one of `evaluate`."""
     path = folder / SUMMARY_FILE
+    if path.exists() and not (folder / SURPRISE_FILE).exists():
+        raise UserError(f"{folder} holds results of another command: give another --output_dir")
     if overwrite or not path.exists():
         return None
     summary = read_json(path, settings=dict)
-    if not (folder / SURPRISE_FILE).exists():
-        raise UserError(f"{folder} holds results of another command: give another --output_dir")
     _check_settings(path, summary["settings"], settings)
     return summary
 
@@ -121,7 +121,7 @@ def _check_settings(path: Path, there: Mapping[str, Any], settings: Mapping[str,
 
 def _measured(args: SurpriseArguments, folder: Path, settings: dict[str, Any], answers: GivenAnswers) -> StepScores:
     """By the model, and by the base; what an interrupted call measured is kept."""
-    path = folder / MEASURED_FILE
+    path = folder / SURPRISE_PARTIAL
     kept: dict[str, Any] = {"settings": settings, "models": {}}
     if path.exists() and not args.overwrite:
         kept = read_json(path, settings=dict, models=dict)
@@ -129,7 +129,8 @@ def _measured(args: SurpriseArguments, folder: Path, settings: dict[str, Any], a
     models = {"": args.model_name, BASE: args.base_model}
     for prefix, name in models.items():
         if name is not None and prefix not in kept["models"]:
-            representation = load(name, seed=args.seed, model_init_kwargs={"dtype": args.dtype})
+            loading: dict[str, Any] = {"seed": args.seed, "model_init_kwargs": {"dtype": args.dtype}}
+            representation = load(name, views_like=args.model_name if prefix else None, **loading)
             kept["models"][prefix] = _to_json(measure(representation, answers.records, batch_size=args.batch_size))
             write_json(path, kept, indent=None)
     return _joined(kept["models"], len(answers.records))
@@ -145,6 +146,8 @@ def _joined(models: Mapping[str, Any], answers: int) -> StepScores:
     own = models[""]
     scores: dict[str, Any] = {}
     for prefix, measured in models.items():
+        if measured["answer"] != own["answer"] or measured["step"] != own["step"]:
+            raise UserError("the base model's tokenizer cannot read the same answers: leave out --base_model")
         for name, values in measured["scores"].items():
             if not prefix or not (name in (LENGTH, INDEX) or name.startswith(SHUFFLED)):
                 scores[prefix + name] = np.array(values, dtype=float)
@@ -176,4 +179,4 @@ def _rounded(value: float) -> float | None:
 def _print(folder: Path, summary: Mapping[str, Any]) -> None:
     for table in summary_tables(summary):
         console.print(table)
-    console.print(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {PICTURE_FILE} lie in {folder}")
+    console.print(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {folder}")
