@@ -43,8 +43,17 @@ CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
 # What may lie beside a model and is not of it
-RESULTS = (PREDICTIONS_FILE, PARTIAL_FILE, SUMMARY_FILE, VIEWS_FILE, PAIRING_FILE, CARD_FILE, LOCK_FILE)
-RESULTS += (SURPRISE_FILE, SURPRISE_PICTURE, SURPRISE_PARTIAL)
+_OF_SURPRISE = (SURPRISE_FILE, SURPRISE_PICTURE, SURPRISE_PARTIAL)
+RESULTS = (
+    PREDICTIONS_FILE,
+    PARTIAL_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+    PAIRING_FILE,
+    *_OF_SURPRISE,
+    CARD_FILE,
+    LOCK_FILE,
+)
 
 _HOST = socket.gethostname().partition(".")[0]
 
