@@ -1,5 +1,6 @@
 """Latent surprise of steps: what is measured, and what it tells of right and wrong answers."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,20 @@ from test_pairing import QUIET
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlannedRows
+from step_jepa.cli import main
 from step_jepa.data.chains import first_error, problems, solved
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.first_errors import NO_ERROR, read_with_first_error
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
 from step_jepa.data.reading import to_reading
-from step_jepa.run_files import run_options
+from step_jepa.errors import UserError
+from step_jepa.run_files import json_lines, records_digest, run_options
 from step_jepa.statistics import auc_shares, resampled_auc, resampled_sums, with_interval
 from step_jepa.surprise.answers import Judged, beyond_free, right_against_wrong
-from step_jepa.surprise.localisation import NO_ERROR, chance, labelled, localisation
+from step_jepa.surprise.given import given_answers
+from step_jepa.surprise.localisation import chance, labelled, localisation
 from step_jepa.surprise.measure import load, measure
-from step_jepa.surprise.measures import Measures
+from step_jepa.surprise.measures import Measures, measures
 from step_jepa.surprise.planted import foreign_step, wrong_value
 from step_jepa.surprise.regression import out_of_fold
 from step_jepa.surprise.scores import StepScores, of_answers
@@ -262,8 +268,162 @@ def test_planted_errors():
 
 
 def test_scores_by_problem_have_the_mean_of_all_cases():
-    measures = Measures(4)
-    measures.put("x", np.array([1.0, 0.0, 1.0]), {"y": np.array([0.0, 0.0, 3.0])}, np.array([0, 2, 2]))
-    assert np.mean(measures.scores["x"]) == pytest.approx(2 / 3)
-    assert measures.scores["x"][1] == pytest.approx(2 / 3)  # it has no case
-    assert np.mean(measures.free["x"]["y"]) == pytest.approx(1)
+    found = Measures(4)
+    found.put("x", np.array([1.0, 0.0, 1.0]), {"y": np.array([0.0, 0.0, 3.0])}, np.array([0, 2, 2]))
+    assert np.mean(found.scores["x"]) == pytest.approx(2 / 3)
+    assert found.scores["x"][1] == pytest.approx(2 / 3)  # it has no case
+    assert np.mean(found.free["x"]["y"]) == pytest.approx(1)
+
+
+# The command
+
+
+def surprise(capsys, *options):
+    """Exit code, and what was printed."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["surprise", *map(str, options)])
+    printed = capsys.readouterr()
+    return stopped.value.code, printed.out + printed.err
+
+
+@pytest.fixture(scope="module")
+def labelled_file(tmp_path_factory):
+    """Answers of three steps and a result, every third with its first error at step 1 or 2."""
+    path = tmp_path_factory.mktemp("data") / "labelled.jsonl"
+    rows = []
+    for a in range(1, 37):
+        steps = [f"So {a} + {b} = {a + b}" for b in range(3)]
+        error = {1: -1, 2: 1, 0: 2}[a % 3]
+        rows.append({"problem": f"Is it {a}?", "steps": [*steps, f"#### {a}"], "label": error})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_measures_resumes_and_refuses(model_folder, labelled_file, tmp_path, capsys, monkeypatch):
+    options = ["--model_name", model_folder, "--test_file", labelled_file, "--output_dir", tmp_path / "out"]
+    both = [*options, "--base_model", model_folder]
+    asked = []
+
+    def breaking(*args, **more):
+        asked.append(args)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return measure(*args, **more)
+
+    monkeypatch.setattr("step_jepa.surprise.command.measure", breaking)
+    assert surprise(capsys, *both)[0] == 130
+    assert surprise(capsys, *both)[0] == 0
+    assert len(asked) == 3  # the model's own scores were kept
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "out/surprise.jsonl").read_text().splitlines()]
+    assert (summary["answers"], summary["steps"], summary["predicted"], summary["errors"]) == (36, 144, 72, 24)
+    assert [row["first_error"] for row in rows[:3]] == [-1, 1, 2]
+    assert [row["correct"] for row in rows[:3]] == [True, False, False]
+    assert rows[1]["steps"][1]["text"] == "So 2 + 1 = 3"
+    assert rows[1]["steps"][1]["surprise"] == rows[1]["steps"][1]["base_surprise"]  # the model is its own base
+    assert rows[1]["steps"][0]["surprise"] is None
+    assert {"surprise", "nll_max", "base_nll", "-surprise"} <= summary["located"].keys()
+    assert summary["chance"] == 0.5
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"surprise.jsonl", "summary.json", "surprise.png"}
+    code, printed = surprise(capsys, *both)
+    assert (code, "it was finished before" in printed) == (0, True)
+    code, printed = surprise(capsys, *options)
+    assert (code, "another base_model" in printed) == (2, True)
+
+
+def test_answers_that_evaluate_wrote(model_folder, tmp_path, capsys):
+    """Two samples each of two chains, by hand."""
+    rows = problems(1)
+    prepared = [dict(to_reading(next(rows), ReadArguments())) for _ in range(2)]
+    (tmp_path / "test.jsonl").write_text(json_lines(prepared))
+    solution = prepared[0]["messages"][-1]["content"]
+    samples = [{"prediction": solution, "correct": True}, {"prediction": "b = 1", "correct": False}]
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    predictions = [{"index": 0, **samples[0], "samples": samples}, {"index": 1, "prediction": "", "correct": None}]
+    (folder / "predictions.jsonl").write_text(json_lines(predictions))
+    settings = {"model_name": "m", "test_file": str(tmp_path / "test.jsonl"), "limit": None}
+    settings["records"] = records_digest(prepared)
+    summary = {"n": 1, "accuracy": 0.5, "ci95": [0, 1], "settings": settings}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    answers = given_answers(str(folder), ReadingOptions(), None)
+    assert (answers.problem.tolist(), answers.sample.tolist()) == ([0, 0, 1], [0, 1, 0])
+    assert answers.wrong.tolist() == pytest.approx([0, 1, np.nan], nan_ok=True)
+    assert answers.first_error.tolist() == pytest.approx([-1, 0, np.nan], nan_ok=True)
+    assert answers.records[0]["messages"] == prepared[0]["messages"]
+    (tmp_path / "test.jsonl").write_text(json_lines(prepared[::-1]))
+    with pytest.raises(UserError, match="has changed since"):
+        given_answers(str(folder), ReadingOptions(), None)
+
+
+TAG = "\u043a\u0438"
+PRM_STEP = {"completions": [{"text": "It is 4.", "rating": 1}], "chosen_completion": 0}
+PRM_WRONG = {"completions": [{"text": "So 5.", "rating": -1}], "chosen_completion": None}
+
+
+@pytest.mark.parametrize(
+    ("raw", "steps", "error"),
+    [
+        ({"problem": "Q?", "steps": ["a", "b"], "label": 1}, ["a", "b"], 1),
+        ({"problem": "Q?", "steps": ["a", "b"], "label": -1}, ["a", "b"], -1),
+        ({"problem": "Q?", "steps": ["a", "b"]}, ["a", "b"], None),
+        ({"prompt": "Q?", "completions": ["a", "b"], "labels": [True, False]}, ["a", "b"], 1),
+        ({"prompt": "Q?", "completions": ["a", "b"], "labels": ["+", "+"]}, ["a", "b"], -1),
+        (
+            {"input": f"Q? Step 1: a {TAG}\nStep 2: b {TAG}", "label": "Q? Step 1: a +\nStep 2: b -"},
+            ["Step 1: a", "Step 2: b"],
+            1,
+        ),
+        (
+            {
+                "question": {"problem": "Q?", "ground_truth_answer": "4"},
+                "label": {"steps": [PRM_STEP, PRM_WRONG], "finish_reason": "found_error"},
+            },
+            ["It is 4.", "So 5."],
+            1,
+        ),
+        ({"question": "Q?", "answer": "It is 4.\n#### 4"}, ["It is 4.", "#### 4"], None),
+    ],
+)
+def test_first_errors_of_labelled_formats(raw, steps, error):
+    record, found = read_with_first_error(raw, ReadArguments())
+    assert (record["steps"], found) == (steps, error)
+
+
+def test_a_label_that_is_no_step_is_refused():
+    with pytest.raises(Rejected, match="count from 0"):
+        read_with_first_error({"problem": "Q?", "steps": ["a"], "label": "second"}, ReadArguments())
+
+
+# A model that knows its chains
+
+
+@pytest.mark.slow  # half a minute
+def test_a_planted_step_is_found_in_chains_that_the_model_knows(tmp_path):
+    """(a) a step of another problem; (b) one wrong value: its areas are figures to look at, and no acceptance; steps of
+    which none was planted are told from others by chance alone."""
+    records = chains(60)
+    overrides = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    overrides |= {"num_attention_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.08}
+    options = {"pairs": "all", "loss": "infonce", "max_steps": 250, "per_device_train_batch_size": 16}
+    config = StepJEPAConfig(
+        output_dir=str(tmp_path),
+        learning_rate=3e-3,
+        pretrain=True,
+        config_overrides=json.dumps(overrides),
+        **QUIET,
+        **options,
+    )
+    trainer = StepJEPARepresentationTrainer("builtin:chains", config, records)
+    trainer.train()
+    trainer.save_model()
+    representation = load(str(tmp_path))
+    found = measures(representation, records, [each["messages"][-1]["content"] for each in records], [True] * 60)
+    assert np.mean(found.scores["foreign_steps"]) > 0.9
+    for name in ("value_steps", "value_steps_beyond"):
+        print(name, np.mean(found.scores[name]), {free: np.mean(values) for free, values in found.free[name].items()})
+    steps = measure(representation, records)
+    scores = steps.scores["surprise"]
+    marked, known = np.random.default_rng(0).random(len(scores)) < 0.3, np.isfinite(scores)
+    _, low, high = with_interval(resampled_auc(scores[known], marked[known], steps.answer[known], 0))
+    assert low <= 0.5 <= high

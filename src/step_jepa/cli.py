@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),
     "pairing": ("pairing.command", ["PairingArguments"], "does the predicted view know the next step"),
+    "surprise": ("surprise.command", ["SurpriseArguments"], "how far each step is from the expected; what that tells"),
     "experiment": ("experiments.experiment", ["ExperimentArguments"], "arms x seeds, and what their differences say"),
     "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),

@@ -34,6 +34,8 @@ SUMMARY_FILE = "summary.json"
 VIEWS_FILE = "views.safetensors"
 # In the folder of `pairing`
 PAIRING_FILE = "pairing.json"
+SURPRISE_FILE, SURPRISE_PICTURE = "surprise.jsonl", "surprise.png"
+SURPRISE_PARTIAL = "surprise.partial.json"  # what an interrupted call has measured
 # In the folder of `experiment` and `ab`
 RESULTS_FILE = "results.json"
 EXPERIMENT_FILE = "experiment.yaml"
@@ -41,7 +43,17 @@ CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
 # What may lie beside a model and is not of it
-RESULTS = (PREDICTIONS_FILE, PARTIAL_FILE, SUMMARY_FILE, VIEWS_FILE, PAIRING_FILE, CARD_FILE, LOCK_FILE)
+_OF_SURPRISE = (SURPRISE_FILE, SURPRISE_PICTURE, SURPRISE_PARTIAL)
+RESULTS = (
+    PREDICTIONS_FILE,
+    PARTIAL_FILE,
+    SUMMARY_FILE,
+    VIEWS_FILE,
+    PAIRING_FILE,
+    *_OF_SURPRISE,
+    CARD_FILE,
+    LOCK_FILE,
+)
 
 _HOST = socket.gethostname().partition(".")[0]
 

@@ -36,10 +36,14 @@ def _refuse_wrong_steps(labels: Any, steps: int) -> None:
     if len(labels) != steps:
         raise Rejected(f"labels and steps differ in number: {len(labels)} and {steps}")
     for number, label in enumerate(labels, 1):
-        right = label.lower() in ("+", "good") if isinstance(label, str) else label == 1
-        if not right:
+        if not is_right(label):
             which = f"step {number} has {label!r}; right are 1, true, + and good"
             raise Rejected(f"labels mark a step as wrong, or not as we know it: {which}")
+
+
+def is_right(label: Any) -> bool:
+    """Whether a step's label says that the step is right."""
+    return label.lower() in ("+", "good") if isinstance(label, str) else bool(label == 1)
 
 
 def read_processbench(raw: RawRecord, args: ReadArguments) -> Reading:
@@ -85,19 +89,25 @@ def _chosen_completion(step: Any, number: int) -> str:
 
 def read_math_shepherd(raw: RawRecord, args: ReadArguments) -> Reading:
     """`input` is the question and the steps; in `label` their tags are + and -."""
-    text, label = required_text(raw, "input"), required_text(raw, "label")
+    question, steps, tags = tagged_steps(required_text(raw, "input"), required_text(raw, "label"))
+    _refuse_wrong_steps(tags, len(steps))
+    reader = Reader({**raw, "question": question}, args)
+    reader.columns.used |= {"input": "question and steps", "label": "verdict"}
+    context, truth = reader.question(), truth_of(reader.columns)
+    answer = Answer("\n".join(steps), steps)
+    return reader.reading(make_record(context, answer, truth or stated_answer(answer.content)))
+
+
+def tagged_steps(text: str, label: str) -> tuple[str, list[str], list[str]]:
+    """The question, the steps and their tags in the label. Raises Rejected."""
     begin = re.search(r"\bStep 1\s*:", text)
     if begin is None or STEP_TAG not in text:
         raise Rejected(f"input holds no steps, each from 'Step 1:' on and with the tag {STEP_TAG} behind it")
     *steps, rest = [step.strip() for step in text[begin.start() :].split(STEP_TAG)]
     if rest:
         raise Rejected(f"input: text follows the last tag {STEP_TAG}")
-    _refuse_wrong_steps(_tags_of(label, text[: begin.start()], steps), len(steps))
-    reader = Reader({**raw, "question": text[: begin.start()]}, args)
-    reader.columns.used |= {"input": "question and steps", "label": "verdict"}
-    context, truth = reader.question(), truth_of(reader.columns)
-    answer = Answer("\n".join(steps), steps)
-    return reader.reading(make_record(context, answer, truth or stated_answer(answer.content)))
+    question = text[: begin.start()]
+    return question, steps, _tags_of(label, question, steps)
 
 
 def _tags_of(label: str, question: str, steps: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from step_jepa.run_files import (
     ROWS_FILE,
     RUN_FILE,
     SUMMARY_FILE,
+    SURPRISE_FILE,
     VIEWS_FILE,
     read_json,
     read_summary,
@@ -141,7 +142,7 @@ def read_folders(paths: Sequence[str]) -> ReportData:
     for folder in folders:
         if folder in names:
             data.runs.append(_read_run(folder, names[folder]))
-        if (folder / SUMMARY_FILE).exists():
+        if _is_evaluation(folder):
             data.evaluations.append(_read_evaluation(folder))
         if (folder / PAIRING_FILE).exists():
             data.pairings[str(folder)] = read_json(folder / PAIRING_FILE, settings=dict, models=dict)
@@ -178,7 +179,15 @@ def _folders_with_results(path: Path) -> Iterator[Path]:
 
 
 def _holds_results(folder: Path) -> bool:
-    return _is_run(folder) or any((folder / name).exists() for name in (SUMMARY_FILE, PAIRING_FILE, RESULTS_FILE))
+    return (
+        _is_run(folder)
+        or _is_evaluation(folder)
+        or any((folder / name).exists() for name in (PAIRING_FILE, RESULTS_FILE))
+    )
+
+
+def _is_evaluation(folder: Path) -> bool:
+    return (folder / SUMMARY_FILE).exists() and not (folder / SURPRISE_FILE).exists()  # which has a summary of its own
 
 
 def _is_run(folder: Path) -> bool:

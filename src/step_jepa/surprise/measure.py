@@ -47,16 +47,19 @@ OBJECTIVE = "step_jepa"
 Place = tuple[int, int]  # of a step: answer, and number among its steps
 
 
-def surprise_options(model_name: str) -> StepJEPAOptions:
-    """How the steps of a model are read: each predicted from all that precedes it, views as its run reads them. Without
-    trained predictor tokens, K = 0: the state of the last token predicts. Raises UserError."""
+def surprise_options(model_name: str, views_like: str | None = None) -> StepJEPAOptions:
+    """How the steps of a model are read: each predicted from all that precedes it, views as its run reads them, or
+    another model's. Without trained predictor tokens, K = 0: the state of the last token predicts. Raises UserError."""
     folder = resolve(model_name)
+    views = view_options(folder)
+    if views_like is not None:  # but for the head, which is each model's own
+        views = view_options(resolve(views_like)) | {"predictor_head": views.get("predictor_head", "identity")}
     return StepJEPAOptions(
         pairs="all",
         max_length=None,
         loss=_centred_loss(run_options(folder)) or "cosine",
         predictors=saved_predictors(model_name) or 0,
-        **view_options(folder),
+        **views,
     )
 
 
@@ -66,18 +69,19 @@ def _centred_loss(saved: Mapping[str, Any]) -> str | None:
     return loss.name if loss and loss.centred and OBJECTIVE in saved.get("objective", ()) else None
 
 
-def load(model_name: str, *, seed: int = 42, **loading: Any) -> Representation:
+def load(model_name: str, *, views_like: str | None = None, seed: int = 42, **loading: Any) -> Representation:
     """A model that `measure` takes.
 
     Args:
         model_name: hub id or folder, best of a run with the objective step_jepa.
+        views_like: a model, to read views as its run does.
         seed: of what is not trained, if anything.
         **loading: more arguments of `setup_model_and_tokenizer`.
 
     Raises:
         UserError: where the model cannot be had.
     """
-    return Representation.load(model_name, surprise_options(model_name), seed=seed, **loading)
+    return Representation.load(model_name, surprise_options(model_name, views_like), seed=seed, **loading)
 
 
 @torch.no_grad()
@@ -93,9 +97,9 @@ def measure(
         batch_size: answers that are read at once; scores do not depend on it.
 
     Raises:
-        UserError: where the model cannot take the rows' branches, and for views that are not finite.
+        UserError: where the model cannot take the rows' branches.
     """
-    examples = _examples(representation, records)
+    examples = readable(representation, records)
     columns = _Columns(examples)
     if examples:
         views, trajectories = _read(representation, examples, batch_size, columns)
@@ -104,7 +108,7 @@ def measure(
     return columns.scores(answers=len(records))
 
 
-def _examples(representation: Representation, records: Sequence[Mapping[str, Any]]) -> list[Example]:
+def readable(representation: Representation, records: Sequence[Mapping[str, Any]]) -> list[Example]:
     """Those that can be read, each with its place among the records as its index."""
     places, conversations = [], []
     for place, record in enumerate(records):

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from step_jepa.data.chains import first_error
+from step_jepa.data.first_errors import NO_ERROR
+from step_jepa.data.records import with_answer
 from step_jepa.data.steps import split
 from step_jepa.statistics import auc_shares
 from step_jepa.surprise.answers import Judged
-from step_jepa.surprise.localisation import NO_ERROR, Labelled, cases_of, highest, labelled, located_by_regression
+from step_jepa.surprise.localisation import Labelled, cases_of, highest, labelled, located_by_regression
 from step_jepa.surprise.measure import measure
-from step_jepa.surprise.planted import foreign_step, with_answer, wrong_value
+from step_jepa.surprise.planted import foreign_step, wrong_value
 from step_jepa.surprise.regression import can_be_fitted, out_of_fold
 from step_jepa.surprise.scores import FREE, SHUFFLED, SURPRISE, Array, of_answers
 from step_jepa.training.representation import Representation
@@ -98,7 +100,7 @@ def _of_own_answers(
     answered, errors = [], []
     for record, prediction in zip(records, predictions, strict=True):
         steps = split(prediction) if prediction.strip() else []
-        answered.append(with_answer(record, prediction, steps))
+        answered.append({**with_answer(record, prediction), "steps": steps})
         errors.append(first_error(record["question"], steps))
     scores, problem = measure(representation, answered, batch_size=batch_size), np.arange(len(records))
     _put_located(results, OWN, labelled(scores, SCORES, np.array(errors, dtype=float), problem))

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from step_jepa.data.chains import LARGEST, solved
+from step_jepa.data.records import with_answer
 
 TRIES = 50
 
@@ -48,12 +49,4 @@ def _result(step: str) -> int:
 
 
 def _with_steps(record: Mapping[str, Any], steps: list[str]) -> dict[str, Any]:
-    return with_answer(record, "\n\n".join(steps), steps)
-
-
-def with_answer(record: Mapping[str, Any], text: str, steps: list[str]) -> dict[str, Any]:
-    """The conversation of a record with another answer to its last question."""
-    turns = record["messages"]
-    context = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    kept = {"tools": record["tools"]} if record.get("tools") else {}
-    return {**kept, "messages": [*context, {"role": "assistant", "content": text}], "steps": steps}
+    return {**with_answer(record, "\n\n".join(steps)), "steps": steps}
