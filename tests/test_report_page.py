@@ -366,6 +366,14 @@ def test_the_page_of_an_experiment_shows_its_verdict_and_its_runs(experiment):
     assert len(page.all("input")) == 2
 
 
+def test_runs_that_the_results_do_not_know_yet_come_last(experiment):
+    make_run(experiment / "cells" / "later" / "seed-0" / "model")
+    write(experiment / "cells" / "later" / "seed-0" / "cell.json", {"arm": "later", "seed": 0})
+    data = read(experiment)
+    assert data.groups == ["step_jepa", "sft", "later"]
+    assert "later" in Page(render(data)).words()
+
+
 # Views
 
 

@@ -249,8 +249,8 @@ def _read_views(path: Path) -> dict[str, np.ndarray]:
 def _read_experiment(folder: Path, results: dict[str, Any], data: ReportData) -> None:
     chances: dict[str, float] = {}
     cells = [(cell.parent, read_json(cell, arm=str, seed=int)) for cell in folder.glob(f"cells/*/*/{CELL_FILE}")]
-    arms = list(results["arms"])
-    for cell, about in sorted(cells, key=lambda cell: (arms.index(cell[1]["arm"]), cell[1]["seed"])):
+    place = {arm: number for number, arm in enumerate(results["arms"])}  # what was run since comes last
+    for cell, about in sorted(cells, key=lambda cell: (place.get(cell[1]["arm"], len(place)), cell[1]["seed"])):
         _read_cell(cell, about["arm"], about["seed"], data)
         chances = chances or _chances(cell / "pairing" / PAIRING_FILE)
     table = folder / RESULTS_CSV
