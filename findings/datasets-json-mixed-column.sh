@@ -30,7 +30,7 @@ for number, answers in enumerate(COLUMNS):
     rows = load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
     print(f"{json.dumps(answers)}: {rows['answer'][:]}")
 PY
-"$folder/venv/bin/python" "$folder/read.py" "$folder" 2>/dev/null | tee "$folder/seen"
+"$folder/venv/bin/python" "$folder/read.py" "$folder" | tee "$folder/seen"
 diff "$folder/seen" - <<'EXPECTED'
 ["x = 2", "72.0", "007", "null", "[1, 2]"]: ['x = 2', '72.0', '007', 'null', '[1, 2]']
 ["x = 2", "72.0", "007", "null", "[1, 2]", 5]: ['x = 2', 72.0, 7, None, [1, 2], 5]

@@ -27,7 +27,7 @@ print(f"cosines of 1000 vectors with themselves: {cosine.float().unique().tolist
 exact = F.cosine_similarity(vectors.float(), vectors.float(), dim=-1)
 print(f"in float32 all within 1e-6 of 1: {bool(((exact - 1).abs() < 1e-6).all())}")
 PY
-"$folder/venv/bin/python" "$folder/cosine.py" 2>/dev/null | tee "$folder/seen"
+"$folder/venv/bin/python" "$folder/cosine.py" | tee "$folder/seen"
 diff "$folder/seen" - <<'EXPECTED'
 dtype under autocast: cosine_similarity torch.bfloat16, mse_loss torch.float32, cross_entropy torch.float32
 cosines of 1000 vectors with themselves: [0.9921875, 0.99609375, 1.0, 1.0078125]

@@ -30,7 +30,7 @@ for attention in ("sdpa", "eager"):
             first = model(ids, attention_mask=mask).logits[:, 0]
         print(f"{attention}, {name} mask: {torch.allclose(first[0], first[1], atol=1e-4)}")
 PY
-"$folder/venv/bin/python" "$folder/causal.py" 2>/dev/null | tee "$folder/seen"
+"$folder/venv/bin/python" "$folder/causal.py" | tee "$folder/seen"
 diff "$folder/seen" - <<'EXPECTED'
 sdpa, boolean mask: True
 sdpa, float mask: True

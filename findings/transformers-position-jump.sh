@@ -39,7 +39,7 @@ for positions in ([0, 1, 2, 3], [0, 1, 7, 8]):
 ones = torch.ones(1, 4, dtype=torch.long)
 print(f"positions 0 1 7 8, cache off, a mask of ones: {changed([0, 1, 7, 8], False, ones)}")
 PY
-"$folder/venv/bin/python" "$folder/jump.py" 2>/dev/null | tee "$folder/seen"
+"$folder/venv/bin/python" "$folder/jump.py" | tee "$folder/seen"
 diff "$folder/seen" - <<'EXPECTED'
 positions 0 1 2 3, cache on: [True, True, True, True]
 positions 0 1 2 3, cache off: [True, True, True, True]
