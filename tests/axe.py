@@ -15,6 +15,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from selenium import webdriver
 
@@ -49,12 +50,15 @@ def headless() -> Iterator[webdriver.Chrome]:
             options.add_argument(f"--{switch}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+        browser.set_script_timeout(120)
         yield browser
         browser.quit()
 
 
 def look(browser: webdriver.Chrome, address: str, width: int, scheme: str) -> None:
-    """Open a page as a screen of that width and a reader of that preference see it."""
+    """Open a page as a screen of that width and a reader of that preference see it, who has not been there before."""
+    forget = {"origin": "{0.scheme}://{0.netloc}".format(urlsplit(address)), "storageTypes": "local_storage"}
+    browser.execute_cdp_cmd("Storage.clearDataForOrigin", forget)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
