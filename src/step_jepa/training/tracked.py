@@ -41,7 +41,7 @@ def _in_trackio(trainer: Trainer) -> Place:
 def _in_tensorboard(trainer: Trainer) -> Place:
     callbacks = trainer.callback_handler.callbacks
     (callback,) = [each for each in callbacks if isinstance(each, TensorBoardCallback)]
-    return {"folder": os.path.relpath(callback.logging_dir, str(trainer.args.output_dir))}
+    return {"folder": os.path.relpath(str(callback.logging_dir), str(trainer.args.output_dir))}
 
 
 LOOKS: dict[str, Callable[[Trainer], Place]] = {
