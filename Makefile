@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs lab pairing test test-slow check wheel same-numbers same-pace clean
+.PHONY: axe demo docs lab links pairing test test-slow check wheel same-numbers same-pace clean
 
 # The packages of the demo: see src/step_jepa/demo_packages.py.
 .venv/.installed: pyproject.toml constraints.txt
@@ -14,6 +14,15 @@ BIN := .venv/bin
 
 docs: .venv/.installed
 	$(BIN)/mkdocs build --strict --site-dir site
+
+# What axe-core finds in the built pages; needs npm, chromium and chromedriver
+axe: docs
+	cd site && npm pack --silent axe-core && tar -xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz
+	$(BIN)/python tests/axe.py site/package/axe.min.js site
+
+# External links of site, README and examples that do not answer
+links: .venv/.installed
+	$(BIN)/python tests/links.py
 
 demo: .venv/.installed
 	$(BIN)/step-jepa demo --output_dir demo --overwrite

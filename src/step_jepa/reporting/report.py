@@ -21,6 +21,7 @@ from step_jepa.reporting.retrieval import retrievals
 from step_jepa.reporting.runs import ReportData, Run, read_folders
 from step_jepa.reporting.scores import answers_side_by_side, figure_plots, figures_table, scored
 from step_jepa.reporting.settings import all_settings, main_settings
+from step_jepa.reporting.trackers import Tracker, check_tracked, publish
 from step_jepa.reporting.view_maps import views_section
 from step_jepa.run_files import write_whole
 
@@ -40,15 +41,23 @@ class ReportArguments:
     )
     output: str = option(help="The page, an .html file.")
     overwrite: bool = option(False, help="Replace the page that is there.")
+    report_to: list[Tracker] = option(
+        default_factory=list,
+        help="Trackers to add the closing figures and the page to, where they have these runs (train --report_to).",
+    )
 
 
 def run(args: ReportArguments) -> None:
     """Write the page and say where it lies. No model is loaded. Raises UserError."""
     output = Path(args.output)
     _check_output(output, overwrite=args.overwrite)
-    page = render(read_folders(args.runs))
+    data = read_folders(args.runs)
+    check_tracked(data.runs, args.report_to)
+    page = render(data)
     write_whole(output, page)
     console.print(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
+    for line in publish(data.runs, data.evaluations, output, args.report_to):
+        console.print(line)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

@@ -405,7 +405,10 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """What loggers are told."""
-        return _without_secrets(super().to_dict())  # type: ignore[no-untyped-call]
+        told = super().to_dict()  # type: ignore[no-untyped-call]
+        if "last_token" in told:
+            told["last_token"] = getattr(self, "last_token")  # noqa: B009 - an objective's; its name is like a secret's
+        return _without_secrets(told)
 
     def _check_training_arguments(self) -> None:
         for each in fields(self):

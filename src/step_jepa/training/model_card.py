@@ -93,7 +93,9 @@ def card(folder: Path, history: Sequence[Mapping[str, Any]], evaluations: Iterab
     """The card; see `write_card`."""
     run, options = read_json(folder / RUN_FILE, data=dict), run_options(folder)
     objectives, base = _objectives(options), None if options.get("pretrain") else base_model_id(run["model_name"] or "")
-    figures = _figures_of_training(history, run) + _figures_of_evaluations(evaluations)
+    summaries = [read_summary(evaluation / SUMMARY_FILE) for evaluation in evaluations]
+    figures = figures_of_training(history, run["eval_file"])
+    figures += chain.from_iterable(map(figures_of_evaluation, summaries))
     name, control = folder.resolve().name, options.get("control", "none")
     adapter = (folder / "adapter_config.json").exists()
     made: ModelCard = ModelCard.from_template(
@@ -221,27 +223,24 @@ def _without_folders(value: Any) -> str:
     return re.sub(r"[^\s'\"]*[/\\]", "", str(value))
 
 
-def _figures_of_training(history: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> list[Figure]:
+def figures_of_training(history: Sequence[Mapping[str, Any]], eval_file: str | None) -> list[Figure]:
     """The last ones that were taken while it trained."""
     last: Mapping[str, Any] = next((logs for logs in reversed(history) if "eval_lm_loss" in logs), {})
-    data = public(run["eval_file"])
+    data = public(eval_file)
     return [
         Figure(name, title, data, last[f"eval_{name}"]) for name, title in FIGURES.items() if f"eval_{name}" in last
     ]
 
 
-def _figures_of_evaluations(folders: Iterable[Path]) -> list[Figure]:
-    figures = []
-    for folder in folders:
-        summary = read_summary(folder / SUMMARY_FILE)
-        data = public(summary["settings"]["test_file"])
-        if summary["accuracy"] is not None:
-            low, high = summary["ci95"]
-            title = f"accuracy ({summary['correct']} of {summary['n']})"
-            figures.append(Figure("accuracy", title, data, summary["accuracy"], (low, high)))
-        known = {name: title for name, title in FIGURES.items() if summary.get(name) is not None}
-        figures += [Figure(name, title, data, summary[name]) for name, title in known.items()]
-    return figures
+def figures_of_evaluation(summary: Mapping[str, Any]) -> list[Figure]:
+    """Those of a summary that `evaluate` wrote."""
+    data, figures = public(summary["settings"]["test_file"]), []
+    if summary["accuracy"] is not None:
+        low, high = summary["ci95"]
+        title = f"accuracy ({summary['correct']} of {summary['n']})"
+        figures.append(Figure("accuracy", title, data, summary["accuracy"], (low, high)))
+    known = {name: title for name, title in FIGURES.items() if summary.get(name) is not None}
+    return figures + [Figure(name, title, data, summary[name]) for name, title in known.items()]
 
 
 def _row(figure: Figure) -> dict[str, str]:

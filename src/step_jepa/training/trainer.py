@@ -65,6 +65,7 @@ from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.tracked import Tracked
 from step_jepa.training.validation import check_negatives, check_row_count, check_sharding, check_stream, validate
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
             args.ddp_find_unused_parameters = False  # it is used after the forward pass, where DDP does not look
+        self._tracked = Tracked(self)
         every_step = [FiniteNumbers(), _EveryStep(self, train_rows)] if train_rows is not None else []
         with library_refusals(ValueError, RuntimeError, ImportError):
             super().__init__(
@@ -137,7 +139,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,
                 processing_class=tokenizer,
-                callbacks=[*(callbacks or []), *every_step],
+                callbacks=[*(callbacks or []), *every_step, self._tracked],
                 optimizers=optimizers,
             )
         check_sharding(args, self.accelerator, model)
@@ -526,7 +528,8 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             write_card(folder, self.state.log_history)
 
     def _settings(self) -> dict[str, Any]:
-        return settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
+        settings = settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
+        return settings | {"tracked": self._tracked.places}
 
     def _check_resumed(self, checkpoint: str) -> None:
         check_complete(checkpoint)
