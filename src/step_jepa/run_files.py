@@ -33,7 +33,7 @@ PARTIAL_FILE = "predictions.partial.jsonl"
 SUMMARY_FILE = "summary.json"
 VIEWS_FILE = "views.safetensors"
 # In the folder of `pairing`
-PAIRING_FILE = "pairing.json"
+PAIRING_FILE, PAIRING_TABLE = "pairing.json", "pairing.md"
 # In the folder of `experiment` and `ab`
 RESULTS_FILE = "results.json"
 EXPERIMENT_FILE = "experiment.yaml"
@@ -41,7 +41,7 @@ CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
 # What may lie beside a model and is not of it
-RESULTS = (PREDICTIONS_FILE, PARTIAL_FILE, SUMMARY_FILE, VIEWS_FILE, PAIRING_FILE, CARD_FILE, LOCK_FILE)
+RESULTS = (PREDICTIONS_FILE, PARTIAL_FILE, SUMMARY_FILE, VIEWS_FILE, PAIRING_FILE, PAIRING_TABLE, CARD_FILE, LOCK_FILE)
 
 _HOST = socket.gethostname().partition(".")[0]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.plots import COLOURS, InlineFigures
@@ -26,8 +26,6 @@ from step_jepa.run_files import write_whole
 
 MOST_IN_HEAD = 6  # evaluations
 MOST_EXPLORED = 6  # runs whose rows the explorer holds
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -48,7 +46,7 @@ def run(args: ReportArguments) -> None:
     _check_output(output, overwrite=args.overwrite)
     page = render(read_folders(args.runs))
     write_whole(output, page)
-    console.print(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
+    terminal.note(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
