@@ -11,8 +11,8 @@ HEAD = """\
 
 Made from the code (`python docs/make_options.py`). `train` also takes the options of
 [`transformers.TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),
-such as `--learning_rate`, `--max_steps` and `--bf16`. Every command takes `--config FILE.yaml`, `--import FILE.py` and
-`--debug`.
+such as `--learning_rate`, `--max_steps` and `--bf16`. Every command takes `--config FILE.yaml`, `--import FILE.py`,
+`--print_config`, `--quiet` and `--debug`.
 What became of the options of LLM-JEPA's programs: [from LLM-JEPA](from-llm-jepa.md).
 """
 

@@ -338,8 +338,11 @@ def test_the_command_prints_and_draws(model_folder, train_file, tmp_path, capsys
     files = ["--model_name", model_folder, "--train_file", train_file]
     assert run(*files, "--output", tmp_path / "new" / "audit.png") == 0
     printed = capsys.readouterr().out
-    for words in ("8 of 9", "the same cuts as record", "reads it, the past says ", "Not scored: step 0", "answer"):
-        assert words in printed
+    assert len(printed.splitlines()) == 5 + 1
+    page = (tmp_path / "new" / "audit.md").read_text()
+    for words in ("| 8 of 9 |", "the same cuts as record", "reads it, the past says ", "Not scored: step 0"):
+        assert words in page
+    assert "\n| answer |" in page
     assert (tmp_path / "new" / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert run(*files, "--json", "--output", tmp_path / "audit.svg") == 0
     result = json.loads(capsys.readouterr().out)

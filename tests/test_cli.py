@@ -339,7 +339,7 @@ def test_resuming_what_is_finished_or_incomplete(model_folder, train_file, tmp_p
     again = ["--resume_from_checkpoint", "True"]
     weights, written = (out / "model.safetensors").read_bytes(), (out / "model.safetensors").stat().st_mtime_ns
     assert train(model_folder, train_file, out, *again) == 0
-    assert "after all of the 3 steps" in " ".join(capsys.readouterr().out.split())
+    assert "after all of the 3 steps" in capsys.readouterr().err
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     (out / "trainer_state.json").unlink()  # killed while it was exported: straight to the export
     (out / "model.safetensors").unlink()

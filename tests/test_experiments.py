@@ -403,10 +403,10 @@ def test_a_second_call_runs_nothing_and_other_options_are_refused(undisturbed, t
     assert "has results of seed 5, which this would replace" in capsys.readouterr().err
 
 
-def test_shards_make_the_whole_between_them(undisturbed, tmp_path, capsys):
+def test_shards_make_the_whole_between_them(undisturbed, tmp_path, caplog):
     out = tmp_path / "out"
     assert code("experiment", "--config", config(tmp_path), "--output_dir", out, "--shard", "1/2") == 0
-    assert "4 of 8 cells are not finished" in capsys.readouterr().out
+    assert "4 of 8 cells are not finished" in caplog.text
     assert code("experiment", "--config", config(tmp_path), "--output_dir", out, "--shard", "0/2", "--workers", 2) == 0
     assert cells_of(out) == cells_of(undisturbed)
 
@@ -596,9 +596,9 @@ def test_a_dry_run_prints_cells_and_cost_and_leaves_none(tmp_path, capsys):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     assert code("experiment", "--config", config(tmp_path), "--output_dir", tmp_path / "out", "--dry_run") == 0
-    said = capsys.readouterr().out
-    assert "8 cells, about 0:00:" in said
-    assert "Stated before the runs" in said
+    said = capsys.readouterr()
+    assert "8 cells, about 0:00:" in said.out
+    assert "Stated before the runs" in said.err
     assert not list((tmp_path / "out").rglob(CELL_FILE))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "probe"]
     assert mine.read_text() == "mine"
@@ -642,7 +642,7 @@ def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, 
     alone, first = (
         statistics.detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 3)
     )
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 3 others by Holm" in said
     assert f"one of {first:.3g}, if" in said
 
@@ -750,6 +750,7 @@ def test_ab_from_nothing_but_a_model_and_two_files(tmp_path, capsys, monkeypatch
     assert code("ab", *options, "--budget", "10m") == 0
     said = capsys.readouterr().out
     assert "Step-JEPA changes the accuracy" in said.splitlines()[-1]
+    assert len(said.splitlines()) == len(ab.CONDITIONS) + 1
     closing = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["closing"]
     assert closing[0].startswith("Chosen for 10m: 3 seeds, ")
     assert said.splitlines()[-1] == " ".join(closing)

@@ -55,15 +55,20 @@ def test_pairing_measures_every_pair(run_folder, model_folder, test_file, tmp_pa
     assert not result["enough"]
     assert {"views", "views_to_base", "tfidf", "numbers"} <= result["measures"]["retrieval_across"].keys()
     first = capsys.readouterr().out
+    assert len(first.splitlines()) == 5 + 1
+    assert "| retrieval across |" in (tmp_path / "pairing.md").read_text()
     assert "fewer than 1000 pairs" in first
     written = (tmp_path / "pairing.json").read_bytes()
     with pytest.raises(SystemExit) as stopped:
         main(["pairing", "--model_name", run_folder, *options])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out == first + (
-        "it was finished before, by the same command; --overwrite makes it anew\n"
-    )
+    said = capsys.readouterr()
+    assert said.out == first
+    assert "it was finished before, by the same command; --overwrite makes it anew\n" in said.err
     assert (tmp_path / "pairing.json").read_bytes() == written
+    with pytest.raises(SystemExit):
+        main(["pairing", "--model_name", run_folder, *options, "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads(written)["models"]
     with pytest.raises(SystemExit) as stopped:
         main(["pairing", "--model_name", run_folder, *options, "--seed", "43"])
     assert stopped.value.code == 2
@@ -158,7 +163,7 @@ def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file
     first = pairing(out, test_file, model, model_folder)
     (out / ".pairing.json.999999999.tmp").write_text("of a process that was killed")
     assert pairing(out, test_file, model, model_folder) == first
-    assert [path.name for path in out.iterdir()] == ["pairing.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["pairing.json", "pairing.md"]
     tiny_model(seed=5).save_pretrained(model)
     os.utime(Path(model, "model.safetensors"), (2e9, 2e9))
     again = pairing(out, test_file, model, model_folder)
@@ -171,9 +176,9 @@ def test_a_model_that_was_trained_anew_is_measured_again(model_folder, test_file
 def test_results_in_the_models_own_folder_are_not_the_model(model_folder, test_file, tmp_path, capsys):
     model = copied(model_folder, tmp_path / "model")
     pairing(model, test_file, model)
-    assert "finished before" not in capsys.readouterr().out
+    assert "finished before" not in capsys.readouterr().err
     pairing(model, test_file, model)
-    assert "finished before" in capsys.readouterr().out
+    assert "finished before" in capsys.readouterr().err
 
 
 def test_other_records_or_another_base_are_other_settings(model_folder, test_file, tmp_path):

@@ -1,6 +1,5 @@
 """The pairing's measures on sets whose figures are known beforehand, and the equations by hand."""
 
-import io
 import json
 import time
 import tracemalloc
@@ -8,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.stats
-from rich.console import Console
 
 from step_jepa.errors import UserError
 from step_jepa.pairing.equations import equation, numbers
@@ -16,7 +14,7 @@ from step_jepa.pairing.measures import bootstrap, measure, scores_by_problem
 from step_jepa.pairing.pairs import HeldOutPairs, PairScores
 from step_jepa.pairing.retrieval import retrieval_scores
 from step_jepa.pairing.scorers import similarities
-from step_jepa.pairing.table import measures_table
+from step_jepa.pairing.table import caption, document, sentence, summary_rows
 
 H = 16
 
@@ -167,11 +165,8 @@ def test_intervals_over_templates(rng):
     assert (figure["value"], figure["low_template"], figure["high_template"]) == pytest.approx((0, -1, 1))
     assert -0.4 < figure["low"] < figure["high"] < 0.4
     assert {"low_template", "high_template"} <= result["differences"]["centred_margin"]["views"].keys()
-    console = Console(width=1000, record=True, file=io.StringIO())
-    console.print(measures_table(result))
-    text = " ".join(console.export_text().split())
-    assert "problems of 2 templates: intervals are over problems" in text
-    assert "too narrow for new templates" in text
+    assert "problems of 2 templates: intervals are over problems" in caption(result)
+    assert "too narrow for new templates" in caption(result)
     alone = measure(heldout(rng, views, views, later=2, template=np.zeros(200, int)))
     figure = alone["measures"]["raw_cosine_paired"]["views"]
     assert (figure["value"], figure["low_template"], figure["high_template"]) == (pytest.approx(1), None, None)
@@ -387,16 +382,32 @@ def test_few_pairs_give_small_pools_and_none(rng):
     assert "operation" not in result["measures"]
 
 
-def test_a_result_is_json_and_a_table(rng):
-    result = measure(arithmetic(rng, known=1, problems=20)[0])
+def test_a_result_is_json_rows_a_sentence_and_a_table(rng):
+    result = measure(arithmetic(rng, known=1, problems=20)[0]) | {"lm_loss": 1.5, "run": {}}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(measures_table(result))
-    text = " ".join(console.export_text().split())
-    assert "position (oracle)" in text
-    assert "fewer than 1000 pairs: intervals are wide" in text
-    assert "views - " in text
-    assert "templates" not in text
+    rows = summary_rows(result)
+    assert list(rows) == ["model", "pairs", "centred margin", "retrieval across", "retrieval within"]
+    assert "fewer than 1000 pairs: intervals are wide" in rows["pairs"]
+    assert "templates" not in rows["pairs"]
+    page = document({"run": result})
+    assert sentence("run", result) in page
+    assert "| position (oracle) |" in page
+    assert "| views - " in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.3, "tell the next step better than what is free (+0.200 [+0.100, +0.300] against tfidf"),
+        (-0.3, -0.1, "tell the next step less well than what is free"),
+        (-0.1, 0.3, "are not shown to tell the next step better than what is free"),
+        (None, None, "cannot be said of these pairs"),
+    ],
+)
+def test_the_sentence_follows_from_the_interval(low, high, words):
+    value = None if low is None else (low + high) / 2
+    figure = {"value": value, "low": low, "high": high, "against": "tfidf", "n": 9}
+    assert words in sentence("run", {"differences": {"retrieval_across": {"views": figure}}})
 
 
 def test_what_cannot_be_measured(rng):

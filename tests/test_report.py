@@ -395,7 +395,7 @@ def test_what_is_refused(home, tmp_path, capsys):
         assert not (tmp_path / name).exists()
     assert code("report", home / "out" / "a", "--output", tmp_path / "r.html", "--overwrite") == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
-    assert str(tmp_path / "r.html") in capsys.readouterr().out
+    assert str(tmp_path / "r.html") in capsys.readouterr().err
 
 
 def test_runs_are_named_first(tmp_path):

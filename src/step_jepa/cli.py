@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
     "card": ("card", ["CardArguments"], "a model's README.md with the figures of evaluations; both to a hub"),
     "recipes": ("recipes", ["RecipesArguments"], "list, print or copy recipes and experiments that are shipped"),
+    "completion": ("completion", ["CompletionArguments"], "a script for a shell to complete commands and options"),
     "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark.command", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }
@@ -58,8 +59,8 @@ def _usage() -> str:
             "usage: step-jepa COMMAND [--config FILE.yaml] [--option value ...]\n",
             *lines,
             "\nstep-jepa COMMAND --help lists its options; step-jepa inspect asks for its own; step-jepa --version.",
-            "With every command: --import FILE.py (or MODULE) loads objectives and the like of your own first, --debug "
-            "shows where an error arose.",
+            "With every command: --import FILE.py (or MODULE) loads objectives and the like of your own first, --quiet "
+            "shows figures and warnings alone, --debug shows where an error arose.",
         ]
     )
 

@@ -1,18 +1,14 @@
 """`step-jepa demo`: the whole way on a small real model, by the commands that a user would type, and what it did."""
 
-import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.prompt import Confirm
 from rich.table import Table
 
-from step_jepa import train
+from step_jepa import terminal, train
 from step_jepa.adapted import train_config
 from step_jepa.data import prepare
 from step_jepa.data.generated import GSM_SYMBOLIC
@@ -24,7 +20,6 @@ from step_jepa.parsing import from_file, from_values
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE, read_json
 
-console = Console(highlight=False)
 FIGURES = {
     "held-out LM loss": "lm_loss",
     "held-out JEPA loss": "jepa_loss",
@@ -62,8 +57,8 @@ def run(args: DemoArguments) -> None:
     _evaluate(args, f"{folder}/model", "after")
     page = f"{folder}/report.html"
     _call(report, "report", [report.ReportArguments], {"runs": [str(folder)], "output": page}, args)
-    console.print(_table(folder))
-    console.print(
+    terminal.show(_table(folder))
+    terminal.note(
         f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl, summary.json and views;\n"
         f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the curves;\n"
         f"{page}: all of it on one page"
@@ -111,17 +106,8 @@ def _call(module: Any, command: str, types: list[Any], options: dict[str, Any], 
     """Run a command, and say how one would type it."""
     if args.overwrite:
         options = {**options, "overwrite": True}
-    console.rule(f"[bold]{escape(_typed(command, options))}", align="left")
+    terminal.heading(terminal.typed(command, options))
     module.run(*from_values(command, types, options))
-
-
-def _typed(command: str, options: Mapping[str, Any]) -> str:
-    words = ["step-jepa", command]
-    for name, value in options.items():
-        words.append(f"--{name}")
-        if value is not True:
-            words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
 
 
 def _table(folder: Path) -> Table:

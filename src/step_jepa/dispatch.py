@@ -1,7 +1,5 @@
 """Running a command that the command line names; what a user can mend ends it with one line."""
 
-import logging
-import os
 import sys
 import time
 import traceback
@@ -13,15 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 import step_jepa
-from step_jepa import ranks
+from step_jepa import ranks, terminal
 from step_jepa.clock import BEGAN
 from step_jepa.errors import Interrupted, UserError
 
 Command = tuple[str, list[str], str]  # see cli.COMMANDS
 OUR_BUG, RANK_LOST = 1, 3  # exit codes
 LOST = "start again with --resume_from_checkpoint True, which goes on from the last checkpoint"
-
-_FIRST = os.environ.get("RANK", "0") == "0"
 
 
 def run_command(argv: list[str], commands: Mapping[str, Command], *, alone: bool) -> int:
@@ -34,9 +30,8 @@ def run_command(argv: list[str], commands: Mapping[str, Command], *, alone: bool
     """
     BEGAN.set(time.monotonic())
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft's, about itself
-    if _FIRST:
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        logging.getLogger("step_jepa").setLevel(logging.INFO)
+    argv, quiet = _without_quiet(argv)
+    terminal.set_up(quiet=quiet, alone=alone)
     debug = False
     try:
         argv, modules = _without_imports(argv)
@@ -89,7 +84,7 @@ def _trace(shown: bool) -> None:
 def _say(message: str) -> None:
     """One line on stderr, from one of several processes."""
     if ranks.speaks():
-        print(f"step-jepa: {message}", file=sys.stderr)
+        terminal.error(message)
 
 
 def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Command], *, alone: bool) -> int:
@@ -104,20 +99,21 @@ def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Comman
         raise UserError(f"no command {name!r} ({meant}there are {', '.join(commands)})")
     plugins = import_module("step_jepa.plugins")
     if {"-h", "--help"} & {*words} and alone and not modules and not plugins.installed_plugins():
-        _print_help(name, commands[name])
+        print(import_module("step_jepa.help").laid_out(name, page_of(name, commands[name])))
         return 0
     plugins.load_plugins(modules)  # before the dataclasses, which know what is registered
     home, _, function = commands[name][0].partition(":")
     run = getattr(import_module(f"step_jepa.{home}"), function or "run")
+    if alone:
+        terminal.adopt_libraries()
     arguments = import_module("step_jepa.parsing").parse(name, dataclasses_of(commands[name]), words)
     return run(*arguments) or 0
 
 
-def _print_help(name: str, command: Command) -> None:
-    """Without torch and transformers, where the page is kept."""
+def page_of(name: str, command: Command) -> Any:
+    """What the help of a command says, without torch and transformers, where the page is kept."""
     help, help_pages = import_module("step_jepa.help"), import_module("step_jepa.help_pages")
-    page = help_pages.kept_page(name, lambda: help.described(dataclasses_of(command), everything=False))
-    print(help.laid_out(name, page))
+    return help_pages.kept_page(name, lambda: help.described(dataclasses_of(command), everything=False))
 
 
 def ship_help(commands: Mapping[str, Command]) -> None:
@@ -146,6 +142,11 @@ def _without_imports(argv: list[str]) -> tuple[list[str], list[str]]:
         else:
             raise UserError("--import needs a file ending in .py, or a module")
     return rest, modules
+
+
+def _without_quiet(argv: list[str]) -> tuple[list[str], bool]:
+    """The other words, and whether `--quiet` stands among them."""
+    return [word for word in argv if word != "--quiet"], "--quiet" in argv
 
 
 def _without_debug(argv: list[str]) -> tuple[list[str], bool]:

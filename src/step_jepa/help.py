@@ -14,6 +14,8 @@ OF_EVERY_COMMAND = """\
 of every command:
   --config FILE.yaml    options from a file; those on the command line override it
   --import FILE.py      load objectives and the like of your own first; or a module
+  --print_config        print the options as such a file, with those by default, and end
+  --quiet               figures, warnings and errors alone
   --debug               show where an error arose"""
 
 Option = tuple[Field, Any]  # and its type hint
@@ -59,11 +61,16 @@ def laid_out(command: str, page: Page) -> str:
         add_help=False,
         epilog=_epilog(command, others_left_out=page["groups"].get(OTHERS) == []),
     )
+    add_options(parser, page)
+    return parser.format_help().rstrip()
+
+
+def add_options(parser: ArgumentParser, page: Page) -> None:
+    """The options of a page, group by group."""
     for heading, options in page["groups"].items():
         group = parser.add_argument_group(heading)
         for option in options:
             group.add_argument(*option["names"], **option["about"])
-    return parser.format_help().rstrip()
 
 
 def _epilog(command: str, *, others_left_out: bool) -> str:

@@ -4,7 +4,8 @@ A command's arguments are a dataclass whose fields are made by `option`. What th
 `--help`, a resume and the documentation need to know of an option stands in its field, and nowhere else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from math import isfinite
 from types import UnionType
@@ -12,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from step_jepa.errors import UserError
 
+SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret|api_?key|credential", re.IGNORECASE)
 MOST_SEED = 2**32 - 1  # numpy's generators take no larger one
 
 
@@ -89,13 +91,29 @@ def option(default: Any = MISSING, *, help: str, default_factory: Any = MISSING,
 
 def option_fields(config: Any) -> list[Field[Any]]:
     """The fields of a dataclass, or of an instance of one, that `option` made."""
-    return [each for each in fields(config) if isinstance(each.metadata.get("help"), Help)]
+    return [each for each in fields(config) if is_ours(each)]
 
 
 def facts(each: Field[Any]) -> Facts:
     """Those of a dataclass field; none are known of one that `option` did not make."""
     help = each.metadata.get("help")
     return help.facts if isinstance(help, Help) else Facts()
+
+
+def is_ours(each: Field[Any]) -> bool:
+    """Whether `option` made it."""
+    return isinstance(each.metadata.get("help"), Help)
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What no file of a run may hold is told by its name, in tables too."""
+    return {
+        name: "(not written)" if value and SECRET.search(name) else _masked(value) for name, value in values.items()
+    }
+
+
+def _masked(value: Any) -> Any:
+    return without_secrets(value) if type(value) is dict else value
 
 
 def default_of(each: Field[Any]) -> Any:

@@ -27,9 +27,18 @@ from yaml.error import MarkedYAMLError
 
 from step_jepa.errors import UserError
 from step_jepa.help import page
-from step_jepa.options import facts, is_required, kinds_of, members_of, options_of
+from step_jepa.options import (
+    default_of,
+    facts,
+    is_ours,
+    is_required,
+    kinds_of,
+    members_of,
+    options_of,
+    without_secrets,
+)
 
-CONFIG = "config"
+CONFIG, PRINT_CONFIG = "config", "--print_config"
 SHIPPED = Path(__file__).resolve().parent / "shipped"  # recipes/ and experiments/
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
@@ -45,10 +54,14 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
 
     Raises:
         UserError: for options that are unknown, missing or refused.
-        SystemExit: after --help or --help-all.
+        SystemExit: after --help, --help-all or --print_config.
     """
     if help_asked := {"-h", "--help", "--help-all"} & set(argv):
         print(page(command, types, everything="--help-all" in help_asked))
+        raise SystemExit(0)
+    if PRINT_CONFIG in argv:
+        words = [word for word in argv if word != PRINT_CONFIG]
+        print(config_text(command, types, _given(command, types, words)), end="")
         raise SystemExit(0)
     return from_values(command, types, _given(command, types, argv))
 
@@ -66,6 +79,12 @@ def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tu
     Raises:
         UserError: for options that are unknown, missing or refused.
     """
+    converted = _checked(command, types, values)
+    return tuple(kind(**_of_kind(kind, converted)) for kind in types)
+
+
+def _checked(command: str, types: list[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and those of the file that `config` names, each of the type of its option. Raises UserError."""
     values = _with_defaults(types, _with_config(types, _by_field_name(values)))
     options = {field.name: field for field, _ in options_of(types)}
     for name in values:
@@ -73,8 +92,20 @@ def from_values(command: str, types: list[Any], values: Mapping[str, Any]) -> tu
             raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
     _check_required(command, options.values(), values)
     hints = {field.name: hint for field, hint in options_of(types)}
-    converted = {name: _converted(name, hints[name], value) for name, value in values.items()}
-    return tuple(kind(**_of_kind(kind, converted)) for kind in types)
+    return {name: _converted(name, hints[name], value) for name, value in values.items()}
+
+
+def config_text(command: str, types: list[Any], given: Mapping[str, Any]) -> str:
+    """The options that a command line gives, and below them the defaults of our others, as a file for `--config`;
+    secrets are not written. Raises UserError for what the command refuses."""
+    from_values(command, types, given)
+    values = _checked(command, types, given)
+    others = [field for field, _ in options_of(types) if field.name not in values and is_ours(field)]
+    defaults = {field.name: default_of(field) for field in others}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    parts = {"given": without_secrets(plain), "by default": defaults}
+    texts = [f"# {title}\n{yaml.safe_dump(part, sort_keys=False)}" for title, part in parts.items() if part]
+    return f"# step-jepa {command}\n" + "".join(texts)
 
 
 def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) -> Any:

@@ -33,7 +33,7 @@ PARTIAL_FILE = "predictions.partial.jsonl"
 SUMMARY_FILE = "summary.json"
 VIEWS_FILE = "views.safetensors"
 # In the folder of `pairing`
-PAIRING_FILE = "pairing.json"
+PAIRING_FILE, PAIRING_TABLE = "pairing.json", "pairing.md"
 SURPRISE_FILE, SURPRISE_PICTURE = "surprise.jsonl", "surprise.png"
 SURPRISE_PARTIAL = "surprise.partial.json"  # what an interrupted call has measured
 # In the folder of `experiment` and `ab`
@@ -50,6 +50,7 @@ RESULTS = (
     SUMMARY_FILE,
     VIEWS_FILE,
     PAIRING_FILE,
+    PAIRING_TABLE,
     *_OF_SURPRISE,
     CARD_FILE,
     LOCK_FILE,

@@ -13,12 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import LoraConfig
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from step_jepa import standalone
+from step_jepa import standalone, terminal
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
@@ -52,6 +51,7 @@ from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.model_card import write_card
 from step_jepa.training.output_folder import check_output_dir, enough_room, remove_run
 from step_jepa.training.preemption import PreemptibleTrainer, Preemption, preemptible
+from step_jepa.training.progress import outcome, sentence, shows_progress
 from step_jepa.training.run_metadata import save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
 from step_jepa.training.validation import asks_for_deepspeed, asks_for_fsdp, check_row_count, validate
@@ -63,7 +63,6 @@ ESTIMATE = Needs("--estimate", lambda args: args.estimate)
 
 SETUP_ERRORS = (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError, SafetensorError)
 
-console = Console(highlight=False)
 logger = logging.getLogger(__name__)
 
 
@@ -103,7 +102,7 @@ class TrainArguments:
         "ddp", help="With --estimate: what would train on several devices.", needs=ESTIMATE, group=RUN
     )
     processes: int = option(1, help="With --estimate: one for each device.", needs=ESTIMATE, group=RUN, least=1)
-    json: bool = option(False, help="With --estimate: JSON on stdout.", needs=ESTIMATE, group=RUN)
+    json: bool = option(False, help="JSON on stdout: figures of the run, or its estimate.", group=RUN)
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -112,7 +111,7 @@ class TrainArguments:
     @classmethod
     def defaults_beside(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """What the preset sets."""
-        name = values.get("preset")
+        name = str(values.get("preset"))
         return preset_settings(name) if name in get_args(Preset) else {}
 
 
@@ -253,6 +252,8 @@ def _run_in(folder: Path, args: TrainArguments, config: StepJEPAConfig, preempti
         remove_run(folder)
     if train(trainer, resume, preemption):
         save(trainer, args, config)
+    if first:
+        _show(folder, args)
 
 
 def _check_together(args: TrainArguments, config: StepJEPAConfig) -> None:
@@ -336,7 +337,7 @@ def _ends_before(trainer: Any) -> bool:
     state = folder / TRAINER_STATE_NAME  # what is saved last
     exported = is_readable(state) and state_of(str(folder)).global_step == steps
     if exported:
-        console.print(f"{folder} holds the model after all of the {steps} steps: raise --max_steps to train on")
+        terminal.note(f"{folder} holds the model after all of the {steps} steps: raise --max_steps to train on")
     return not exported
 
 
@@ -360,8 +361,19 @@ def save(trainer: Any, args: TrainArguments, config: StepJEPAConfig) -> None:
         write_card(folder, trainer.state.log_history)
         (folder / ROWS_FILE).unlink(missing_ok=True)  # of an adapted run that is overwritten
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        console.print(f"model, tokenizer and trainer_state.json lie in {folder}")
+
+
+def _show(folder: Path, args: TrainArguments) -> None:
+    """What came of it, in a sentence or as JSON, and where it lies."""
+    found = outcome(state_of(str(folder)))
+    if args.json:
+        terminal.show_json(found)
+    else:
+        terminal.result({}, sentence(found))
+    test_file = args.eval_file or "TEST.jsonl"
+    scores = {"model_name": folder, "test_file": test_file, "output_dir": f"{folder}-scores"}
+    where = f"model, tokenizer and, with every figure, {TRAINER_STATE_NAME} lie in {folder}"
+    terminal.ends(where, terminal.typed("evaluate", scores))
 
 
 def adapted_trainer(args: TrainArguments, config: StepJEPAConfig) -> StepJEPARepresentationTrainer:
@@ -387,6 +399,7 @@ class StandaloneTrainer(standalone.StepJEPATrainer, PreemptibleTrainer):
 
     def __init__(self, *args: Any, sources: dict[str, str | None], **kwargs: Any) -> None:
         super().__init__(*args, callbacks=[FiniteNumbers()], **kwargs)
+        shows_progress(self)
         counts, digest = {"examples": len(self.train_dataset)}, examples_digest(self.train_dataset)
         self.settings = settings_of(self.args, self.model, sources, counts, digest)
 

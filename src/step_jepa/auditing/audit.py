@@ -12,32 +12,33 @@ down, by as much, even where steps do not depend on their past. Figures are of t
 step 0, which only the question is before, nor answers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
-from rich.console import Console
 
-from step_jepa import plots
+from step_jepa import plots, terminal
 from step_jepa.auditing.information import Information, measure_information
 from step_jepa.auditing.overlap import ExampleText, overlap, with_offsets
 from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
-from step_jepa.auditing.verdict import MOST_STEPS, bar_charts, dependence, statement, tables
+from step_jepa.auditing.verdict import MOST_STEPS, bar_charts, dependence, document, shown_rows, statement
 from step_jepa.batches import attention
 from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import read_records, say_what_was_read
 from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.run_files import write_whole
 from step_jepa.statistics import bootstrap
 
 Array = NDArray[Any]
+TABLES = ".md"
 
 
 @dataclass
@@ -50,30 +51,40 @@ class AuditArguments(TemplateOptions, ReadingOptions):
     batch_size: int = option(4, help="Rows read at once.", least=1)
     max_length: int = option(1024, help="Cut rows to whole steps within this many tokens.", least=1)
     plain: bool = option(False, help="No chat framing, as for base models without a template.")
-    output: str | None = option(None, help="Where the picture goes: a name in .png or .svg.")
-    overwrite: bool = option(False, help="Replace the picture that is there.")
+    output: str | None = option(None, help="Where the picture goes: a .png or .svg. The tables go beside it, in .md.")
+    overwrite: bool = option(False, help="Replace the picture and the tables that are there.")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(42, help="Of other problems' pasts, random places and resamples.", least=0, most=MOST_SEED)
-    json: bool = option(False, help="JSON on stdout instead of tables.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.output:
             plots.check_output(self.output, overwrite=self.overwrite)
+            _check_tables(Path(self.output).with_suffix(TABLES), overwrite=self.overwrite)
 
 
 def run(args: AuditArguments) -> None:
-    """Measure; print tables and what they say, or JSON (see `audit`); save the picture. Raises UserError."""
+    """Measure; print what decides, or JSON (see `audit`); save the picture, and the tables. Raises UserError."""
     result = audit(args)
+    where = "the figures of each step: --output audit.png draws them, and writes their tables beside it"
     if args.output:
         with plots.style():
             plots.save(bar_charts(result), args.output)
+        tables = Path(args.output).with_suffix(TABLES)
+        write_whole(tables, document(result))
+        where = f"the picture lies in {args.output}, the tables in {tables}"
     if args.json:
-        print(json.dumps(result))
-        return
-    console = Console(highlight=False)
-    console.print(*tables(result))
-    console.print("\n".join(result["statement"]), soft_wrap=True)
+        terminal.show_json(result)
+    else:
+        terminal.result(shown_rows(result), result["statement"][0])
+    following = {"model_name": args.model_name, "train_file": args.train_file, "output_dir": "run"}
+    terminal.ends(where, terminal.typed("train", following))
+
+
+def _check_tables(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: give another --output, or --overwrite")
 
 
 def audit(args: AuditArguments) -> dict[str, Any]:
@@ -104,6 +115,7 @@ def audit(args: AuditArguments) -> dict[str, Any]:
         UserError: for records that cannot be read, or fewer than two of them with two steps.
     """
     records = list(read_records(args.train_file, reading=args, max_examples=args.limit))
+    say_what_was_read(args.train_file, records)
     framing: dict[str, Any] = {"plain": args.plain, "template": args}
     options: dict[str, Any] = {**framing, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
     model, tokenizer = setup_model_and_tokenizer(args.model_name, **options)

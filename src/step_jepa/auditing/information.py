@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches import attention
 from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, to_device
 from step_jepa.data.tokens import IGNORED, Example
@@ -127,7 +127,7 @@ def measure_information(
     ]
     by_length = sorted(read, key=lambda planned: len(planned.row.input_ids))  # little padding
     collate = FlatCollator(views=False) if flat else BranchCollator(pad_id)
-    with tqdm(total=len(read), desc=name, unit="row", leave=False) as bar:
+    with terminal.bar(label=name, unit="row", total=len(read)) as bar:
         for start in range(0, len(by_length), batch_size):
             chosen = by_length[start : start + batch_size]
             slots = collate([planned.row_of_slots() for planned in chosen])["labels"]  # in the order of the batch

@@ -1,4 +1,4 @@
-"""What the audit's figures say: in a word, in sentences, as tables, as a picture."""
+"""What the audit's figures say: in a word, in sentences, in rows, as tables, as a picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich import box
-from rich.table import Table
 
-from step_jepa import plots
+from step_jepa import markdown, plots
 from step_jepa.auditing.segmentation import SEGMENTATIONS
 
 Array = NDArray[Any]
@@ -110,37 +108,59 @@ def _not_by_step(way: Mapping[str, Any]) -> list[str]:
     return [f"By step, figures are of the first {MOST_STEPS} steps; `all` is of every one."] if many else []
 
 
-# Tables.
+# Rows, on the terminal.
 
 
-def tables(result: Mapping[str, Any]) -> list[Table]:
-    """What the past tells and what is free, by step, and the ways of cutting."""
+def shown_rows(result: Mapping[str, Any]) -> dict[str, str]:
+    """What the verdict follows from."""
+    way, figures = result["ways"]["record"], result["ways"]["record"]["all"]
+    per_token = figures["per_token"]
+    parts = ", ".join(f"{per_token[part]['value']:.2f} {label}" for part, label in PARTS.items())
+    best = best_segmentations(result["ways"])
+    numbers = _share(figures["shared_numbers"])
+    return {
+        "steps": f"{figures['count']} of {way['rows']} rows, {figures['length']:.1f} tokens each",
+        "the past tells": f"{per_token['past']['value']:.2f} nats a token: {parts}",
+        "its own past alone": f"{_interval(per_token['specific'])} nats a token; {figures['left']:.2f} stay open",
+        "free": f"TF-IDF with the past {figures['tfidf']:.2f}; {numbers} of a step's numbers were said before",
+        "carries most": f"steps cut as {best[0]}" + (f"; no less: {', '.join(best[1:])}" if best[1:] else ""),
+    }
+
+
+# Tables, in the file.
+
+
+def document(result: Mapping[str, Any]) -> str:
+    """What the past tells and what is free, by step, and the ways of cutting; and what all of it means."""
     record = result["ways"]["record"]
-    return [_past_table(record), _free_table(record), _segmentation_table(result)]
+    parts = ["# What the past tells about each step", f"**{result['statement'][0]}**"]
+    parts += ["## Over no past, in nats", markdown.table(_past_table(record))]
+    parts += ["## What is free", markdown.table(_free_table(record))]
+    parts += ["## Words + more by way of cutting, in nats", markdown.table(_segmentation_table(result))]
+    parts += ["## In words", markdown.bullets(result["statement"][1:])]
+    return "\n\n".join(parts) + "\n"
 
 
 def _by_step(way: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {**{str(step): figures for step, figures in way["steps"].items()}, "all": way["all"]}
 
 
-def _past_table(way: Mapping[str, Any]) -> Table:
-    columns = ("step", "count", "a step", "a token", "= form", "+ words", "+ more", "words + more")
-    table = _table("what the past tells over no past, in nats", columns)
+def _past_table(way: Mapping[str, Any]) -> markdown.Rows:
+    table = [["step", "count", "a step", "a token", "= form", "+ words", "+ more", "words + more"]]
     answer = {"answer": way["answer"]} if way["answer"] else {}
     for step, figures in {**_by_step(way), **answer}.items():
         per_token = figures["per_token"]
         per_step = f"{figures['per_step']['past']['value']:.1f}"
         parts = [f"{per_token[name]['value']:.2f}" for name in ("past", *PARTS)]
-        table.add_row(step, str(figures["count"]), per_step, *parts, _interval(per_token["specific"]))
+        table.append([step, str(figures["count"]), per_step, *parts, _interval(per_token["specific"])])
     return table
 
 
-def _free_table(way: Mapping[str, Any]) -> Table:
-    columns = ("step", "tokens", "TF-IDF with the past", "numbers said before", "just the answer")
-    table = _table("what is free", columns)
+def _free_table(way: Mapping[str, Any]) -> markdown.Rows:
+    table = [["step", "tokens", "TF-IDF with the past", "numbers said before", "just the answer"]]
     for step, figures in _by_step(way).items():
         shares = [_share(figures["shared_numbers"]), _share(figures["only_answer"])]
-        table.add_row(step, f"{figures['length']:.1f}", f"{figures['tfidf']:.2f}", *shares)
+        table.append([step, f"{figures['length']:.1f}", f"{figures['tfidf']:.2f}", *shares])
     return table
 
 
@@ -148,21 +168,13 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def _segmentation_table(result: Mapping[str, Any]) -> Table:
-    columns = ("cut", "rows", "steps\na row", "tokens\na step", "a step", "a token")
-    table = _table("words + more by way of cutting, in nats", columns)
+def _segmentation_table(result: Mapping[str, Any]) -> markdown.Rows:
+    table = [["cut", "rows", "steps a row", "tokens a step", "a step", "a token"]]
     for name, figures in _scored(result["ways"]).items():
         way = result["ways"][name]
         rows, steps = f"{way['rows']} of {result['rows']}", f"{way['steps_per_row']:.1f}"
         specific = [_interval(figures[per]["specific"]) for per in ("per_step", "per_token")]
-        table.add_row(name, rows, steps, f"{figures['length']:.1f}", *specific)
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.append([name, rows, steps, f"{figures['length']:.1f}", *specific])
     return table
 
 

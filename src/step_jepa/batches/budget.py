@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from tqdm.auto import tqdm
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows
 from step_jepa.errors import UserError
 
@@ -32,7 +32,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):  # type: ignore[misc]  # the ki
             UserError: a row alone has more tokens than the budget.
         """
         self.rows, self.seed, self.rank, self.ranks = rows, seed, rank, ranks
-        lengths = list(tqdm(rows.lengths(), total=len(rows), desc="measuring rows", leave=False, delay=2))
+        lengths = list(terminal.bar(rows.lengths(), label="measuring rows", unit="row", total=len(rows)))
         longest = max(lengths)
         if longest > budget:
             raise UserError(

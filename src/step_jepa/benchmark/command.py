@@ -4,10 +4,9 @@ Without more, forward and backward of every variant (passes.py). `--against trl`
 steps (steps.py) and the memory that they need (memory.py).
 """
 
-import json
 from typing import Any
 
-from step_jepa import plots
+from step_jepa import plots, terminal
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.memory import peak_mb
 from step_jepa.benchmark.passes import measure_passes
@@ -50,6 +49,6 @@ def _print_lengths(results: dict[int, dict[str, dict[str, Any]]], baseline: str)
 
 def _give(args: BenchmarkArguments, result: dict[Any, Any], print_table: Any) -> None:
     if args.json:
-        print(json.dumps(result))
+        terminal.show_json(result)
     else:
         print_table()

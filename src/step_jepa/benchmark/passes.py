@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches.collate import Batch, PlannedRows
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import with_pairs
@@ -36,7 +36,7 @@ def measure_passes(args: BenchmarkArguments) -> dict[str, dict[str, Any]]:
     examples = _examples(representation, args)
     variants = list(dict.fromkeys([BASELINE, *args.variants]))  # each once
     measurements: dict[str, list[Measurement]] = {name: [] for name in variants}
-    for repeat in tqdm(range(-1, args.repeats), desc="measuring", leave=False):
+    for repeat in terminal.bar(range(-1, args.repeats), label="measuring", unit="round"):
         start = max(repeat, 0) * args.batch_size
         chosen = [examples[place % len(examples)] for place in range(start, start + args.batch_size)]
         for name in variants:

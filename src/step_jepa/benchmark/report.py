@@ -5,10 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from rich.console import Console
 from rich.table import Table
 
-from step_jepa import plots
+from step_jepa import plots, terminal
 
 WORDS = {
     "sft": "plain fine-tuning",
@@ -33,7 +32,7 @@ def print_passes(result: Figures) -> None:
             _number(figures.get("token_ratio"), 2),
             _number(figures["peak_mb"], 0),
         )
-    Console(highlight=False).print(table)
+    terminal.show(table)
 
 
 def print_steps(result: Figures, baseline: str, length: int | None) -> None:
@@ -53,7 +52,7 @@ def print_steps(result: Figures, baseline: str, length: int | None) -> None:
             f"{figures['padded_tokens']:,}",
             _number(figures["peak_mb"], 0),
         )
-    Console(highlight=False).print(table)
+    terminal.show(table)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import batches_of, of_length, with_pairs
 from step_jepa.data.dataset import PreparedData, load_and_prepare_dataset
@@ -207,7 +207,7 @@ def measure(bench: Bench, names: Sequence[str], length: int | None) -> dict[str,
     arms = {name: bench.arm(name, examples) for name in names}
     measurements: dict[str, list[StepMeasurement]] = {name: [] for name in names}
     rounds = range(-1, bench.args.repeats)
-    with tqdm(total=len(rounds) * len(names), leave=False) as bar:
+    with terminal.bar(label="measuring", unit="step", total=len(rounds) * len(names)) as bar:
         for repeat, name in chain.from_iterable(_round(names, repeat) for repeat in rounds):
             bar.set_description(f"measuring {name}")
             measured = arms[name].step()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset, config
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.data.encoder import Encoded, Encoder, RawRow
 from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
 from step_jepa.data.processes import over_processes
@@ -121,7 +121,7 @@ def _write(path: Path, encoder: Encoder, rows: Iterator[RawRow], num_proc: int) 
     with (
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
-        tqdm(desc="tokenising", unit=" rows", leave=False, delay=2) as progress,
+        terminal.bar(label="tokenising", unit="row") as progress,
     ):
         for part in over_processes(partial(_encoded_rows, encoder), _batches(rows), num_proc):
             writer.write_batch(part.rows)

@@ -110,6 +110,7 @@ class PreparedData:
     def __str__(self) -> str:
         examples = Examples.of(self.examples)
         step_counts = examples.step_counts()
+        steps, tokens = int(step_counts.sum()), int(examples.token_counts().sum())
         notes = {
             "end with an answer step": examples.with_answer(),
             "cut to whole steps within max_length": self.cut,
@@ -117,7 +118,7 @@ class PreparedData:
             "with fewer than two steps, which train the language model only": int((step_counts < 2).sum()),
         }
         parts = [f"{number} {note}" for note, number in notes.items() if number]
-        return "; ".join([f"{len(examples)} examples, {int(step_counts.sum())} steps", *parts])
+        return "; ".join([f"{len(examples):,} examples, {steps:,} steps, {tokens:,} tokens", *parts])
 
 
 def table(examples: Sequence[Example]) -> pa.RecordBatch:

@@ -9,11 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
+from step_jepa import terminal
 from step_jepa.data.format_registry import record_format
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.read_arguments import ReadArguments
@@ -42,6 +41,7 @@ class PrepareArguments(ReadArguments):
     output_file: str = option(help="Where the JSON lines go; rejects go to its .rejected.jsonl.")
     overwrite: bool = option(False, help="Replace an existing output_file.")
     explain: bool = option(False, help="Print what became of each column of the first record.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
 
 def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> None:
@@ -71,7 +71,12 @@ def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> N
             f"{args.input_file}: none of {len(sorting.rejected)} records can be used; line {reject['line']}: "
             f"{reject['reason']}; {rejects} says why of each"
         )
-    Console().print(sorting.summary(rejects))
+    if args.json:
+        terminal.show_json(sorting.summary())
+    else:
+        terminal.result(sorting.rows(), f"{len(sorting.step_counts)} records are written to {output}.")
+    where = f"records lie in {output}" + (f", those that cannot be used in {rejects}" if sorting.rejected else "")
+    terminal.ends(where, terminal.typed("inspect steps", {"model_name": "smollm2", "train_file": output}))
 
 
 @dataclass
@@ -90,7 +95,7 @@ class _Sorting:
     def usable_records(self, args: PrepareArguments, at_each: Callable[[], None]) -> Iterator[Reading]:
         """As many as are wanted; what becomes of each record is noted on the way."""
         limit = record_limit(args.input_file, args)
-        for line, raw in tqdm(raw_records(args.input_file, args), desc="preparing", unit=" records", delay=0.5):
+        for line, raw in terminal.bar(raw_records(args.input_file, args), label="preparing", unit="record"):
             at_each()
             reading = self._sorted(line, raw, args)
             if reading is None:
@@ -114,22 +119,33 @@ class _Sorting:
         self.counts.update([NO_TRUTH] if reading["answer"] is None else [])
         return reading
 
-    def summary(self, rejects: Path) -> Table:
-        """Records as they were read, written, rejected, changed; columns that nothing was taken from; steps."""
+    def summary(self) -> dict[str, Any]:
+        """How many records were read, written, rejected, changed, by why; least, median and most steps; how many have
+        one step."""
         counts = self.step_counts
-        table = Table(show_header=False)
-        table.add_row("read", str(len(counts) + len(self.rejected)))
-        table.add_row("written", str(len(counts)))
         reasons = Counter(reject["reason"].partition(":")[0] for reject in self.rejected)
-        for reason, count in reasons.most_common():
-            table.add_row(Text(f"rejected: {reason}"), str(count))
-        if self.rejected:
-            table.add_row("why of each", Text(str(rejects)))
-        for note, count in noted(self.counts).items():
-            table.add_row(Text(note), str(count))
-        table.add_row("steps per example (min / median / max)", f"{min(counts)} / {median(counts):g} / {max(counts)}")
-        table.add_row("answers of one step (no pair to learn from)", str(counts.count(1)))
-        return table
+        return {
+            "read": len(counts) + len(self.rejected),
+            "written": len(counts),
+            "rejected": dict(reasons.most_common()),
+            "changed": noted(self.counts),
+            "steps": [min(counts), median(counts), max(counts)],
+            "one_step": counts.count(1),
+        }
+
+    def rows(self) -> dict[str, str]:
+        """The same in words."""
+        found = self.summary()
+        least, middle, most = found["steps"]
+        counts = {
+            "read": found["read"],
+            "written": found["written"],
+            **{f"rejected: {reason}": count for reason, count in found["rejected"].items()},
+            **found["changed"],
+            "steps per example (min / median / max)": f"{least} / {middle:g} / {most}",
+            "answers of one step (no pair to learn from)": found["one_step"],
+        }
+        return {name: str(count) for name, count in counts.items()}
 
 
 def _explain(raw: Any, args: PrepareArguments) -> None:
@@ -145,7 +161,7 @@ def _explain(raw: Any, args: PrepareArguments) -> None:
         roles, outcome = reading.roles, {key: reading[key] for key in ("question", "steps", "answer")}
     except Rejected as error:
         outcome = {"rejected": str(error)}
-    Console().print(_explanation(parsed, name, roles, outcome, dict(args.renamed_columns)))
+    terminal.show_aside(_explanation(parsed, name, roles, outcome, dict(args.renamed_columns)))
 
 
 def _explanation(

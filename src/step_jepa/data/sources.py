@@ -87,6 +87,13 @@ def log_notes(source: str, notes: Mapping[str, int]) -> None:
         logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
 
 
+def say_what_was_read(source: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Say how many there are, and how many steps and pairs of steps that follow one another."""
+    counts = [len(record["steps"]) for record in records]
+    pairs = sum(max(0, count - 1) for count in counts)
+    logger.info("%s: %d records, %d steps, %d pairs of consecutive steps", source, len(records), sum(counts), pairs)
+
+
 def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Reading:
     """The record of a line. Raises UserError, which names the line, where it cannot be used."""
     try:

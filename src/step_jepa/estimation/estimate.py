@@ -1,14 +1,13 @@
 """`step-jepa train --estimate`: the memory that a run needs on each device, by part, before it starts."""
 
-import json
 import tempfile
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from rich.console import Console
 from rich.table import Table
 
+from step_jepa import terminal
 from step_jepa.estimation.engines import EngineName, parts
 from step_jepa.estimation.profile import Profile, profile, trainer_without_numbers
 from step_jepa.training.config import RepresentationConfig
@@ -71,18 +70,19 @@ def _export(profile: Profile, config: RepresentationConfig, *, sharded: bool) ->
 def show(found: dict[str, Any], *, as_json: bool) -> None:
     """Print it."""
     if as_json:
-        print(json.dumps(found))
+        terminal.show_json(found)
         return
     table = Table(title="memory of each device", show_footer=True)
     table.add_column("part", "together, at most")
     table.add_column("MiB", f"{found['device'] / MIB:,.1f}", justify="right")
     for part, size in found["parts"].items():
         table.add_row(part, f"{size / MIB:,.1f}")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"{found['engine']} on {found['processes']}: at the largest moment of a step on {found['rows']} rows of "
-        f"{found['tokens']:,} tokens, the largest micro-batch of the first epoch. Not counted: the libraries "
-        "themselves (on CUDA about 500 MiB) and what the allocator holds unused. The export needs "
-        f"{found['export'] / MIB:,.1f} MiB of the main process's own memory."
+    terminal.show(table)
+    terminal.show(
+        f"At the largest moment of a step on {found['rows']} rows of {found['tokens']:,} tokens, the largest "
+        "micro-batch of the first epoch. Not counted: the libraries themselves (on CUDA about 500 MiB) and what the "
+        f"allocator holds unused. The export needs {found['export'] / MIB:,.1f} MiB of the main process's own memory."
     )
+    of = f"{found['engine']} on {found['processes']}"
+    terminal.result({}, f"Each device needs {found['device'] / MIB:,.1f} MiB ({of}).")
+    terminal.note("next: the same command without --estimate")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.records import Record
-from step_jepa.data.sources import Splits, read_records
+from step_jepa.data.sources import Splits, read_records, say_what_was_read
 from step_jepa.data.template import TemplateOptions, template_identity
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.chat_server import require_openai
@@ -77,6 +77,7 @@ def read_problems(source: str, splits: Splits, args: AnsweringOptions, *, truths
     records = list(read_records(source, splits, args, max_examples=args.limit, for_evaluation=True))
     if truths and not any(truth_of(record, args.match) for record in records):
         raise UserError(f"{source}: no record has a known answer: give each an `answer`, or --match exact")
+    say_what_was_read(source, records)
     return records
 
 

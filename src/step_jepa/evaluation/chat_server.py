@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from step_jepa import terminal
 from step_jepa.data.records import Message
 from step_jepa.data.turns import thinking_beside
 from step_jepa.errors import UserError
@@ -73,7 +72,7 @@ class ChatServer:
         pool = ThreadPoolExecutor(at_once)
         asked = iter([pool.submit(self._answer, prompt) for prompt in prompts])
         try:
-            for future in tqdm(asked, total=len(prompts), desc="answering", unit="answer"):
+            for future in terminal.bar(asked, label="answering", unit="answer", total=len(prompts)):
                 yield future.result()
         except (self.openai.OpenAIError, UserError) as error:
             pool.shutdown(cancel_futures=True)

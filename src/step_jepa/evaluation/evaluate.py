@@ -1,5 +1,6 @@
 """`step-jepa evaluate`: how many problems a model solves, and its language-model and JEPA loss on held-out examples."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,10 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from step_jepa import terminal
 from step_jepa.batches.views import Views
 from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.data.records import has_solution
@@ -19,7 +18,7 @@ from step_jepa.data.sources import TEST
 from step_jepa.data.template import today
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, identity, read_problems, written_here
-from step_jepa.evaluation.figures import HELDOUT, ModelFigures, model_figures, no_figures, save_views
+from step_jepa.evaluation.figures import ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.judging import judge, summarise
 from step_jepa.evaluation.resumable import Answers, begun, finished, resume, start
 from step_jepa.evaluation.scoring import Scorer, mean_nll, score_samples
@@ -46,7 +45,8 @@ from step_jepa.run_files import (
 )
 from step_jepa.training.config import StepJEPAOptions, heldout_options, take_reading_of_run
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+logger = logging.getLogger(__name__)
+MANY = 0.25  # of the answers, cut off
 
 _WHOLE_TEXTS = Needs("--match exact, or another one of whole texts,", lambda args: args.match != "math")
 
@@ -91,6 +91,7 @@ class EvaluateArguments(AnsweringOptions):
         most=MOST_SEED,
     )
     overwrite: bool = option(False, help="Replace the results that output_dir holds.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -104,7 +105,8 @@ class EvaluateArguments(AnsweringOptions):
 
 def run(args: EvaluateArguments) -> None:
     """Write predictions.jsonl, one row per record (see `judge`), summary.json (see `summarise`; `seconds` are those of
-    this call, once the model is loaded) and views.safetensors (see `save_views`), and print a table.
+    this call, once the model is loaded) and views.safetensors (see `save_views`), and print
+    the figures.
 
     Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
     unusable input, if no record has a known answer, rather than mix or replace results, and where another process
@@ -120,8 +122,8 @@ def _run_alone(args: EvaluateArguments) -> None:
     folder, about, settings = Path(args.output_dir), identity(args, records), _settings(args, records, options)
     if not args.overwrite and (summary := finished(folder, _compared(settings))):
         (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
-        _print_results(folder, summary)
-        console.print("they were finished before, by the same command; --overwrite makes them anew")
+        terminal.note("they were finished before, by the same command; --overwrite makes them anew")
+        _show(args, summary)
         return
     answers = resume(folder, about, overwrite=args.overwrite)
     model, tokenizer = _load_model(args, options)
@@ -143,7 +145,7 @@ def _run_alone(args: EvaluateArguments) -> None:
         "settings": settings,
     }
     _write_results(folder, rows, held_out.views, summary)
-    _print_results(folder, summary)
+    _show(args, summary)
 
 
 def _begun_on(args: EvaluateArguments) -> str | None:
@@ -174,7 +176,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What the results are of, as the summary has it; the objective, pairs and loss are those that were taken."""
     return {
-        **asdict(args),
+        **{name: value for name, value in asdict(args).items() if name != "json"},
         "objective": options.objective,
         "pairs": options.pairs,
         "loss": options.loss,
@@ -259,37 +261,55 @@ def longest_solution(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> in
     return max((len(tokenizer(solution)["input_ids"]) for solution in solutions), default=0)
 
 
-def _print_results(folder: Path, summary: Mapping[str, Any]) -> None:
-    console.print(_table(summary))
-    limit, longest = summary["settings"].get("max_new_tokens"), summary.get("longest_solution")
-    if summary.get("truncated") and longest and limit and longest >= limit:
-        console.print(
-            f"{summary['truncated']} answers were cut off at {limit} tokens; the longest solution in the file has "
-            f"{longest}: --max_new_tokens {longest + 1} would be enough for it"
-        )
-    console.print(f"{PREDICTIONS_FILE} and {SUMMARY_FILE} lie in {folder}")
+def _show(args: EvaluateArguments, summary: Mapping[str, Any]) -> None:
+    if args.json:
+        terminal.show_json(summary)
+    else:
+        terminal.result(_rows(summary), _sentence(summary))
+    _say_what_is_cut_off(summary)
+    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    where = f"{PREDICTIONS_FILE}, and with every figure {SUMMARY_FILE}, lie in {args.output_dir}"
+    terminal.ends(where, page)
 
 
-def _table(summary: Mapping[str, Any]) -> Table:
+def _say_what_is_cut_off(summary: Mapping[str, Any]) -> None:
+    """A warning where it is more than a quarter of the answers."""
+    limit, longest = summary["settings"].get("max_new_tokens"), summary.get("longest_solution") or 0
+    answers, cut = summary["n"] + summary["without_truth"], summary["truncated"]
+    enough = f"the longest solution in the file has {longest}: --max_new_tokens {longest + 1} would be enough for it"
+    too_short = bool(limit and longest >= limit)
+    remedy = enough if too_short else "raise --max_new_tokens, unless the model does not know where to stop"
+    if cut > MANY * answers:
+        logger.warning("%d of %d answers were cut off at %s tokens; %s", cut, answers, limit, remedy)
+    elif cut and too_short:
+        terminal.note(f"{cut} answers were cut off at {limit} tokens; {enough}")
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
     settings = summary["settings"]
-    table = Table(title=Text(f"{settings['model_name']} on {settings['test_file']}"), show_header=False)
-    table.add_row("correct", f"{summary['correct']} of {summary['n']}")
-    table.add_row("accuracy", _accuracy(summary))
-    if selection := summary.get("selection"):
-        table.add_row("accuracy of single samples", f"{summary['sample_accuracy']:.1%}")
-        for rule, figures in selection["rules"].items():
-            table.add_row(f"selected by {rule}", f"{_accuracy(figures)}, {figures['tokens_read']} tokens read")
-        table.add_row(f"any of {settings['samples']} right", f"{_accuracy(selection['any'])}")
-        table.add_row("tokens written", str(selection["tokens_written"]))
-    for name in ("without_truth", "no_answer", "truncated", "over_generated"):
-        table.add_row(name.replace("_", " "), str(summary[name]))
-    for name, share in summary.get("by", {}).items():
-        table.add_row(f"right by {name}", f"{share:.1%}")
-    for kind, count in summary.get("errors", {}).items():
-        table.add_row(f"wrong: {kind.replace('_', ' ')}", str(count))
-    for name in HELDOUT:
-        table.add_row(*_heldout_row(name, summary[name], settings))
-    return table
+    solved = (
+        f"{settings['model_name']} solves {summary['correct']} of {summary['n']} problems of {settings['test_file']}"
+    )
+    return f"{solved}: accuracy {_accuracy(summary)}."
+
+
+def _rows(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Those that decide; the others stand in the summary."""
+    kinds = ("no_answer", "truncated", "over_generated", "without_truth")
+    rows = {"answers": ", ".join(f"{summary[kind]} {kind.replace('_', ' ')}" for kind in kinds)}
+    rows |= _selection_rows(summary) if summary.get("selection") else {}
+    rows |= dict(_heldout_row(name, summary[name], summary["settings"]) for name in ("lm_loss", "jepa_loss"))
+    paired, unpaired, pairs = (_number(summary[name]) for name in ("cosine_paired", "cosine_unpaired", "pairs"))
+    return rows | {"cosine of views": f"{paired} paired, {unpaired} unpaired, {pairs} pairs"}
+
+
+def _selection_rows(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Where a problem has several answers."""
+    selection, rows = summary["selection"], {"accuracy of single samples": f"{summary['sample_accuracy']:.1%}"}
+    for rule, figures in selection["rules"].items():
+        rows[f"selected by {rule}"] = f"{_accuracy(figures)}, {figures['tokens_read']} tokens read"
+    rows[f"any of {summary['settings']['samples']} right"] = _accuracy(selection["any"])
+    return rows | {"tokens written": str(selection["tokens_written"])}
 
 
 def _accuracy(figures: Mapping[str, Any]) -> str:

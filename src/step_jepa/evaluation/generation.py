@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from step_jepa import terminal
 from step_jepa.data.dataset import to_example
 from step_jepa.data.records import answerable
 from step_jepa.data.tokens import IGNORED, Example
@@ -105,7 +104,7 @@ def generate(
 ) -> Iterator[Generation]:
     """What the engine writes for each prompt, batch by batch, longest prompts first."""
     order = sorted(prompts, key=lambda prompt: -len(prompt.input_ids))
-    with tqdm(total=len(order), desc="answering", unit="answer") as bar:
+    with terminal.bar(label="answering", unit="answer", total=len(order)) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             for prompt, token_ids in zip(batch, engine(batch), strict=True):

@@ -6,10 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from step_jepa import terminal
 from step_jepa.data.records import Record, context_of
 from step_jepa.data.sources import TRAIN
 from step_jepa.data.template import TemplateOptions, today
@@ -24,8 +21,6 @@ from step_jepa.models.loading import load_generation_config, load_tokenizer, set
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
 from step_jepa.run_files import json_lines, locked, write_whole
 from step_jepa.training.config import take_reading_of_run, view_options
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 _SERVER = Needs("--engine openai", lambda args: args.engine == "openai")
 REMEDY = "give another --output_file, or --overwrite"
@@ -49,6 +44,7 @@ class SampleArguments(AnsweringOptions):
         needs=_SERVER,
     )
     overwrite: bool = option(False, help="Replace output_file; answers that still serve are not written anew.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -73,8 +69,14 @@ def run(args: SampleArguments) -> None:
         answers = _all_answers(args, problems, answers_file)
         traces = _kept(args, problems, answers)
         _write(args, traces, output, answers_file)
-    console.print(_table(args, problems, answers, traces))
-    console.print(f"what was kept lies in {output}, all answers in {answers_file}")
+    rows = _rows(args, problems, answers, traces)
+    kept = f"{len(traces.kept)} answers of {args.model_name} are kept, of {traces.solved} of {len(problems)} problems."
+    if args.json:
+        terminal.show_json(rows)
+    else:
+        terminal.result(rows, kept)
+    following = terminal.typed("prepare", {"input_file": output, "output_file": output.with_suffix(".steps.jsonl")})
+    terminal.ends(f"what was kept lies in {output}, all answers in {answers_file}", following)
 
 
 def _paths(args: SampleArguments) -> tuple[Path, Path]:
@@ -154,12 +156,13 @@ def _write(args: SampleArguments, traces: Traces, output: Path, answers_file: Pa
     write_whole(output, text)
 
 
-def _table(args: SampleArguments, problems: Sequence[Record], answers: Answers, traces: Traces) -> Table:
+def _rows(args: SampleArguments, problems: Sequence[Record], answers: Answers, traces: Traces) -> dict[str, str]:
     looked_at = [answers[each] for each in product(range(len(problems)), range(args.samples))]
-    table = Table(title=Text(f"{args.model_name} on {args.input_file}"), show_header=False)
-    table.add_row("problems", str(len(problems)))
-    table.add_row("answers", f"{len(looked_at)} of {sum(answer.new_tokens for answer in looked_at)} tokens")
-    table.add_row("kept", f"{len(traces.kept)}, of {traces.solved} problems")
+    rows = {
+        "problems": str(len(problems)),
+        "answers": f"{len(looked_at)} of {sum(answer.new_tokens for answer in looked_at)} tokens",
+        "kept": f"{len(traces.kept)}, of {traces.solved} problems",
+    }
     for reason, count in traces.counts.most_common():
-        table.add_row(Text(reason if reason == GOES_ON else f"not kept: {reason}"), str(count))
-    return table
+        rows[reason if reason == GOES_ON else f"not kept: {reason}"] = str(count)
+    return rows

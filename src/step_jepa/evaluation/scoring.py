@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, row_count, to_device
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.raw_record import Rejected
@@ -77,7 +77,7 @@ def mean_nll(model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *
     model.to(device)
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=representation.collator)
     means: list[float] = []
-    for batch in tqdm(loader, desc="reading answers", leave=False, delay=2):
+    for batch in terminal.bar(loader, label="reading answers", unit="batch"):
         moved = to_device(batch, device)
         sums = row_sums(representation.forward(moved), row_count(moved)).double()
         means += (sums[:, 0] / sums[:, 1]).tolist()

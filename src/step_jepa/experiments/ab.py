@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.console import Console
-from rich.text import Text
 
+from step_jepa import terminal
 from step_jepa.clock import command_began
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
@@ -19,7 +18,7 @@ from step_jepa.experiments.cost import Budget, Cost, OutOfTime, Span, cost_table
 from step_jepa.experiments.data import prepare_data
 from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.executor import importing
-from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes, read_results
+from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
 from step_jepa.run_files import EXPERIMENT_FILE, locked, write_whole
@@ -51,8 +50,6 @@ PROBING = 1 / 3  # of the budget, at most
 CONDITIONS = (SFT, STEP_JEPA, SHUFFLED, PUBLISHED)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 @dataclass
 class AbArguments:
@@ -65,6 +62,7 @@ class AbArguments:
     budget: str = option("2h", help="Time for all of it, such as 90m or 2h.")
     recipe: str | None = option(None, help="YAML file of `train` options, instead of ours with LoRA.", is_path=True)
     max_new_tokens: int = option(256, help="An answer that is longer is cut off here.", least=1)
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -88,15 +86,14 @@ def _run_within(args: AbArguments, span: Span) -> int:
         options = fitted_options(args, span)
         write_whole(config, yaml.safe_dump(options, sort_keys=False))
     (arguments,) = from_values(
-        "experiment", [ExperimentArguments], {"config": str(config), "output_dir": args.output_dir}
+        "experiment",
+        [ExperimentArguments],
+        {"config": str(config), "output_dir": args.output_dir, "json": args.json},
     )
     if arguments.name != _name(args):
         raise UserError(f"{config} was made for {arguments.name}: give another --output_dir")
-    console.print(Text(arguments.note))
-    code = experiment.run(arguments, may_start=Budget(span.end, len(CONDITIONS)).allows, closing=verdict)
-    if code == 0:
-        console.print(Text(" ".join(read_results(folder).about.closing), style="bold"))
-    return code
+    terminal.note(arguments.note)
+    return experiment.run(arguments, may_start=Budget(span.end, len(CONDITIONS)).allows, closing=verdict)
 
 
 def seconds_of(budget: str) -> float:
@@ -135,7 +132,7 @@ def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
     plan = planned(arguments, folder)
     _prepare_until(probing.end, arguments, args)
     preparing = time.monotonic() - budget.start
-    console.print(
+    terminal.note(
         f"timing a few steps and answers of each arm, until {ceil(probing.seconds)} s of {args.budget} are gone"
     )
     try:
@@ -144,7 +141,7 @@ def fitted_options(args: AbArguments, budget: Span) -> dict[str, Any]:
         raise UserError(
             f"--budget {args.budget}: {error} in a third of it; imports and data took {ceil(preparing)} s: raise it"
         ) from None
-    console.print(cost_table(costs, plan.runs, workers=1))
+    terminal.show_aside(cost_table(costs, plan.runs, workers=1))
     extent = fitted_extent(list(costs.values()), SPARE * budget.left)
     options["recipe"] |= {"max_steps": extent.steps}
     options["evaluate"] |= {"limit": extent.answers}

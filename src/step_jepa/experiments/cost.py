@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import ACCURACY, Run
 from step_jepa.experiments.executor import OUT_OF_TIME, execute_all, importing
@@ -24,8 +24,6 @@ from step_jepa.experiments.run import RunResult
 from step_jepa.run_files import CELL_FILE, read_lines
 
 PROBE_STEPS, PROBE_ANSWERS = 4, 8  # steps; the fewest answers
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 class OutOfTime(UserError):
@@ -90,7 +88,7 @@ def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int, dea
                 raise UserError(f"{probe.condition}: {failure}")
             result = RunResult.read(probe.folder / CELL_FILE)
             costs[probe.condition] = _cost(result, first_runs[probe.condition])
-            console.print(Text(f"{probe.condition}: {costs[probe.condition].pace}"))
+            terminal.note(f"{probe.condition}: {costs[probe.condition].pace}")
     return costs
 
 

@@ -116,6 +116,7 @@ class ExperimentArguments:
     workers: int = option(1, help="Cells at a time, which share the processor's cores.", least=1)
     keep_models: bool = option(False, help="Keep the weights of every cell.")
     dry_run: bool = option(False, help="Print the cells and what they will cost, by a timed probe.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
     model_name: str | None = option(None, help="The model of all arms, instead of the recipe's.", is_path=True)
     train_file: str | None = option(None, help="What is trained on, instead of data's input_file.", is_path=True)
     test_file: str | None = option(None, help="What is tested on, instead of data's input_file.", is_path=True)

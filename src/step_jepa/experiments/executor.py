@@ -1,6 +1,5 @@
 """Runs in processes of their own, so that one that dies takes no other with it; what the terminal shows meanwhile."""
 
-import logging
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ from rich.text import Text
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.experiments.design import Run
 from step_jepa.experiments.run import LOG_FILE, execute, finished_result
@@ -136,8 +136,8 @@ def _execute_in_process(run: Run, threads: int, plugins: Sequence[str]) -> None:
     log = os.open(run.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("step_jepa").setLevel(logging.INFO)
+    terminal.set_up(quiet=False, alone=True)
+    terminal.adopt_libraries()
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its default, between processes, would be left behind by a run that is stopped
     try:

@@ -1,23 +1,21 @@
 """`step-jepa experiment`: arms x seeds on one recipe, and what their differences say."""
 
 import contextlib
+import logging
 import os
 import platform
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from step_jepa import plots, statistics
+from step_jepa import plots, statistics, terminal
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.experiments import results
 from step_jepa.experiments.cost import cost_table, timed_costs
@@ -42,9 +40,8 @@ from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
 from step_jepa.signals import ending_at_once
 from step_jepa.statistics import Components
 
+logger = logging.getLogger(__name__)
 WAY_ON = "the same command goes on with the cells that are not finished"
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def run(
@@ -69,18 +66,21 @@ def run(
     shard = _shard(args.shard)
     prepare_data(args.data, folder / "data")
     power = stated_power(args, plan)
-    console.print(Text(power))
+    terminal.note(power)
     runs = plan.runs[shard.first :: shard.step]
     left = [run for run in runs if finished_result(run) is None]
     if args.dry_run:
         costs = timed_costs(plan.runs, folder, threads_of_run(args))
-        console.print(cost_table(costs, left, args.workers))
+        if args.json:
+            terminal.show_json({name: asdict(cost) for name, cost in costs.items()})
+        else:
+            terminal.show(cost_table(costs, left, args.workers))
         return 0
     failed = execute_runs(left, len(runs), args, may_start)
     finished = _collected(plan.runs)
     if finished.missing:
         count = f"{len(finished.missing)} of {len(plan.runs)} cells"
-        console.print(Text(f"{count} are not finished, and the tables are without them"))
+        logger.warning("%s are not finished, and the tables are without them", count)
     if not finished.results:
         return 1
     _conclude(args, plan, finished, power, closing)
@@ -148,7 +148,7 @@ def execute_runs(
 ) -> bool:
     """Whether a run failed; `total` counts those that were finished before. Raises Interrupted."""
     failed = False
-    with Progress(runs, total, args.measures[0], console) as progress:
+    with Progress(runs, total, args.measures[0], terminal.progress_console()) as progress:
         try:
             threads = threads_of_run(args)
             every = execute_all(runs, args.workers, threads, progress.started, may_start=may_start)
@@ -206,9 +206,10 @@ def _conclude(
     folder = Path(args.output_dir)
     results.write_results(summary, finished.results, folder)
     plots.save(conditions_chart(summary), str(folder / RESULTS_PICTURE))
-    _print(summary)
-    names = f"{RESULTS_TEXT}, {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE}"
-    console.print(Text(f"{names} and cells lie in {args.output_dir}"))
+    _show(args, summary, " ".join(summary.about.closing) if closing else results.primary_sentence(summary))
+    names = f"all tables in {RESULTS_TEXT}; {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE} and cells"
+    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    terminal.ends(f"{names} lie in {args.output_dir}", page)
 
 
 def _comparable(comparisons: Sequence[Contrast], finished: Sequence[RunResult]) -> list[Contrast]:
@@ -228,20 +229,8 @@ def _machine(finished: Sequence[RunResult]) -> str:
     return f"{device}, torch {torch.__version__}, step-jepa {version('step-jepa')}, threads of a cell: {threads}"
 
 
-def _print(summary: ExperimentResults) -> None:
-    for measure in summary.measures:
-        console.print(_console_table(f"{measure}, by arm", results.conditions_table(summary, measure), 4))
-        console.print(_console_table(f"{measure}, paired differences", results.comparisons_table(summary, measure), 5))
-    console.print(_console_table("losses and costs", results.costs_table(summary), 3))
-    for line in results.conclusions(summary):
-        console.print(Text(line))
-
-
-def _console_table(title: str, rows: results.Rows, columns: int) -> Table:
-    """The first columns, which fit into a terminal; results.md has all."""
-    table = Table(title=title)
-    for number, head in enumerate(rows[0][:columns]):
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*map(Text, row[:columns]))
-    return table
+def _show(args: ExperimentArguments, summary: ExperimentResults, sentence: str) -> None:
+    if args.json:
+        terminal.show_json(summary.to_json())
+    else:
+        terminal.result(results.arms_rows(summary), sentence)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from step_jepa import statistics
+from step_jepa import markdown, statistics
 from step_jepa.errors import UserError
 from step_jepa.evaluation.texts import ERRORS
 from step_jepa.experiments.design import ACCURACY, RESULTS_CSV, RESULTS_TEXT, Contrast
@@ -34,7 +34,6 @@ NOTES = {
     "seeds needed": "for a difference as large as the observed one, which is itself uncertain",
 }
 
-Rows = list[list[str]]  # of a table, the heads first
 FreeFigures = dict[str, dict[str, "FreeFigure"]]  # by measure and free baseline
 
 
@@ -283,7 +282,7 @@ def _comparison_result(
 # Tables
 
 
-def conditions_table(results: ExperimentResults, measure: str) -> Rows:
+def conditions_table(results: ExperimentResults, measure: str) -> markdown.Rows:
     """Means over seeds and problems with their intervals, and what is free beside them."""
     rows = [["arm", "seeds", "mean", "sd over seeds", "95 %, new seeds", "95 %, new seeds and problems"]]
     for name, condition in results.conditions.items():
@@ -296,7 +295,7 @@ def conditions_table(results: ExperimentResults, measure: str) -> Rows:
     return rows
 
 
-def costs_table(results: ExperimentResults) -> Rows:
+def costs_table(results: ExperimentResults) -> markdown.Rows:
     """Of every condition the means over seeds of losses, answers, of whole texts also by kind of error, and costs."""
     kinds = [kind for kind in ERRORS if all(kind in each.figures for each in results.conditions.values())]
     errors = [f"wrong: {kind.replace('_', ' ')}" for kind in kinds]
@@ -315,7 +314,7 @@ def costs_table(results: ExperimentResults) -> Rows:
     return rows
 
 
-def comparisons_table(results: ExperimentResults, measure: str) -> Rows:
+def comparisons_table(results: ExperimentResults, measure: str) -> markdown.Rows:
     """Paired differences; the first interval, p and Holm's p are for new seeds and new problems."""
     decisive = ["value", "95 %, new seeds and problems", "p", "p, Holm"]
     others = ["95 %, new seeds", "bootstrap", "sign flips", "could be seen", "seeds needed"]
@@ -357,7 +356,27 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+# On the terminal
+
+
+def arms_rows(results: ExperimentResults) -> dict[str, str]:
+    """The arms by the first measure."""
+    measure, rows = results.measures[0], {}
+    for name, condition in results.conditions.items():
+        summary = condition.measures[measure]
+        rows[name] = f"{measure} {summary.mean:.4f} {_interval(summary.new_problems)}, {summary.seeds} seeds"
+    return rows
+
+
 # In words
+
+
+def primary_sentence(results: ExperimentResults) -> str:
+    """What came of the comparison that was named beforehand."""
+    found = [comparison for comparison in results.comparisons if comparison.primary]
+    return (
+        " ".join(f"{each.measure}, {each.sentence}" for each in found) or "The primary comparison cannot be made yet."
+    )
 
 
 def conclusions(results: ExperimentResults) -> list[str]:
@@ -435,24 +454,10 @@ def _markdown(results: ExperimentResults) -> str:
     if about.missing:
         parts.append(f"Not finished, and left out: {', '.join(about.missing)}.")
     for measure in results.measures:
-        parts += [f"## {measure}", _markdown_table(conditions_table(results, measure))]
-        parts += [_markdown_table(comparisons_table(results, measure))]
-    parts += ["## Losses and costs", _markdown_table(costs_table(results))]
-    parts += ["## In words", _markdown_list([*conclusions(results), *about.closing])]
+        parts += [f"## {measure}", markdown.table(conditions_table(results, measure))]
+        parts += [markdown.table(comparisons_table(results, measure))]
+    parts += ["## Losses and costs", markdown.table(costs_table(results))]
+    parts += ["## In words", markdown.bullets([*conclusions(results), *about.closing])]
     notes = [f"**{name}**: {meaning}" for name, meaning in NOTES.items()]
-    parts += ["## How to read it", _markdown_list(notes)]
+    parts += ["## How to read it", markdown.bullets(notes)]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _markdown_table(table: Rows) -> str:
-    heads, *rows = table
-    return "\n".join(_markdown_row(row) for row in [heads, ["---"] * len(heads), *rows])
-
-
-def _markdown_row(row: Sequence[str]) -> str:
-    cells = [text.replace("|", r"\|") for text in row]
-    return f"| {' | '.join(cells)} |"

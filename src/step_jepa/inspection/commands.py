@@ -1,6 +1,5 @@
 """What users call: `step-jepa inspect steps`, `tokens`, `mask`, `pipeline`, and `inspect` alone, a menu."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from step_jepa import plots
+from step_jepa import plots, terminal
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.read_arguments import ReadingOptions
 from step_jepa.data.tokens import Example, pieces
@@ -53,15 +52,18 @@ def run_steps(args: StepsArguments) -> None:
     tokenizer = load_tokenizer(args.model_name)
     limit = None if args.index is not None else args.limit or EXAMPLES_SHOWN
     data = load_and_prepare_dataset(args.train_file, tokenizer, max_length=args.max_length, limit=limit, reading=args)
+    terminal.note(f"{args.train_file}: {data}")
     examples = data.examples if args.index is None else [example_at(args.index, data.examples, args.train_file)]
     if args.json:
-        print(json.dumps([describe_example(example) for example in examples]))
+        terminal.show_json([describe_example(example) for example in examples])
         return
     console = _console()
     for example in examples:
         console.rule(f"example {example.index}: {len(example.input_ids)} tokens, {len(example.steps)} steps")
         console.print(colour_steps(example, pieces(tokenizer, example.input_ids)))
-    console.print(f"{data}\nA step's tokens are parted by |; underlined tokens are labelled.")
+    console.print("A step's tokens are parted by |; underlined tokens are labelled.")
+    following = {"model_name": args.model_name, "train_file": args.train_file}
+    terminal.note(f"next: {terminal.typed('verify', following)}")
 
 
 def describe_example(example: Example) -> dict[str, object]:
@@ -89,7 +91,7 @@ def run_tokens(args: TokensArguments) -> None:
     """Print the tokens; as JSON {"index", "tokens"}, as `describe_tokens` has them. Raises UserError."""
     inspected = inspect_example(args)
     if args.json:
-        print(json.dumps({"index": args.index, "tokens": describe_tokens(inspected)}))
+        terminal.show_json({"index": args.index, "tokens": describe_tokens(inspected)})
         return
     console = _console()
     console.rule(f"example {args.index}: the row's tokens, and where views are read")
@@ -120,13 +122,13 @@ def run_mask(args: MaskArguments) -> None:
         with plots.style():
             plots.save(draw(inspected), args.output)
     if args.json:
-        print(json.dumps({"index": args.index, **describe_mask(inspected)}))
+        terminal.show_json({"index": args.index, **describe_mask(inspected)})
         return
     console = _console()
     console.rule(f"example {args.index}: a row looks, a column is seen")
     console.print(show_mask(inspected))
     if args.output:
-        console.print(f"The picture, token by token, lies in {args.output}")
+        terminal.note(f"the picture, token by token, lies in {args.output}")
 
 
 # inspect pipeline
@@ -145,7 +147,7 @@ def run_pipeline(args: PipelineArguments) -> None:
     inspected = inspect_example(args)
     if args.json:
         described = {name: stage.describe(inspected) for name, stage in STAGES.items()}
-        print(json.dumps({"index": args.index, **described}))
+        terminal.show_json({"index": args.index, **described})
         return
     console = _console()
     for number, (name, stage) in enumerate(STAGES.items(), 1):

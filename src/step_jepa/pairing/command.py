@@ -1,6 +1,7 @@
 """`step-jepa pairing`: held-out views by a model and by its base, and what they know (measures.py)."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -11,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.text import Text
 from torch import Tensor
 
+from step_jepa import terminal
 from step_jepa.batches.views import Views
 from step_jepa.data.read_arguments import ReadingOptions, reading_values
-from step_jepa.data.sources import TEST, read_records
+from step_jepa.data.sources import TEST, read_records, say_what_was_read
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -26,10 +26,11 @@ from step_jepa.models.predictors import saved_predictors
 from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.pairing.measures import measure
 from step_jepa.pairing.pairs import Array, HeldOutPairs
-from step_jepa.pairing.table import measures_table
+from step_jepa.pairing.table import document, sentence, summary_rows
 from step_jepa.run_files import (
     OPTIONS_FILE,
     PAIRING_FILE,
+    PAIRING_TABLE,
     check_fields,
     last_modified,
     locked,
@@ -38,6 +39,7 @@ from step_jepa.run_files import (
     remove_unfinished,
     run_options,
     write_json,
+    write_whole,
 )
 from step_jepa.training.config import StepJEPAOptions, take_reading_of_run, view_options
 from step_jepa.training.held_out import held_out
@@ -45,7 +47,7 @@ from step_jepa.training.representation import Representation
 
 Records = Sequence[Mapping[str, Any]]
 
-console = Console(highlight=False, soft_wrap=True)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,7 +56,7 @@ class PairingArguments(ReadingOptions):
 
     model_name: list[str] = option(help="One or more models: hub id, folder, or smollm2.", is_path=True)
     test_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
-    output_dir: str = option(help=f"Where {PAIRING_FILE} goes.")
+    output_dir: str = option(help=f"Where {PAIRING_FILE} and {PAIRING_TABLE} go.")
     base_model: str | None = option(
         None, help="The model before training: the frozen judge of what was predicted.", is_path=True
     )
@@ -69,6 +71,7 @@ class PairingArguments(ReadingOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(42, help="Of pools, resamples and untrained predictor rows.", least=0, most=MOST_SEED)
     overwrite: bool = option(False, help=f"Replace the {PAIRING_FILE} that output_dir holds.")
+    json: bool = option(False, help="JSON on stdout instead of rows.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -91,8 +94,10 @@ class Reading:
 
 
 def run(args: PairingArguments) -> None:
-    """Measure each model, print a table of it, write pairing.json; interrupted, the same call goes on, and finished, it
-    prints what there is. Raises UserError, also where another process writes into the folder."""
+    """Measure each model, print what decides, write pairing.json and, as a table, pairing.md.
+
+    Interrupted, the same call goes on, and finished, it prints what there is. Raises UserError, also where another
+    process writes into the folder."""
     with locked(Path(args.output_dir)):
         _run_alone(args)
 
@@ -100,6 +105,7 @@ def run(args: PairingArguments) -> None:
 def _run_alone(args: PairingArguments) -> None:
     take_reading_of_run(resolve(args.views_like or args.model_name[0]), args)
     records = sorted(read_records(args.test_file, TEST, args, max_examples=args.limit), key=_length)  # little padding
+    say_what_was_read(args.test_file, records)
     _check_folders(args)
     remove_unfinished(Path(args.output_dir))
     results, path = _earlier_results(args, records), Path(args.output_dir, PAIRING_FILE)
@@ -110,10 +116,12 @@ def _run_alone(args: PairingArguments) -> None:
             base = _read_base(args, name, records, base_readings)
             results["models"][name] = measure_model(args, name, records, base)
             write_json(path, results)
-        _print_result(name, results["models"][name])
-    console.print(f"{PAIRING_FILE} lies in {args.output_dir}")
+    write_whole(path.with_name(PAIRING_TABLE), document(results["models"]))
     if not unmeasured:
-        console.print("it was finished before, by the same command; --overwrite makes it anew")
+        terminal.note("it was finished before, by the same command; --overwrite makes it anew")
+    _show(args, {name: results["models"][name] for name in args.model_name})
+    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    terminal.ends(f"{PAIRING_FILE}, and as a table {PAIRING_TABLE}, lie in {args.output_dir}", page)
 
 
 def _length(record: Mapping[str, Any]) -> int:
@@ -149,6 +157,7 @@ def _settings(args: PairingArguments, records: Records) -> dict[str, Any]:
         **{name: value for name, value in asdict(args).items() if name not in known_by_records},
         "model_name": None,
         "overwrite": None,
+        "json": None,
         "records": records_digest(records),
         "base_written": last_modified(resolve(args.base_model)) if args.base_model else None,
     }
@@ -160,19 +169,12 @@ def _is_measured(results: dict[str, Any], name: str) -> bool:
     return result is not None and result.get("model_written", "unknown") == last_modified(resolve(name))
 
 
-def _print_result(name: str, result: dict[str, Any]) -> None:
-    about = f"{name}: LM loss {result['lm_loss']:.4f}; {_training(result['run'])}"
-    console.print(measures_table(result), Text(about))
-
-
-def _training(run: dict[str, Any]) -> str:
-    """What the model was trained for, in words."""
-    if not run:
-        return f"no {OPTIONS_FILE} says how it was trained"
-    objective, horizon = run.get("objective", "unknown"), run.get("horizon", 1)
-    names = objective if isinstance(objective, str) else ", ".join(objective)
-    ahead = "" if horizon == 1 else f"; trained to predict {horizon} steps ahead, measured on the next"
-    return f"objective {names}, control {run.get('control', 'unknown')}{ahead}"
+def _show(args: PairingArguments, models: dict[str, dict[str, Any]]) -> None:
+    if args.json:
+        terminal.show_json(models)
+        return
+    for name, result in models.items():
+        terminal.result(summary_rows(result), sentence(name, result))
 
 
 def measure_model(args: PairingArguments, name: str, records: Records, base: Reading | None) -> dict[str, Any]:

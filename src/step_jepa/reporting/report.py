@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.plots import COLOURS, InlineFigures
@@ -27,8 +27,6 @@ from step_jepa.run_files import write_whole
 
 MOST_IN_HEAD = 6  # evaluations
 MOST_EXPLORED = 6  # runs whose rows the explorer holds
-
-console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -55,9 +53,9 @@ def run(args: ReportArguments) -> None:
     check_tracked(data.runs, args.report_to)
     page = render(data)
     write_whole(output, page)
-    console.print(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
+    terminal.note(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
     for line in publish(data.runs, data.evaluations, output, args.report_to):
-        console.print(line)
+        terminal.note(line)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 
-from step_jepa import plots
+from step_jepa import plots, terminal
 from step_jepa.data.read_arguments import ReadingOptions, reading_values
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -34,8 +33,6 @@ from step_jepa.surprise.scores import BASE, INDEX, LENGTH, SHUFFLED, StepScores
 from step_jepa.surprise.summary import summarise
 from step_jepa.surprise.table import picture, summary_tables
 from step_jepa.training.config import take_reading_of_run
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -78,7 +75,7 @@ def _run_alone(args: SurpriseArguments) -> None:
     settings = _settings(args, answers)
     if summary := _finished(folder, settings, overwrite=args.overwrite):
         _print(folder, summary)
-        console.print("it was finished before, by the same command; --overwrite makes it anew")
+        terminal.note("it was finished before, by the same command; --overwrite makes it anew")
         return
     remove_unfinished(folder)
     steps = _measured(args, folder, settings, answers)
@@ -178,5 +175,5 @@ def _rounded(value: float) -> float | None:
 
 def _print(folder: Path, summary: Mapping[str, Any]) -> None:
     for table in summary_tables(summary):
-        console.print(table)
-    console.print(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {folder}")
+        terminal.show(table)
+    terminal.ends(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {folder}")

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
@@ -139,7 +139,7 @@ def _read(
     representation.check_attention(rows)
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=representation.collator)
     views, trajectories = [], []
-    for number, batch in enumerate(tqdm(loader, desc="reading answers", leave=False, delay=2)):
+    for number, batch in enumerate(terminal.bar(loader, label="reading answers", unit="batch")):
         output = representation.forward(to_device(batch, device), entropy_of_labels=True)
         columns.add_tokens(rows.examples[number * batch_size :][:batch_size], output)
         assert output.trajectories is not None

@@ -4,7 +4,6 @@ TrainingArguments, for whoever trains."""
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import Field, dataclass, fields, make_dataclass
@@ -39,6 +38,7 @@ from step_jepa.options import (
     facts,
     option,
     option_fields,
+    without_secrets,
 )
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 from step_jepa.run_files import OPTIONS_FILE, run_options, write_json
@@ -68,7 +68,6 @@ _ROWS, _EPOCHS = 8, 3.0  # defaults of TrainingArguments
 LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
 LEAST |= {"learning_rate": 0, "max_grad_norm": 0, "weight_decay": 0}
 Options = TypeVar("Options")
-SECRET = re.compile(r"^(token|use_auth_token|hub_token|proxies)$|password|secret|api_?key|credential", re.IGNORECASE)
 
 
 @dataclass
@@ -401,14 +400,14 @@ class RepresentationConfig(RepresentationOptions, TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled, as into training_args.bin."""
-        return _without_secrets(vars(self))
+        return without_secrets(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """What loggers are told."""
         told = super().to_dict()  # type: ignore[no-untyped-call]
         if "last_token" in told:
             told["last_token"] = getattr(self, "last_token")  # noqa: B009 - an objective's; its name is like a secret's
-        return _without_secrets(told)
+        return without_secrets(told)
 
     def _check_training_arguments(self) -> None:
         for each in fields(self):
@@ -537,18 +536,7 @@ def _unpickled(config: type[Options], values: dict[str, Any]) -> Options:
 
 def own_options(config: Any) -> dict[str, Any]:
     """The values of our own options, fit to be written."""
-    return _without_secrets({each.name: getattr(config, each.name) for each in option_fields(config)})
-
-
-def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What no file of a run may hold is told by its name, in tables too."""
-    return {
-        name: "(not written)" if value and SECRET.search(name) else _masked(value) for name, value in values.items()
-    }
-
-
-def _masked(value: Any) -> Any:
-    return _without_secrets(value) if type(value) is dict else value
+    return without_secrets({each.name: getattr(config, each.name) for each in option_fields(config)})
 
 
 def unknown_to_standalone(config: Any) -> dict[str, Any]:

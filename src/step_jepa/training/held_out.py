@@ -11,8 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, row_count, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.errors import UserError
@@ -102,7 +102,7 @@ def held_out(representation: Representation, rows: PlannedRows, *, batch_size: i
     sums: list[Tensor] = []
     parts: list[HeldOutPart] = []
     negatives = 0
-    for batch in tqdm(loader, desc="held-out losses", leave=False, delay=2):
+    for batch in terminal.bar(loader, label="held-out losses", unit="batch"):
         moved = to_device(batch, device)
         output = representation.forward(moved)
         sums.append(row_sums(output, row_count(moved)).cpu())

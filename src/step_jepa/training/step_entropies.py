@@ -8,8 +8,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.batches.collate import Batch, PlannedRows, to_device
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.models.forward import Forward
@@ -51,7 +51,7 @@ def step_entropies(
     training = forward.model.training
     forward.model.to(state.device).eval()
     loader = DataLoader(rows, batch_size=ROWS, collate_fn=collator)
-    for batch in tqdm(loader, desc="entropies where steps end", leave=False, delay=2):
+    for batch in terminal.bar(loader, label="entropies where steps end", unit="batch"):
         output = forward(to_device(batch, state.device))
         assert output.entropies is not None
         places = zip(output.views.problem.tolist(), output.views.step.tolist(), strict=True)

@@ -61,6 +61,7 @@ from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
 from step_jepa.training.monitor import Monitor
 from step_jepa.training.preemption import PreemptibleTrainer
+from step_jepa.training.progress import shows_progress
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
@@ -147,6 +148,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
+        shows_progress(self)
         self._say_what_is_special()
 
     def _set_up_jepa_term(self) -> None:
@@ -258,7 +260,12 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         with self.args.main_process_first(desc="tokenising"):  # the others read what it keeps
             prepared = self.representation.prepare(data, splits, num_proc=self.args.dataset_num_proc)
         if self.args.should_log:
-            logger.log(logging.WARNING if prepared.cut else logging.INFO, "%s", prepared)
+            name, length = named(data), self.args.max_length
+            logger.info("%s: %s", name, prepared)
+            if prepared.cut:
+                logger.warning(
+                    "%s: %d examples are cut to whole steps within max_length %s", name, prepared.cut, length
+                )
         return prepared
 
     def _check_training_rows(self, rows: PlannedRows) -> int:
@@ -304,6 +311,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         sample = rows.sample
         if len(sample) < len(rows):
             logger.info("pairs and tokens are counted on %d of the %d rows, evenly spaced", len(sample), len(rows))
+        logger.info("%d pairs of views", round(pairs * len(rows) / len(sample)))
         for objective in self.representation.objectives:
             for reason, count in objective.left_out(sample).items():
                 logger.info("left out: %d pairs %s", count, reason)

@@ -3,9 +3,8 @@
 Axes: B rows, L tokens of a row, P pairs, H hidden size.
 """
 
-import json
+import logging
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -14,12 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from step_jepa import standalone
+from step_jepa import standalone, terminal
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.attention_parts import sees
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, to_device
@@ -31,6 +28,8 @@ from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.representation import Representation
+
+logger = logging.getLogger(__name__)
 
 LOSS_TOLERANCE, VIEW_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3, 1e-3
 MOST_READ = 4096  # tokens of a row: the standalone implementation's masks grow with the square, and it makes all logits
@@ -136,11 +135,11 @@ def run(args: CompareArguments) -> int:
     """Print the comparison; 1 where the two disagree. Raises UserError."""
     comparison = compare(args)
     if args.json:
-        print(json.dumps(asdict(comparison)))
+        terminal.show_json(asdict(comparison))
     else:
-        _print_table(comparison)
+        _show(comparison)
     if not comparison.agree:
-        print(f"step-jepa: the implementations disagree: {comparison.first_difference}", file=sys.stderr)
+        terminal.error(f"the implementations disagree: {comparison.first_difference}")
     return 0 if comparison.agree else 1
 
 
@@ -166,6 +165,7 @@ def compare_on(
     max_length = length_read(args.max_length)
     representation = _representation(model, args, processing_class)
     data = representation.prepare(records)
+    logger.info("%s: %s", args.train_file, data)
     rows = _adapted_rows(representation, data.examples)
     examples = _standalone_examples(representation, records, max_length)
     batches = _batches(representation, rows, examples, args.batch_size)
@@ -338,7 +338,7 @@ def _outcome(
 ) -> Outcome:
     lm_loss, jepa_loss, views = 0.0, 0.0, []
     model.zero_grad()
-    for batch in tqdm(batches, desc=name, leave=False):
+    for batch in terminal.bar(batches, label=name, unit="batch"):
         output = forward(batch)
         (output.nll * weights.per_token + weights.lbd * output.distance * weights.per_pair).backward()
         lm_loss += output.nll.item() * weights.per_token
@@ -401,7 +401,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def _print_table(comparison: Comparison) -> None:
+def _show(comparison: Comparison) -> None:
     cut = f", {comparison.cut} of them up to {MOST_READ:,} tokens" if comparison.cut else ""
     table = Table(title=f"standalone against adapted, {comparison.n} rows{cut}")
     for column in ("", "standalone", "adapted", "difference"):
@@ -410,4 +410,5 @@ def _print_table(comparison: Comparison) -> None:
         table.add_row(name, f"{loss.standalone:.7f}", f"{loss.adapted:.7f}", f"{loss.difference:.1e}")
     table.add_row("views", "", "", f"{comparison.view_max_rel_diff:.1e} relative")
     table.add_row("gradients", "", "", f"{comparison.grad_max_rel_diff:.1e} relative")
-    Console(highlight=False).print(table, "they agree" if comparison.agree else "they DISAGREE")
+    terminal.show(table)
+    terminal.result({}, "they agree" if comparison.agree else "they DISAGREE")

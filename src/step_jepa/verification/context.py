@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, pair_count, to_device
@@ -30,6 +30,7 @@ from step_jepa.models.target_encoder import evaluating
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.progress import Progress
 from step_jepa.training.representation import Representation
 from step_jepa.verification.compare import length_read
 
@@ -263,7 +264,7 @@ class VerificationContext:
         trainer = StepJEPARepresentationTrainer(
             self.model, config, self.chosen_records, processing_class=self.representation.tokenizer
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(Progress)
         return trainer
 
     @cached_property

@@ -1,21 +1,18 @@
 """`step-jepa verify`: every check on the user's own model and rows, as a table or as JSON."""
 
-import json
 import logging
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm.auto import tqdm
 
+from step_jepa import terminal
 from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records
+from step_jepa.data.sources import read_records, say_what_was_read
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -62,22 +59,25 @@ def run(args: VerifyArguments) -> int:
     failed = [name for name, result in results.items() if result.passed is False]
     if args.json:
         checks = [{"check": name, **asdict(result)} for name, result in results.items()]
-        print(json.dumps({"passed": not failed, "settings": asdict(args), "checks": checks}))
+        terminal.show_json({"passed": not failed, "settings": asdict(args), "checks": checks})
     else:
-        _print_table(args, results, time.monotonic() - start)
+        _show(args, results, time.monotonic() - start)
+    if not failed:
+        train = {"model_name": args.model_name, "train_file": args.train_file, "output_dir": "run"}
+        terminal.note(f"next: {terminal.typed('train', train)}")
     return 1 if failed else 0
 
 
 def _results(args: VerifyArguments) -> dict[str, CheckResult]:
     """By check."""
     records = list(islice(read_records(args.train_file, reading=args), args.limit))
+    say_what_was_read(args.train_file, records)
     resolve(args.model_name)
     with _context(args, records) as context:
         assert context.tokenizer  # a model that cannot be reached is one line, and not one for each check
         if _can_be_tokenised(context):
             context.check_pairs()
-        progress = tqdm(check_results(context), total=len(CHECKS), desc="checks", leave=False, file=sys.stderr)
-        return dict(progress)
+        return dict(terminal.bar(check_results(context), label="checks", unit="check", total=len(CHECKS)))
 
 
 def _context(args: VerifyArguments, records: list[Any]) -> VerificationContext:
@@ -105,7 +105,7 @@ def _can_be_tokenised(context: VerificationContext) -> bool:
         return False
 
 
-def _print_table(args: VerifyArguments, results: dict[str, CheckResult], seconds: float) -> None:
+def _show(args: VerifyArguments, results: dict[str, CheckResult], seconds: float) -> None:
     table = Table(title=Text(f"{args.model_name} on {args.train_file}"))
     for column in ("check", "found", ""):
         table.add_column(column)
@@ -116,4 +116,5 @@ def _print_table(args: VerifyArguments, results: dict[str, CheckResult], seconds
         table.add_row(name, figure, Text(VERDICTS[result.passed], STYLES[result.passed]))
     counts = Counter(result.passed for result in results.values())
     summary = ", ".join(f"{counts[passed]} {verdict}" for passed, verdict in VERDICTS.items() if counts[passed])
-    Console(highlight=False).print(table, f"{summary}, in {seconds:.0f} s")
+    terminal.show(table)
+    terminal.result({}, f"{summary}, in {seconds:.0f} s")

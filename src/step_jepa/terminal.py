@@ -1,0 +1,205 @@
+"""What the terminal shows. Figures go to stdout; what was read, progress, warnings and where things lie go to stderr.
+
+A command begins with what it read (in the log), shows one bar at a time (`bar`), and ends with its figures and one bold
+sentence (`result`), or JSON (`show_json`), and with where things lie and what comes next (`ends`). With --quiet there
+are figures and warnings alone; of several ranks one speaks. rich is imported where it is used: help does without.
+"""
+
+import json
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers")  # which log by handlers of their own
+IN_A_FILE = 30.0  # seconds between two lines of what would be a bar
+
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_bars: WeakSet[Any] = WeakSet()
+
+
+def speaks() -> bool:
+    """Whether this process is the one of several that shows things."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def set_up(*, quiet: bool, alone: bool) -> None:
+    """How a command speaks. What was set up before, by Python that calls us, stays.
+
+    Args:
+        quiet: figures, warnings and errors alone.
+        alone: whether this process is there for the command.
+    """
+    _quiet.set(quiet)
+    if quiet and alone:
+        os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # of libraries
+    logging.basicConfig(format="%(message)s", handlers=[Messages() if speaks() else logging.NullHandler()])
+    logging.getLogger("step_jepa").setLevel(logging.WARNING if quiet else logging.INFO)
+    if alone:
+        warnings.showwarning = _log_warning
+
+
+def adopt_libraries() -> None:
+    """Have what libraries log, once they are imported, shown as ours is."""
+    for name in LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+
+
+class Messages(logging.Handler):
+    """The log on stderr, in one style. What warned once does not warn again."""
+
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self.shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno < logging.WARNING:
+            note(text)
+        elif text not in self.shown:
+            self.shown.add(text)
+            level = record.levelname.lower()
+            _aside(text, f"{level}: ", "bold red" if record.levelno > logging.WARNING else "bold yellow")
+
+
+def _for_python() -> None:
+    """Python that has set up no log sees our warnings as the command line does."""
+    handler = Messages(logging.WARNING)
+    handler.addFilter(lambda _: not logging.getLogger().handlers)
+    logging.getLogger("step_jepa").addHandler(handler)
+
+
+def _log_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    words = " ".join(str(message).split())
+    logging.getLogger("py.warnings").warning("%s (%s, %s:%d)", words, category.__name__, filename, lineno)
+
+
+# On stderr
+
+
+def note(text: str) -> None:
+    """A line for whoever watches."""
+    if not _quiet.get() and speaks():
+        _aside(text)
+
+
+def heading(text: str) -> None:
+    """Of what follows."""
+    if not _quiet.get() and speaks():
+        _console(stderr=True).rule(f" {text} ", align="left", style="bold")
+
+
+def error(text: str) -> None:
+    """What ends a command, in one line."""
+    _aside(text, "step-jepa: ", "bold red")
+
+
+def ends(where: str, *following: str) -> None:
+    """Where things lie; and the commands that one would type next."""
+    note(where)
+    for command in following:
+        note(f"next: {command}")
+
+
+def typed(command: str, options: Mapping[str, Any]) -> str:
+    """A command as one would type it."""
+    words = ["step-jepa", command]
+    for name, value in options.items():
+        words.append(f"--{name}")
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
+
+
+def bar(things: Iterable[Any] | None = None, *, label: str, unit: str, total: int | None = None) -> Any:
+    """A labelled bar of tqdm, with rate and time left, around things or to be updated by hand. While another one is
+    open it shows nothing; in a file it is a line now and then."""
+    from tqdm.auto import tqdm
+
+    another = any(not each.disable for each in _bars)
+    in_file = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    look = {"file": _Lines(), "mininterval": IN_A_FILE} if in_file else {"leave": False}
+    hidden = _quiet.get() or not speaks() or another
+    made: Any = tqdm(things, desc=label, unit=f" {unit}", total=total, delay=1, disable=hidden, **look)
+    _bars.add(made)
+    return made
+
+
+class _Lines:
+    """What a bar writes, as lines."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def progress_console() -> "Console":
+    """For what moves, other than a bar: on stderr."""
+    console = _console(stderr=True)
+    console.quiet = _quiet.get() or not speaks()
+    return console
+
+
+def _aside(text: str, label: str = "", style: str = "") -> None:
+    from rich.text import Text
+
+    with _without_bars():
+        _console(stderr=True).print(Text.assemble((label, style), text))
+
+
+def _without_bars() -> AbstractContextManager[None]:
+    """Bars are taken away for a moment, so that a line can be written."""
+    tqdm = sys.modules.get("tqdm")
+    return nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)
+
+
+def show_aside(*things: "RenderableType") -> None:
+    """Texts and tables that are no result."""
+    progress_console().print(*things)
+
+
+# On stdout
+
+
+def show(*things: "RenderableType") -> None:
+    """Texts and tables, in which nothing is markup."""
+    _console().print(*things)
+
+
+def show_json(value: Any) -> None:
+    """What a program reads; nothing else is then on stdout."""
+    print(json.dumps(value))
+
+
+def result(rows: Mapping[str, str], sentence: str) -> None:
+    """What came of it: a few figures, and one bold sentence."""
+    from rich.text import Text
+
+    width = max(map(len, rows), default=0)
+    for name, figure in rows.items():
+        show(Text(f"{name:{width}}  {figure}"))
+    show(Text(sentence, "bold"))
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    """Anew for each use, as streams may be redirected."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+
+
+_for_python()
