@@ -95,7 +95,7 @@ def measure(
     Raises:
         UserError: where the model cannot take the rows' branches, and for views that are not finite.
     """
-    examples = _examples(representation, records)
+    examples = readable(representation, records)
     columns = _Columns(examples)
     if examples:
         views, trajectories = _read(representation, examples, batch_size, columns)
@@ -104,7 +104,7 @@ def measure(
     return columns.scores(answers=len(records))
 
 
-def _examples(representation: Representation, records: Sequence[Mapping[str, Any]]) -> list[Example]:
+def readable(representation: Representation, records: Sequence[Mapping[str, Any]]) -> list[Example]:
     """Those that can be read, each with its place among the records as its index."""
     places, conversations = [], []
     for place, record in enumerate(records):

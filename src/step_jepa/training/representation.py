@@ -63,13 +63,13 @@ class Representation:
             options: of the JEPA term.
             seed: of all random choices.
             processing_class: the tokenizer, if not the model's own.
-            **loading: more arguments of `setup_model_and_tokenizer`.
+            **loading: more arguments of `setup_model_and_tokenizer`, or others than the options'.
 
         Raises:
             UserError: where the model cannot be had.
         """
         model, tokenizer = setup_model_and_tokenizer(
-            model, processing_class=processing_class, seed=seed, **options.setup_arguments(), **loading
+            model, processing_class=processing_class, seed=seed, **options.setup_arguments() | loading
         )
         return cls(model.eval(), tokenizer, options, seed=seed)
 
