@@ -1,16 +1,23 @@
 """Best of n: each rule by hand, its scores by one plain pass, and all of it on files."""
 
+from math import nan
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 from test_evaluate import arguments, results, solver  # noqa: F401
 
+from step_jepa.batches.collate import PlannedRows
+from step_jepa.data.records import with_answer
+from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answers import is_correct
 from step_jepa.evaluation.evaluate import run
 from step_jepa.evaluation.scoring import mean_nll
 from step_jepa.evaluation.selection import choose, compared, select
+from step_jepa.objectives.planner import Planner
+from step_jepa.surprise.measure import load, readable
 
 
 @pytest.mark.parametrize(
@@ -22,6 +29,13 @@ from step_jepa.evaluation.selection import choose, compared, select
         ("likelihood", ["5", "6", "5"], [0.3, 0.1, 0.2], 1),
         ("likelihood", ["5", "6", "7"], [0.3, 0.1, 0.1], 1),  # a tie: the first
         ("likelihood", [None, "6", "7"], [0.0, None, 0.9], 2),  # no answer is never taken, no score last
+        ("surprise", ["5", "6"], [nan, 0.4], 1),
+        ("surprise", ["5", "6"], [None, nan], 0),
+        ("surprise", [None, None], [0.2, 0.1], 0),
+        ("vote+surprise", ["6", "5", "5.0"], [0.0, 0.8, 0.9], 1),  # the majority, however surprising
+        ("vote+surprise", ["6", "5", "5", "6"], [0.1, 0.3, 0.4, 0.9], 1),  # a tie: .35 on average and not .5
+        ("vote+surprise", ["6", "5"], [0.2, 0.2], 0),
+        ("vote+surprise", ["6", "5"], [nan, 0.9], 1),
     ],
 )
 def test_what_a_rule_takes(rule, answers, scores, place):
@@ -102,8 +116,27 @@ def test_rules_on_files(solver, tmp_path, capsys):
     assert max(each["accuracy"] for each in selection["rules"].values()) <= selection["any"]["accuracy"]
     for wrong, message in [
         ({"select": ["likelihood"]}, "--select is read by --samples above 1 alone"),
-        ({"select": ["best"], **options}, "select = best: give some of vote, likelihood"),
+        ({"select": ["best"], **options}, "select = best: give some of vote, likelihood, surprise"),
         ({"select": ["vote", "vote"], **options}, r"select = vote vote: .*each once"),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments(solver, tmp_path / "out", **wrong))
+
+
+def test_surprise_on_files(solver, tmp_path):
+    rules = ["surprise", "vote+surprise"]
+    run(arguments(solver, tmp_path / "out", samples=3, temperature=1.5, select=rules))
+    rows, summary = results(tmp_path / "out")
+    problems, known = list(read_records(solver.test)), []
+    for each in rows:
+        taken = [sample["surprise"] for sample in each["samples"] if sample["extracted"] is not None]
+        scores = [score for score in taken if score is not None]
+        known += scores
+        assert each["surprise"] == min(scores, default=None)
+        assert each["selected"].keys() == set(rules)
+    assert known
+    answers = {(row["index"], sample["prediction"]) for row in rows for sample in row["samples"]}
+    representation = load(solver.model)
+    examples = readable(representation, [with_answer(problems[index], text) for index, text in answers])
+    _, tokens = PlannedRows(examples, Planner(representation.objectives, 42)).token_counts()
+    assert {each["tokens_read"] for each in summary["selection"]["rules"].values()} == {tokens}

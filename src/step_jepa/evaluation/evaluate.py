@@ -21,8 +21,8 @@ from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, ide
 from step_jepa.evaluation.figures import ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.judging import judge, summarise
 from step_jepa.evaluation.resumable import Answers, begun, finished, resume, start
-from step_jepa.evaluation.scoring import Scorer, mean_nll, score_samples
-from step_jepa.evaluation.selection import NLL, RULES, SCORE, compared, select
+from step_jepa.evaluation.scoring import Scorer, centred_surprise, mean_nll, score_samples
+from step_jepa.evaluation.selection import NLL, RULES, SCORE, SURPRISE, compared, select
 from step_jepa.evaluation.texts import CRITERIA
 from step_jepa.losses import LOSSES
 from step_jepa.models.builtin import resolve
@@ -240,7 +240,11 @@ def _selection(
     """The rows of several answers with those that the first rule takes, and how all rules compare."""
     rules = [rule for rule in RULES if rule in args.select]
     rules.sort(key=args.select.index)
-    scorers: dict[str, Scorer] = {NLL: partial(mean_nll, model, tokenizer, batch_size=args.batch_size)}
+    loading: dict[str, Any] = {"template": args, "model_init_kwargs": {"dtype": args.dtype}}
+    scorers: dict[str, Scorer] = {
+        NLL: partial(mean_nll, model, tokenizer, batch_size=args.batch_size),
+        SURPRISE: partial(centred_surprise, args.model_name, batch_size=args.batch_size, seed=args.seed, **loading),
+    }
     needed = dict.fromkeys(SCORE[rule] for rule in rules if rule in SCORE)
     tokens_read = {score: score_samples(score, rows, records, scorers[score]) for score in needed}
     rows = [select(row, rules, args.match) for row in rows]

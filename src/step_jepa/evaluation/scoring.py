@@ -1,19 +1,20 @@
 """What a model says of answers that were written, by it or another: one forward pass over each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, row_count, to_device
-from step_jepa.data.conversations import Conversation, to_conversation
-from step_jepa.data.raw_record import Rejected
 from step_jepa.data.records import with_answer
-from step_jepa.data.tokens import Example, encode_rows
+from step_jepa.surprise.measure import load, measure, readable
+from step_jepa.surprise.scores import CENTRED, LENGTH, SURPRISE, of_answers
 from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.held_out import row_sums
 from step_jepa.training.representation import Representation
@@ -67,7 +68,7 @@ def mean_nll(model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *
         batch_size: answers that are read at once.
     """
     representation = Representation(model.eval(), tokenizer, StepJEPAOptions(objective=["none"]), seed=0)
-    examples = sorted(readable(tokenizer, records), key=lambda each: -len(each.input_ids))
+    examples = sorted(readable(representation, records), key=lambda each: -len(each.input_ids))
     scores: list[float | None] = [None] * len(records)
     if not examples:
         return Scored(scores, 0)
@@ -86,16 +87,26 @@ def mean_nll(model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], *
     return Scored(scores, sum(len(example.input_ids) for example in examples))
 
 
-def readable(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """Those that can be read, each with its place among the records as its index."""
-    conversations = {place: found for place, record in enumerate(records) if (found := _conversation(record))}
-    encoded = encode_rows(tokenizer, list(conversations.values()))
-    by_place = zip(conversations, encoded, strict=True)
-    return [replace(each, index=place) for place, each in by_place if not isinstance(each, Rejected)]
+def centred_surprise(
+    model_name: str, records: Sequence[Mapping[str, Any]], *, batch_size: int, seed: int, **loading: Any
+) -> Scored:
+    """Latent surprise of each answer: the mean over its predicted steps, views centred over these answers or by the
+    run's own means. An answer of one step has none.
 
+    Args:
+        model_name: hub id or folder, which is loaded anew, as its run reads views.
+        records: conversations that end in an answer.
+        batch_size: answers that are read at once.
+        seed: of what was never trained.
+        **loading: more arguments of `setup_model_and_tokenizer`.
 
-def _conversation(record: Mapping[str, Any]) -> Conversation | None:
-    try:
-        return to_conversation(record)
-    except Rejected:
-        return None
+    Raises:
+        UserError: where the model cannot be had, or cannot take branches.
+    """
+    representation = load(model_name, seed=seed, **loading)
+    steps = measure(representation, records, batch_size=batch_size)
+    scores = of_answers(steps)[CENTRED].tolist()
+    predicted = np.isfinite(steps.scores[SURPRISE])
+    branches = steps.scores[LENGTH][predicted] + representation.options.predictors
+    trunks = sum(len(example.input_ids) for example in readable(representation, records))
+    return Scored([None if isnan(score) else score for score in scores], trunks + int(branches.sum()))

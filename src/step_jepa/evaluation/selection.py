@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite
+from statistics import fmean
 from typing import Any, Literal, get_args
 
-from step_jepa.evaluation.judging import Match, agreement, majority_vote, proportion
+from step_jepa.evaluation.judging import Match, agreement, groups_of, proportion
 
-Rule = Literal["vote", "likelihood"]
+Rule = Literal["vote", "likelihood", "surprise", "vote+surprise"]
 RULES: tuple[Rule, ...] = get_args(Rule)
-NLL = "nll"
-SCORE: dict[Rule, str] = {"likelihood": NLL}  # the smallest is best
+NLL, SURPRISE = "nll", "surprise"
+SCORE: dict[Rule, str] = {"likelihood": NLL, "surprise": SURPRISE, "vote+surprise": SURPRISE}  # the smallest is best
 
 Scores = Sequence[float | None]
 
@@ -17,8 +18,10 @@ Scores = Sequence[float | None]
 def choose(rule: Rule, answers: Sequence[str | None], agree: Callable[[str, str], bool], scores: Scores = ()) -> int:
     """The place of the answer that a rule takes. No answer, None, is taken where there is nothing else, the first.
 
-    vote        the first of those that most agree on; of equally many, of those whose earliest was drawn first
-    likelihood  the one with the smallest score; of equal ones the first; without a score it is the last choice
+    vote           the first of those that most agree on; of equally many, of those whose earliest was drawn first
+    likelihood     the one with the smallest score; of equal ones the first; without a score it is the last choice
+    surprise       the same with another score
+    vote+surprise  the first of those that most agree on; of equally many, of those with the smaller mean score
 
     Args:
         rule: its name.
@@ -29,9 +32,14 @@ def choose(rule: Rule, answers: Sequence[str | None], agree: Callable[[str, str]
     given = [place for place, answer in enumerate(answers) if answer is not None]
     if not given:
         return 0
-    if rule in SCORE:
+    if rule in ("likelihood", "surprise"):
         return min(given, key=lambda place: _known(scores[place]))
-    return majority_vote(answers, agree)[0]
+    groups = groups_of(answers, agree)
+    most = max(map(len, groups))
+    largest = [group for group in groups if len(group) == most]
+    if rule == "vote+surprise":
+        largest.sort(key=lambda group: fmean(_known(scores[place]) for place in group))
+    return largest[0][0]
 
 
 def _known(score: float | None) -> float:
