@@ -113,7 +113,7 @@ class TrainArguments:
     def defaults_beside(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """What the preset sets."""
         name = values.get("preset")
-        return preset_settings(name) if name in get_args(Preset) else {}
+        return preset_settings(str(name)) if name in get_args(Preset) else {}
 
 
 def preset_settings(name: str) -> dict[str, Any]:
