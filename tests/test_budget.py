@@ -15,6 +15,7 @@ from test_trainer import history, run
 
 from step_jepa.batches.budget import TokenBudgetSampler, divisible, packed
 from step_jepa.batches.collate import PlannedRows
+from step_jepa.data.examples import Examples
 from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
@@ -170,3 +171,40 @@ def test_a_row_of_16k_tokens_with_200_steps_trains(checkpointing, tokenizer, tmp
     assert trainer.data_collator([trainer.train_dataset[0]])["trunk_length"].item() > 16_000
     assert history(trainer, "pairs") == [199]
     assert torch.isfinite(torch.tensor(history(trainer, "jepa_loss"))).all()
+
+
+@pytest.mark.parametrize("pairs", ["first", "all", "random"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"predictor_ids": []},
+        {"horizon": 2},
+        {"target": "context"},
+        {"target_sees": "bos"},
+        {"read": "content"},
+        {"skip_answer_step": False},
+        {"pair_tokens": 5},
+    ],
+    ids=lambda options: next(iter(options), "usual"),
+)
+def test_lengths_are_those_of_planned_rows(pairs, options, monkeypatch):
+    """Steps without tokens, of one token, of one token and a separator; with an answer and without; no step at all."""
+    spans = [[(2, 5), (5, 5), (5, 8), (8, 9), (9, 11)], [(2, 3), (3, 6), (6, 12)], [(2, 12)], []]
+    contents = [[4, 5, 6, 9, 11], [3, 4, 11], [12], []]
+    answers = [4, None, 0, None]
+    examples = [
+        Example(
+            "", [*range(12)], [*range(12)], steps, [(0, 0)] * len(steps), None, contents[row], answers[row], index=row
+        )
+        for row, steps in enumerate(spans)
+    ]
+    plan = Planner([StepJEPA(**{"pairs": pairs, "predictor_ids": [90, 91], **options})])
+    planned = [len(plan(example).input_ids) for example in examples]
+    known = plan.lengths(Examples.of(examples))
+    if pairs == "random" or "pair_tokens" in options:
+        assert known is None
+    else:
+        assert known.tolist() == planned
+    assert list(PlannedRows(examples, plan).lengths()) == planned
+    assert replace(plan, control="past_target").lengths(Examples.of(examples)) is None

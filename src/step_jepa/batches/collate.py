@@ -51,8 +51,9 @@ class PlannedRows(Dataset):
 
     def lengths(self) -> Iterator[int]:
         """Tokens of each row, in order, as its epoch plans it."""
-        if not self.plan.objectives:
-            yield from Examples.of(self.examples).token_counts().tolist()
+        known = self.plan.lengths(Examples.of(self.examples))
+        if known is not None:
+            yield from known.tolist()
             return
         for example in self.examples:  # many are read at once, as by index they are not
             yield len(self.plan(example, int(self.epoch)).input_ids)

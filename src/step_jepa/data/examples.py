@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,24 @@ SCHEMA = pa.schema(
     }
 )
 READ_AT_ONCE = 1000
+
+
+class FilledSteps(NamedTuple):
+    """The steps of all rows that have tokens of their own, one after another: int64 (S,) each, is_answer bool.
+
+    row        number of the row
+    place      among the row's filled steps
+    start, stop, content
+               as in Example
+    is_answer  whether it is the final answer
+    """
+
+    row: NDArray[np.int64]
+    place: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    content: NDArray[np.int64]
+    is_answer: NDArray[np.bool_]
 
 
 class Examples(Sequence[Example]):
@@ -77,6 +95,21 @@ class Examples(Sequence[Example]):
         """int64 (N,)."""
         return self._lengths("steps") // 2
 
+    def filled_steps(self) -> FilledSteps:
+        """Of the whole table."""
+        assert len(self) == len(self.dataset)
+        counts, columns = self.step_counts(), self.dataset.data
+        row, start, stop, content, answer = (
+            np.repeat(np.arange(len(self)), counts),
+            *np.asarray(pc.list_flatten(columns.column("steps")), dtype=np.int64).reshape(-1, 2).T,
+            np.asarray(pc.list_flatten(columns.column("contents")), dtype=np.int64),
+            np.repeat(np.asarray(pc.fill_null(columns.column("answer"), -1), dtype=np.int64), counts),
+        )
+        is_answer = _places(row) == answer
+        filled = start < stop
+        row = row[filled]
+        return FilledSteps(row, _places(row), start[filled], stop[filled], content[filled], is_answer[filled])
+
     def with_answer(self) -> int:
         """How many end with an answer step."""
         answers = self.dataset.data.column("answer")
@@ -95,6 +128,11 @@ class Examples(Sequence[Example]):
     def _lengths(self, column: str) -> NDArray[np.int64]:
         lengths: NDArray[np.int64] = np.asarray(pc.list_value_length(self.dataset.data.column(column)), dtype=np.int64)
         return lengths[self.places]
+
+
+def _places(row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of numbers that rise, the place of each among its equals."""
+    return np.arange(len(row)) - np.searchsorted(row, row)
 
 
 @dataclass

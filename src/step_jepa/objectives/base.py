@@ -5,6 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from step_jepa.data.examples import FilledSteps
 from step_jepa.data.tokens import Example
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import Control, SamplingContext
@@ -60,6 +64,11 @@ class Objective:
     def pairs_of(self, row: Row, example: Example, sampling: SamplingContext) -> Iterator[Pair]:
         """Append branches to the row and say which views make a pair."""
         raise NotImplementedError
+
+    def branch_tokens(self, steps: FilledSteps, rows: int) -> NDArray[np.int64] | None:
+        """int64 (rows,), tokens of the branches that it appends to each row, where that follows from the steps alone;
+        None where it has to be planned."""
+        return None
 
     def check_data(self, examples: Sequence[Example]) -> None:
         """Raises UserError where the data cannot serve it."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from step_jepa.data.examples import Examples
 from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import TRUNK, Row, View, trunk
@@ -45,6 +49,19 @@ class Planner:
             for pair in objective.pairs_of(row, example, sampling):
                 row.pairs.append(replace(pair, objective=number))
         return row
+
+    def lengths(self, examples: Examples) -> NDArray[np.int64] | None:
+        """int64 (N,), tokens of the row of each example of a whole table, where that follows from the spans of steps
+        alone; None where rows have to be planned."""
+        if self.control in ROW_CONTROLS or self.entropies is not None:
+            return None
+        lengths = examples.token_counts()
+        for objective in self.objectives:
+            added = objective.branch_tokens(examples.filled_steps(), len(examples))
+            if added is None:
+                return None
+            lengths = lengths + added
+        return lengths
 
 
 def unchanged_pairs(plan: Planner, examples: Sequence[Example]) -> int:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from step_jepa.data.examples import FilledSteps
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import EntropyOf, Objective
@@ -181,6 +185,17 @@ class StepJEPA(StepOptions, Objective):
         of different tokens are all alike."""
         alone = self.target == "isolated" and self.target_sees == "nothing"
         return alone and len(self._tokens(example, step)) == 1
+
+    def branch_tokens(self, steps: FilledSteps, rows: int) -> NDArray[np.int64] | None:
+        if self.pairs == "random" or self.pair_tokens is not None:
+            return None
+        lengths = (steps.content if self.read == "content" else steps.stop) - steps.start
+        taken = steps.place == self.horizon if self.pairs == "first" else steps.place >= self.horizon
+        taken &= ~(steps.is_answer & self.skip_answer_step)
+        taken &= ~((lengths == 1) & (self.target == "isolated") & (self.target_sees == "nothing"))
+        tokens = len(self.predictor_ids) + (self.target == "isolated") * lengths
+        counts: NDArray[np.float64] = np.bincount(steps.row[taken], tokens[taken], minlength=rows)
+        return counts.astype(np.int64)
 
     def check_data(self, examples: Sequence[Example]) -> None:
         if self.horizon > 1 and not any(map(self.kept, examples)):
