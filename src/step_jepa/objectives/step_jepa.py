@@ -194,7 +194,7 @@ class StepJEPA(StepOptions, Objective):
         taken &= ~(steps.is_answer & self.skip_answer_step)
         taken &= ~((lengths == 1) & (self.target == "isolated") & (self.target_sees == "nothing"))
         tokens = len(self.predictor_ids) + (self.target == "isolated") * lengths
-        counts: NDArray[np.float64] = np.bincount(steps.row[taken], tokens[taken], minlength=rows)
+        counts: NDArray[Any] = np.bincount(steps.row[taken], tokens[taken], minlength=rows)
         return counts.astype(np.int64)
 
     def check_data(self, examples: Sequence[Example]) -> None:
