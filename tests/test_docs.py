@@ -136,7 +136,7 @@ def test_the_table_of_options_is_made_from_the_code():
 
 
 PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-CALL = re.compile(r"(?:step-jepa|-m step_jepa) ([a-z].*)")
+CALL = re.compile(r"(?:step-jepa|-m step_jepa) ([a-z].*?)(?:\)\"|$)")  # or in "$(...)"
 NUMBER = "N"  # stands for one
 LEFT_OUT = {"...", "OPTIONS"}  # stand for options
 
@@ -161,7 +161,7 @@ COMMANDS = [
 def completed(words, kinds):
     """The words, with options that must be given and are left out; and without a GPU."""
     missing = [f"--{each.name}" for kind in kinds for each in fields(kind) if is_required(each)]
-    added = [f"{option}=x" for option in missing if option not in words and option != "--folders"]
+    added = [f"{option}=x" for option in missing if option not in words and option not in ("--folders", "--shell")]
     added += ["--use_cpu=true"] if "--bf16" in words else []
     return [word for word in words if word not in LEFT_OUT] + added
 
