@@ -1,6 +1,7 @@
 """Batches of as many whole rows as a budget of tokens holds, so that long and short rows mix and memory has a bound."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from random import Random
 
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -70,7 +71,7 @@ def packed(order: Sequence[int], sizes: Sequence[int], room: int) -> list[list[i
         group = [] if tightest is None else by_room[tightest].pop()
         group.append(index)
         by_room[(room if tightest is None else tightest) - size].append(group)
-    return [group for groups in by_room for group in groups]
+    return list(chain.from_iterable(by_room))
 
 
 def divisible(batches: list[list[int]], ranks: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ grow with their number."""
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -188,7 +188,7 @@ def _turns_row(turns: Turns | None) -> dict[str, Any] | None:
 
 
 def _flat(spans: Sequence[Span]) -> list[int]:
-    return [edge for span in spans for edge in span]
+    return list(chain.from_iterable(spans))
 
 
 def _labelled(labels: Sequence[int]) -> list[Span]:
