@@ -136,7 +136,7 @@ def test_the_table_of_options_is_made_from_the_code():
 
 
 PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-CALL = re.compile(r"(?:step-jepa|-m step_jepa) ([a-z].*?)(?:\)\"|$)")  # or in "$(...)"
+CALL = re.compile(r"(?:step-jepa|-m step_jepa) ([a-z].*)")
 NUMBER = "N"  # stands for one
 LEFT_OUT = {"...", "OPTIONS"}  # stand for options
 
@@ -146,7 +146,9 @@ def commands(page):
     text = page.read_text(encoding="utf-8").replace("\\\n", "   ")  # a command over several lines is one
     for number, line in enumerate(text.splitlines(), 1):
         alone = re.match(r"(?:    )?(?:step-jepa|accelerate|torchrun) ", line)
-        for text in [line] if alone else re.findall(r"`([^`]+)`", line):
+        spans = re.findall(r"`([^`]+)`", line) if line.count("`") % 2 == 0 else []  # else one goes on in the next line
+        for text in [line] if alone else spans:
+            text = re.sub(r".*\$\((.*)\).*", r"\1", text)  # what a shell puts in its place
             call = CALL.search(text.partition("  #")[0])
             words = shlex.split(call[1].replace("\\|", "|")) if call else []
             if len(words) > 1 and words[:2] != ["inspect", words[-1]]:
@@ -161,7 +163,8 @@ COMMANDS = [
 def completed(words, kinds):
     """The words, with options that must be given and are left out; and without a GPU."""
     missing = [f"--{each.name}" for kind in kinds for each in fields(kind) if is_required(each)]
-    added = [f"{option}=x" for option in missing if option not in words and option not in ("--folders", "--shell")]
+    in_place = bool(words) and not words[0].startswith(("-", *LEFT_OUT))  # the first one is given without its name
+    added = [f"{option}=x" for option in missing[in_place:] if option not in words]
     added += ["--use_cpu=true"] if "--bf16" in words else []
     return [word for word in words if word not in LEFT_OUT] + added
 
