@@ -58,7 +58,9 @@ def publish(
     runs: Sequence[Run], evaluations: Sequence[Evaluation], page: Path, trackers: Sequence[Tracker]
 ) -> list[str]:
     """Add table and page to each run in each of the trackers that has it; where they went, a line each."""
-    evaluated = [row for each in evaluations for row in _rows(each.folder.name, figures_of_evaluation(each.summary))]
+    evaluated: list[Row] = []
+    for each in evaluations:
+        evaluated += _rows(each.folder.name, figures_of_evaluation(each.summary))
     said = []
     for run in runs:
         trained = figures_of_training(run.state["log_history"], run.settings.get("eval_file"))
@@ -115,7 +117,7 @@ def _log(library: Any, added: Added) -> str:
 
 def _to_tensorboard(place: Place, added: Added) -> str:
     """It shows no pages: this one lies beside the run's events."""
-    lines = [Row._fields, ["---"] * len(Row._fields), *([str(value) for value in row] for row in added.table)]
+    lines = [Row._fields, ["---"] * len(Row._fields), *(map(str, row) for row in added.table)]
     events = added.folder / place["folder"]
     kept = shutil.copy(added.page, events / f"{PAGE}.html")
     with TensorBoardCallback()._SummaryWriter(str(events)) as writer:  # of torch, or tensorboardX
