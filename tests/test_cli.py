@@ -106,8 +106,9 @@ def test_recipes_and_overrides(train_file, model_folder, tmp_path):
         needed = ["--train_file", train_file, "--model_name", model_folder, "--output_dir", str(tmp_path)]
         types = [TrainArguments, StepJEPAConfig]
         args, config = parse("train", types, ["--config", str(recipe), *needed, "--lbd", "0.7"])
-        assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, ["step_jepa"])
-        assert args.lora != config.pretrain  # a pretrained model under an adapter, or random weights
+        objective = "llm_jepa" if recipe.stem == "seed_llm_jepa" else "step_jepa"
+        assert (args.model_name, config.lbd, config.objective) == (model_folder, 0.7, [objective])
+        assert args.lora != (config.pretrain or recipe.stem == "seed_llm_jepa")  # which trains all weights
     quick = tmp_path / "quick.yaml"
     quick.write_text("lora: true\npairs: random\nlr_scheduler_kwargs: {a: 1}\nsave_strategy: no\n")
     args, config = parse("train", [TrainArguments, StepJEPAConfig], ["--config", str(quick), *needed])

@@ -284,7 +284,7 @@ def test_the_first_record_is_explained_where_it_is_rejected(fields, shown, tmp_p
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(fields))
     assert code("prepare", "--input_file", source, "--output_file", tmp_path / "out.jsonl", "--explain") == 2
-    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    said = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
     for words in shown:
         assert words in said
 
@@ -401,7 +401,8 @@ def test_columns_that_the_user_names(tmp_path, capsys):
     assert code(*command) == 2
     assert "line 1: format not recognised: keys task, worked, outcome, answer, level, kind" in capsys.readouterr().err
     assert code(*command, "--columns", *columns, "--explain") == 0
-    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    captured = capsys.readouterr()
+    said = " ".join((captured.err + captured.out).replace("\u2502", " ").split())
     assert "the first record: format solution" in said
     assert "task.text question worked solution outcome truth" in said
     assert "level not used" in said

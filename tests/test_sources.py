@@ -13,7 +13,7 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.read_arguments import ReadArguments
 from step_jepa.data.sources import TEST, VALIDATION, open_source, raw_records, read_records
 from step_jepa.errors import UserError
-from step_jepa.evaluation import evaluate
+from step_jepa.evaluation.answering import read_problems
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.parsing import relative_to
 from step_jepa.train import TrainArguments
@@ -192,7 +192,7 @@ def test_a_dataset_dict_has_its_split_found(tokenizer, records):
 def test_evaluate_takes_the_test_split(tmp_path):
     folder = folder_of_splits(tmp_path / "set", "train", "test")
     args = EvaluateArguments(model_name="m", test_file=folder, output_dir=str(tmp_path / "out"))
-    assert [record["question"] for record in evaluate._read_problems(args)] == ["test"] * 3
+    assert [record["question"] for record in read_problems(args.test_file, TEST, args)] == ["test"] * 3
 
 
 def test_sources_beside_a_yaml_file(tmp_path):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import yaml
@@ -166,7 +167,8 @@ def test_quiet_is_an_option_of_every_command(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_one_bar_at_a_time():
+def test_one_bar_at_a_time(monkeypatch):
+    monkeypatch.setattr(terminal, "_bars", WeakSet())  # without one that an interrupted training left open
     with terminal.bar(label="checks", unit="check", total=2) as outer:
         inner = terminal.bar(range(2), label="rows", unit="row")
         assert (outer.disable, inner.disable) == (False, True)

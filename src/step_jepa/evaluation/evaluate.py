@@ -218,8 +218,11 @@ def _answer(
     if args.engine == "vllm":
         model.cpu()  # vLLM loads a copy
         torch.cuda.empty_cache()
+    wanted = args.samples * len(records)
+    if answers:
+        terminal.note(f"{len(answers)} of {wanted} answers are there")
     generations = written_here(args, model, model.generation_config, tokenizer, records, answers)
-    collect(Path(args.output_dir, PARTIAL_FILE), generations, answers, args.samples * len(records))
+    collect(Path(args.output_dir, PARTIAL_FILE), generations, answers, wanted)
 
 
 def _judge_all(args: EvaluateArguments, records: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[str, Any]]:
