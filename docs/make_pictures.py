@@ -53,6 +53,11 @@ if __name__ == "__main__":
     criteria = {"exact match": "exact match", "starts with": "starts with (as published)"}
     dots("nl_rx_small_arms.csv", criteria, "nl_rx_small.png", [*cells, "llm_jepa_no_end.shuffled_pairs"])
     dots("chains_2x2_arms.csv", {"accuracy": "accuracy"}, "chains_2x2.png")
+    surprise = {
+        "own_located_beyond": "first wrong steps found, beyond all free scores",
+        "own_located": "found by surprise alone",
+    }
+    dots("surprise_arms.csv", surprise, "surprise.png")
     arms = ["before training", "SFT", "cosine", "cosine.shuffled_pairs", "infonce", "infonce.shuffled_pairs"]
     free = ["free: TF-IDF", "free: mean token embedding", "free: shared numbers"]
     shown = [*arms, "infonce.past_target", "infonce.shuffled_steps", "infonce.random_boundaries", *free]
