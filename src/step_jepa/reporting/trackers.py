@@ -120,7 +120,8 @@ def _to_tensorboard(place: Place, added: Added) -> str:
     lines = [Row._fields, ["---"] * len(Row._fields), *(map(str, row) for row in added.table)]
     events = added.folder / place["folder"]
     kept = shutil.copy(added.page, events / f"{PAGE}.html")
-    with TensorBoardCallback()._SummaryWriter(str(events)) as writer:  # of torch, or tensorboardX
+    # Of torch, or tensorboardX. Without a suffix, a writer of the same second would write over the run's file.
+    with TensorBoardCallback()._SummaryWriter(str(events), filename_suffix=f".{TABLE}") as writer:
         writer.add_text("run", json.dumps(added.settings, indent=2))
         writer.add_text(TABLE, "\n".join(f"| {' | '.join(line)} |" for line in lines))
         writer.add_text(PAGE, str(kept))
