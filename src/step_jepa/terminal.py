@@ -114,7 +114,7 @@ def ends(where: str, *following: str) -> None:
 
 def typed(command: str, options: Mapping[str, Any]) -> str:
     """A command as one would type it."""
-    words = ["step-jepa", command]
+    words = ["step-jepa", *command.split()]
     for name, value in options.items():
         words.append(f"--{name}")
         if value is not True:

@@ -3,6 +3,7 @@
 Axes: N labelled tokens of a batch, P pairs, H hidden size.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,8 @@ from step_jepa.training.representation import Representation
 OBJECTIVE = "step_jepa"
 Place = tuple[int, int]  # of a step: answer, and number among its steps
 
+logger = logging.getLogger(__name__)
+
 
 def surprise_options(model_name: str, views_like: str | None = None) -> StepJEPAOptions:
     """How the steps of a model are read: each predicted from all that precedes it, views as its run reads them, or
@@ -58,7 +61,7 @@ def surprise_options(model_name: str, views_like: str | None = None) -> StepJEPA
         pairs="all",
         max_length=None,
         loss=_centred_loss(run_options(folder)) or "cosine",
-        predictors=saved_predictors(model_name) or 0,
+        predictors=_trained_predictors(model_name),
         **views,
     )
 
@@ -82,6 +85,15 @@ def load(model_name: str, *, views_like: str | None = None, seed: int = 42, **lo
         UserError: where the model cannot be had.
     """
     return Representation.load(model_name, surprise_options(model_name, views_like), seed=seed, **loading)
+
+
+def _trained_predictors(model_name: str) -> int:
+    count = saved_predictors(model_name) or 0
+    if not count:
+        logger.warning(
+            "%s has no trained predictor tokens: the state of its last token stands in for a prediction", model_name
+        )
+    return count
 
 
 @torch.no_grad()
