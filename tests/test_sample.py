@@ -131,7 +131,7 @@ def test_the_same_answers_give_the_same_records_whoever_writes_them(solver, tmp_
     answer = said_again(solver.test, tmp_path / "here.answers.jsonl")
     url, requests = serve(answer, most=7)
     served = {"model_name": "teacher", "engine": "openai", "batch_size": 2}
-    with pytest.raises(UserError, match=rf"^{url}/: Connection error.: answers so far are kept, the same command goes"):
+    with pytest.raises(UserError, match=rf"^{url}/: Connection error: answers so far are kept, the same command goes"):
         run(arguments(solver, tmp_path / "served.jsonl", base_url=url, **served))
     assert not (tmp_path / "served.jsonl").exists()
     so_far = len(lines(tmp_path / "served.answers.jsonl")) - 1

@@ -75,8 +75,9 @@ def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> N
         terminal.show_json(sorting.summary())
     else:
         terminal.result(sorting.rows(), f"{len(sorting.step_counts)} records are written to {output}.")
-    where = f"records lie in {output}" + (f", those that cannot be used in {rejects}" if sorting.rejected else "")
-    terminal.ends(where, terminal.typed("inspect steps", {"model_name": "smollm2", "train_file": output}))
+    if sorting.rejected:
+        terminal.note(f"those that cannot be used lie in {rejects}")
+    terminal.note(f"next: {terminal.typed('inspect steps', {'model_name': 'smollm2', 'train_file': output})}")
 
 
 @dataclass

@@ -77,7 +77,8 @@ class ChatServer:
         except (self.openai.OpenAIError, UserError) as error:
             pool.shutdown(cancel_futures=True)
             yield from (future.result() for future in asked if _is_answered(future))
-            raise UserError(f"{self.client.base_url}: {' '.join(str(error).split()):.300}: {GOES_ON}") from error
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"{self.client.base_url}: {reason:.300}: {GOES_ON}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
