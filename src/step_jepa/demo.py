@@ -112,6 +112,8 @@ def _call(module: Any, command: str, types: list[Any], options: dict[str, Any], 
 
 def _table(folder: Path) -> Table:
     before, after = read_json(folder / "before" / SUMMARY_FILE), read_json(folder / "after" / SUMMARY_FILE)
+    if before["settings"]["loss"] != after["settings"]["loss"]:
+        before["jepa_loss"] = None  # losses of two kinds are not compared
     history = read_json(folder / "model" / "trainer_state.json")["log_history"]
     seconds = next(1 / entry["train_steps_per_second"] for entry in history if "train_steps_per_second" in entry)
     table = Table(title=f"{after['n']} held-out problems, templates that training never saw")
