@@ -115,6 +115,18 @@ def test_chunks_are_the_whole(name, weighted, small_chunks, monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_entropies_of_labels_come_of_the_same_logits(name, small_chunks, monkeypatch):
+    model, batch = MODELS[name]().eval(), batch_of()
+    inputs = {"input_ids": batch["input_ids"], "use_cache": False}
+    with torch.no_grad():
+        nll, _, entropies, _ = token_scores(model, batch, inputs, entropy_of_labels=True)
+        logits = model(batch["input_ids"]).logits[:, 8:-1].flatten(0, 1)
+    distribution = torch.distributions.Categorical(logits=logits.double())
+    assert torch.allclose(entropies.double(), distribution.entropy(), atol=1e-5)
+    assert torch.equal(nll, read(model, batch)[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_closer_in_float64(name, small_chunks, monkeypatch):
     model, batch = MODELS[name]().double(), batch_of()
     assert_same(read(model, batch), whole(monkeypatch, model, batch), values=1e-14, gradients=1e-12)

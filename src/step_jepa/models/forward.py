@@ -81,7 +81,11 @@ def token_scores(
         out = model(logits_to_keep=first, **_with_last_states(inputs, model))
         states = out.hidden_states[-1]
         if head.agrees(states[first], out.logits.reshape(-1, out.logits.shape[-1])):
-            return TokenScores(head.nll(states[labelled], chosen), rows, head.entropy(states.flatten(0, 1)[ends]), out)
+            if entropy_of_labels:
+                nll, entropies = head.nll_and_entropy(states[labelled], chosen)
+            else:
+                nll, entropies = head.nll(states[labelled], chosen), head.entropy(states.flatten(0, 1)[ends])
+            return TokenScores(nll, rows, entropies, out)
     out = model(logits_to_keep=labelled, **inputs)
     logits = at_least_float32(out.logits)
     return TokenScores(cross_entropy(logits, chosen), rows, entropy(logits.detach()[_nth(labelled, ends)]), out)

@@ -85,6 +85,18 @@ class LMHead:
         return torch.cat([checkpoint(self._nll_of_chunk, *chunk, wide, use_reentrant=False) for chunk in chunks])
 
     @torch.no_grad()
+    def nll_and_entropy(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) and (N,) at least float32: of labels (N,) at states (N, H), and of the next token there, in nats; both
+        from the same logits, without gradient."""
+        size = max(LEAST_CHUNK, WHOLE // self.vocabulary)
+        nll, entropies = [], []
+        for some_states, some_labels in zip(states.split(size), labels.split(size), strict=True):
+            logits = self._logits(self._products(some_states))
+            nll.append(cross_entropy(logits, some_labels))
+            entropies.append(entropy(logits))
+        return torch.cat(nll), torch.cat(entropies)
+
+    @torch.no_grad()
     def entropy(self, states: Tensor) -> Tensor:
         """(E,) at least float32, of the next token at states (E, H), in nats."""
         size = max(LEAST_CHUNK, WHOLE // self.vocabulary)
