@@ -6,7 +6,7 @@ Names are looked up in small letters; "a.b" is a key of the object under "a"; th
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,11 +70,13 @@ class Columns:
     def __post_init__(self) -> None:
         self._held = {key.lower(): key for key in reversed(list(_filled(self.raw)))}
 
-    def find(self, names: Sequence[str]) -> str | None:
+    def find(self, *names: str) -> str | None:
         """The key of the first name that holds something."""
-        if self._held.keys().isdisjoint(names):
-            return None
-        return next(self._held[name] for name in names if name in self._held)
+        held = self._held
+        for name in names:
+            if name in held:
+                return held[name]
+        return None
 
     def value(self, key: str) -> Any:
         """What stands under the key."""
@@ -108,10 +110,10 @@ def _filled(raw: RawRecord) -> Iterator[str]:
 
 def refuse_wrong(columns: Columns) -> None:
     """Raises Rejected for a record that says of its problem or its solution that it is wrong."""
-    if columns.find((*VERDICTS, *SWITCHES)) is None:
+    if columns.find(*VERDICTS, *SWITCHES) is None:
         return
     for name in (*VERDICTS, *SWITCHES):
-        key = columns.find([name])
+        key = columns.find(name)
         if key is None or (name in SWITCHES and not isinstance(columns.value(key), bool)):
             continue
         verdict = columns.take(key, "verdict")
@@ -122,15 +124,15 @@ def refuse_wrong(columns: Columns) -> None:
 def solution_of(columns: Columns, args: ReadArguments) -> tuple[str | None, str | None]:
     """The keys of the thinking and of the solution; None where there is none."""
     for thinking, attempt in RESPONSES:
-        keys = columns.find([thinking]), columns.find([attempt])
+        keys = columns.find(thinking), columns.find(attempt)
         if all(keys):
             return keys
-    thinking_key = columns.find(THINKING)
+    thinking_key = columns.find(*THINKING)
     if thinking_key and not _is_thinking(columns.value(thinking_key)):
         thinking_key = None
     if any(ours == "solution" for ours, _ in args.renamed_columns):
         return thinking_key, "solution"
-    solution = columns.find(SOLUTION) or _either(columns)
+    solution = columns.find(*SOLUTION) or _either(columns)
     if thinking_key and not solution:
         return None, thinking_key
     is_one = solution and (thinking_key or solution.lower() not in EITHER or not is_result(columns.value(solution)))
@@ -144,7 +146,7 @@ def _is_thinking(value: Any) -> bool:
 
 def _either(columns: Columns) -> str | None:
     """Of `solution` and `answer` the longer one."""
-    solution, answer, reference = (columns.find([name]) for name in EITHER)
+    solution, answer, reference = (columns.find(name) for name in EITHER)
     if solution and answer and _is_shorter(columns.value(answer), columns.value(solution)):
         return solution
     return answer or solution or reference
@@ -171,7 +173,7 @@ def is_result(value: Any) -> bool:
 def truth_of(columns: Columns) -> str | None:
     """What the columns that are not used yet know of the short answer. Raises Rejected for one that is no answer."""
     for name in TRUTH:
-        key = columns.find([name])
+        key = columns.find(name)
         if key is None or key.partition(".")[0] in columns.used:
             continue
         truth = _truth(columns, key)
@@ -183,7 +185,7 @@ def truth_of(columns: Columns) -> str | None:
 
 def _truth(columns: Columns, key: str) -> str | None:
     value = columns.value(key)
-    options = columns.find(OPTIONS)
+    options = columns.find(*OPTIONS)
     if key.lower() == "label" and not (options and isinstance(value, str)):
         return None  # of a class, or of steps
     if key.lower() == "answer" and options and is_index(value, options_of(columns.value(options), options)):
@@ -222,7 +224,7 @@ class Reader:
         """The record, with what became of the columns."""
         if isinstance(self.columns.raw.get("template"), int):
             self.columns.take("template", "template")
-        if tools := self.columns.find(["tools"]):
+        if tools := self.columns.find("tools"):
             record["tools"] = tools_of(self.columns.take(tools, "tools"))
         turns = [message["role"] for message in record["messages"][:-1]]
         notes = [*self.notes, *([EARLIER_TURNS] if "assistant" in turns else [])]
@@ -230,20 +232,20 @@ class Reader:
 
     def question(self) -> list[Message]:
         """The turns before the answer."""
-        key = self.columns.find(QUESTION) or QUESTION[0]
+        key = self.columns.find(*QUESTION) or QUESTION[0]
         value = self.columns.take(key, "question")
         if is_turns(value):
             return self.with_system(required_messages(self.columns.raw, key), add=False)
         parts = [required_text({key: value}, key).strip(), *self._beside(key)]
         for name in CONTEXT:
-            if found := self.columns.find([name]):
+            if found := self.columns.find(name):
                 parts.insert(0, self.columns.take_text(found, "question, before it").strip())
         return self.with_system([{"role": "user", "content": "\n\n".join(parts)}], add=True)
 
     def _beside(self, key: str) -> list[str]:
         """Alpaca's input, and the options of a question."""
         parts = []
-        beside = self.columns.find(["input"])
+        beside = self.columns.find("input")
         if beside and key.lower() == "instruction":
             parts.append(self.columns.take_text(beside, "question, after it").strip())
         if options := self._options():
@@ -253,9 +255,9 @@ class Reader:
     def _options(self) -> list[str]:
         """What is to be chosen from, a line each, under whatever columns."""
         role = "question, after it"
-        if key := self.columns.find(OPTIONS):
+        if key := self.columns.find(*OPTIONS):
             options = options_of(self.columns.take(key, role), key)
-            answer = self.columns.find(("answer", "correct", "label"))
+            answer = self.columns.find("answer", "correct", "label")
             return lettered(options) if answer and names_one(self.columns.value(answer), options) else options
         keys = [key for key in self.columns.raw if _OPTION.fullmatch(key) and self.columns.value(key) is not None]
         return lettered([self.columns.take_text(key, role).strip() for key in keys])
@@ -264,7 +266,7 @@ class Reader:
         """The turns behind the record's system text, or the one that is asked for where `add`."""
         if turns[0]["role"] in ("system", "developer"):
             return turns
-        key = self.columns.find(SYSTEM)
+        key = self.columns.find(*SYSTEM)
         given = self.columns.take_text(key, "system turn") if key else ""
         if add and not given and self.args.system_prompt:
             self.notes.append(SYSTEM_ADDED)

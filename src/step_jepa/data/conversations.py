@@ -6,7 +6,7 @@ from typing import Any
 
 from step_jepa.data.raw_record import Rejected, plain, required_texts
 from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.records import Message
+from step_jepa.data.records import Message, Reading
 from step_jepa.data.steps import split
 from step_jepa.data.turns import REASONING, required_messages, tools_of
 
@@ -28,7 +28,7 @@ class Conversation:
 def to_conversation(record: Mapping[str, Any], reading: ReadingOptions = ReadingOptions()) -> Conversation:  # noqa: B008
     """The conversation of a record with `messages`, and with `steps` and `tools` where it has them; without `steps` it
     is cut as `reading` says. Raises Rejected."""
-    raw = plain(record)
+    raw = record if isinstance(record, Reading) else plain(record)
     messages = required_messages(raw, "messages")
     last = messages[-1]
     if last["role"] != "assistant" or not last["content"].strip():

@@ -4,7 +4,7 @@ grow with their number."""
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -170,7 +170,7 @@ def _row(example: Example) -> dict[str, Any]:
     return {
         "text": example.text,
         "input_ids": example.input_ids,
-        "labelled": _flat(_labelled(example.labels)),
+        "labelled": _labelled(example.labels),
         "steps": _flat(example.steps),
         "chars": _flat(example.chars),
         "user": example.user,
@@ -191,15 +191,12 @@ def _flat(spans: Sequence[Span]) -> list[int]:
     return list(chain.from_iterable(spans))
 
 
-def _labelled(labels: Sequence[int]) -> list[Span]:
-    """The runs of tokens that have a label."""
-    spans, start = [], 0
-    for ignored, run in groupby(labels, IGNORED.__eq__):
-        stop = start + sum(1 for _ in run)
-        if not ignored:
-            spans.append((start, stop))
-        start = stop
-    return spans
+def _labelled(labels: Sequence[int]) -> list[int]:
+    """Start and stop, in turn, of each run of tokens that have a label."""
+    has_label = np.zeros(len(labels) + 2, dtype=bool)
+    has_label[1:-1] = np.asarray(labels) != IGNORED
+    edges: list[int] = np.flatnonzero(has_label[1:] != has_label[:-1]).tolist()
+    return edges
 
 
 def _example(row: Mapping[str, Any], place: int) -> Example:

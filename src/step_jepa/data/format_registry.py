@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ class RecordFormat:
     keys: frozenset[str]
     read: Callable[[RawRecord, "ReadArguments"], "Record | Reading"]
 
-    def fits(self, keys: set[str]) -> bool:
+    def fits(self, keys: frozenset[str]) -> bool:
         """Whether a record that has these keys is one."""
         return all(not keys.isdisjoint(_alternatives(key)) for key in self.keys)
 
@@ -47,6 +47,13 @@ def register_format(record_format: RecordFormat) -> None:
     """
     _FORMATS.pop(record_format.name, None)  # so that it becomes the last
     _FORMATS[record_format.name] = record_format
+    fitting_format.cache_clear()
+
+
+@lru_cache(maxsize=256)  # the records of one file have few sets of keys
+def fitting_format(keys: frozenset[str]) -> str | None:
+    """The name of the first format that a record with these keys has; None where there is none."""
+    return next((name for name in format_names() if _FORMATS[name].fits(keys)), None)
 
 
 def format_names() -> list[str]:

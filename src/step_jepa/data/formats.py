@@ -81,7 +81,7 @@ def _chosen(reader: Reader, key: str) -> str:
     """Of several solutions the first that is known to be right; the first of all where nothing is known. A record stays
     one example: several of one problem would count it several times, and could fall into train and test."""
     texts = required_texts({key: reader.columns.take(key, "solution: one of them")}, key)
-    judged = reader.columns.find(("correctness_math_verify", "correctness_llama", "correctness"))
+    judged = reader.columns.find("correctness_math_verify", "correctness_llama", "correctness")
     verdicts = reader.columns.take(judged, "verdict") if judged else [True] * len(texts)
     right = [text for text, verdict in zip(texts, verdicts, strict=False) if verdict is True]
     if not right:
@@ -96,7 +96,7 @@ def _without_thinking(turn: Message | None) -> Message | None:
 def _read_messages(raw: RawRecord, args: ReadArguments) -> Reading:
     """Turns, of which the last is the answer; where that is the user's, columns beside it may hold the answer."""
     reader = Reader(raw, args)
-    key = reader.columns.find(TURNS) or TURNS[0]
+    key = reader.columns.find(*TURNS) or TURNS[0]
     reader.columns.take(key, "turns")
     turns = reader.with_system(required_messages(raw, key), add=False)
     if turns[-1]["role"] == "assistant":

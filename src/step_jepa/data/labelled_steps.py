@@ -15,7 +15,7 @@ STEP_TAG = "\u043a\u0438"  # Math-Shepherd's, at the end of each step
 def read_stepwise(raw: RawRecord, args: ReadArguments) -> Reading:
     """Steps that are given as such, as TRL's stepwise supervision has them."""
     reader = Reader(raw, args)
-    key = reader.columns.find(("completions", "steps")) or "completions"
+    key = reader.columns.find("completions", "steps") or "completions"
     texts = required_texts({key: reader.columns.take(key, "steps")}, key)
     if raw.get("labels") is not None:
         _refuse_wrong_steps(reader.columns.take("labels", "verdict"), len(texts))

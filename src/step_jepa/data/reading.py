@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from step_jepa.data.format_registry import format_names, known_keys, record_format
+from step_jepa.data.format_registry import fitting_format, known_keys, record_format
 from step_jepa.data.raw_record import RawRecord, Rejected, column, plain
 from step_jepa.data.read_arguments import ReadArguments
 from step_jepa.data.records import Reading, Record, has_solution
 
 _SHOWN_KEYS = 8
+_JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as `plain` has values
 
 
 def to_record(raw: Any, args: ReadArguments) -> Record:
@@ -32,7 +33,8 @@ def to_reading(raw: Any, args: ReadArguments) -> Reading:
     reading = record if isinstance(record, Reading) else Reading(record, {}, [])
     if isinstance(parsed.get("template"), int):
         reading["template"] = parsed["template"]
-    _refuse_half_characters(reading)
+    if not (isinstance(raw, str) and raw.isascii() and "\\u" not in raw):  # most lines need no look
+        _refuse_half_characters(reading)
     if not has_solution(reading) and not args.for_evaluation:
         raise Rejected(
             "no solution to learn: there is only a result, for evaluation (step-jepa prepare --for_evaluation keeps "
@@ -52,12 +54,14 @@ def parsed_record(raw: Any, args: ReadArguments) -> RawRecord:
     """The record with plain values, under the names that the user gives its columns. Raises Rejected."""
     if isinstance(raw, str):
         try:
-            raw = json.loads(raw)
+            parsed = _JSON.decode(raw)
         except (ValueError, RecursionError) as error:
             raise Rejected(f"not JSON: {error}") from error
-    if not isinstance(raw, Mapping):
+    else:
+        parsed = plain(raw)
+    if not isinstance(parsed, dict):
         raise Rejected("not a JSON object")
-    return _renamed(plain(raw), args)
+    return _renamed(parsed, args)
 
 
 def _renamed(raw: RawRecord, args: ReadArguments) -> RawRecord:
@@ -79,10 +83,8 @@ def _remove(raw: RawRecord, name: str) -> None:
 
 def format_of(raw: RawRecord) -> str:
     """The name of the format that a record has. Raises Rejected."""
-    keys = _keys(raw)
-    for name in format_names():
-        if record_format(name).fits(keys):
-            return name
+    if name := fitting_format(_keys(raw)):
+        return name
     if null := [key for key, value in raw.items() if value is None and key.lower() in known_keys()]:
         raise Rejected(f"null: {', '.join(null)}, and no format fits the other columns")
     shown = ", ".join(list(raw)[:_SHOWN_KEYS]) + (", ..." if len(raw) > _SHOWN_KEYS else "")
@@ -92,10 +94,10 @@ def format_of(raw: RawRecord) -> str:
     )
 
 
-def _keys(raw: RawRecord) -> set[str]:
+def _keys(raw: RawRecord) -> frozenset[str]:
     """Those that hold something, also of objects inside, as they are written and in small letters."""
     keys = {key for key, value in raw.items() if value is not None}
     for key, value in raw.items():
         if isinstance(value, dict):
             keys.update(f"{key}.{inner}" for inner, entry in value.items() if entry is not None)
-    return keys | {key.lower() for key in keys}
+    return frozenset(keys | {key.lower() for key in keys})

@@ -282,7 +282,7 @@ def _answer_sentence(body: _Body, answer: int) -> int:
 
 
 def _last_boxed(text: str) -> tuple[int, int] | None:
-    found = list(boxes(text))
+    found = list(boxes(text)) if r"\boxed" in text else []
     return found[-1] if found else None
 
 
