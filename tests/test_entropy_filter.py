@@ -150,7 +150,7 @@ def test_controls_train_with_it(control, tmp_path):
 def test_held_out_figures_are_of_all_pairs(entropy_of, tmp_path):
     trainer = trainer_for(tmp_path, entropy_filter=1, entropy_of=entropy_of)
     assert trainer.evaluate(RECORDS)["eval_pairs"] == 6
-    assert trainer._data_counts["pairs"] == 4
+    assert trainer._run_rows.counts["pairs"] == 4
 
 
 @pytest.mark.parametrize(
