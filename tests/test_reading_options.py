@@ -15,7 +15,8 @@ from step_jepa.dispatch import _dataclass
 from step_jepa.errors import UserError
 from step_jepa.options import facts
 from step_jepa.run_files import OPTIONS_FILE
-from step_jepa.train import TrainArguments, standalone_trainer
+from step_jepa.train.arguments import TrainArguments
+from step_jepa.train.standalone_trainer import standalone_trainer
 from step_jepa.training.checkpoints import check_resumed
 from step_jepa.training.config import save_options, take_reading_of_run
 

@@ -16,7 +16,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import read_problems
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.parsing import relative_to
-from step_jepa.train import TrainArguments
+from step_jepa.train.arguments import TrainArguments
 
 ROWS = [{"question": f"q{n}", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -25,7 +25,7 @@ from step_jepa.run_files import file_digest
 from step_jepa.statistics import Difference, ScoreTable
 from step_jepa.surprise.command import SurpriseArguments
 from step_jepa.surprise.measures import MEASURES as SURPRISE_MEASURES
-from step_jepa.train import TrainArguments
+from step_jepa.train.arguments import TrainArguments
 
 Options = Mapping[str, Any]
 

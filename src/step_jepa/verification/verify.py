@@ -17,7 +17,7 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
-from step_jepa.train import modules_to_adapt
+from step_jepa.train.arguments import modules_to_adapt
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results
 from step_jepa.verification.context import VerificationContext
 
