@@ -14,7 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.experiments.design import ACCURACY, Run
+from step_jepa.experiments.arguments import ACCURACY
+from step_jepa.experiments.plan import Run
 from step_jepa.pairing import command as pairing
 from step_jepa.pairing.measures import free_baselines
 from step_jepa.run_files import (
