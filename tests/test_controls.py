@@ -26,7 +26,7 @@ from step_jepa.rows.controls import CONTROL_MEANINGS, NEAREST, NegativeSampler, 
 from step_jepa.run_files import OPTIONS_FILE
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.train.standalone_trainer import standalone_trainer
-from step_jepa.training.config import save_options
+from step_jepa.training.saved_options import save_options
 
 PREDICTOR = 99
 # With target_sees, steps of one token are targets too.

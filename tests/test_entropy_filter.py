@@ -18,7 +18,7 @@ from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import SamplingContext
 from step_jepa.rows.least_certain import least_certain
-from step_jepa.training.config import unknown_to_standalone
+from step_jepa.train.standalone_trainer import unknown_to_standalone
 
 
 @pytest.mark.parametrize(

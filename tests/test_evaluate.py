@@ -33,7 +33,7 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.parsing import SHIPPED
 from step_jepa.rows.branches import trunk
 from step_jepa.run_files import RESULTS, last_modified, run_options, write_whole
-from step_jepa.training.config import heldout_options
+from step_jepa.training.saved_options import heldout_options
 
 
 def problem(a: int) -> dict:

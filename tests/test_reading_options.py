@@ -18,7 +18,7 @@ from step_jepa.run_files import OPTIONS_FILE
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.train.standalone_trainer import standalone_trainer
 from step_jepa.training.checkpoints import check_resumed
-from step_jepa.training.config import save_options, take_reading_of_run
+from step_jepa.training.saved_options import save_options, take_reading_of_run
 
 ROW = {"task": "2 + 2?", "worked": "Two and two\nare 4, \\boxed{4}."}
 READING = {"columns": ["question=task,solution=worked"], "split_by": "lines", "system_prompt": "Add."}

@@ -29,8 +29,8 @@ from step_jepa.surprise.measures import Measures, measures
 from step_jepa.surprise.planted import foreign_step, wrong_value
 from step_jepa.surprise.regression import out_of_fold
 from step_jepa.surprise.scores import StepScores, of_answers
-from step_jepa.training.config import heldout_options
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import heldout_options
 
 RECORDS = [
     conversation(*[f"So {a} + {b} = {a + b}" for b in range(2 + a % 3)], f"#### {a}", question=f"Is it {a}?")

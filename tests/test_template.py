@@ -22,7 +22,7 @@ from step_jepa.data.template_notes import prompt_difference, say_what_is_special
 from step_jepa.data.tokens import IGNORED, Encoding, encode, encode_rows
 from step_jepa.errors import UserError, say_once
 from step_jepa.run_files import OPTIONS_FILE, write_json
-from step_jepa.training.config import view_options
+from step_jepa.training.saved_options import view_options
 
 LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML

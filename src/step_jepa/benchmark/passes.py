@@ -17,7 +17,7 @@ from step_jepa.data.read_arguments import reading_values
 from step_jepa.data.tokens import Example
 from step_jepa.losses.distances import cosine
 from step_jepa.models.predictors import predictor_ids
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 

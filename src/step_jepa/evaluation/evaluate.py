@@ -43,7 +43,8 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, heldout_options, take_reading_of_run
+from step_jepa.training.jepa_options import StepJEPAOptions
+from step_jepa.training.saved_options import heldout_options, take_reading_of_run
 
 logger = logging.getLogger(__name__)
 MANY = 0.25  # of the answers, cut off

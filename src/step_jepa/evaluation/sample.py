@@ -20,7 +20,7 @@ from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
 from step_jepa.run_files import json_lines, locked, write_whole
-from step_jepa.training.config import take_reading_of_run, view_options
+from step_jepa.training.saved_options import take_reading_of_run, view_options
 
 _SERVER = Needs("--engine openai", lambda args: args.engine == "openai")
 REMEDY = "give another --output_file, or --overwrite"

@@ -30,7 +30,7 @@ from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import Needs, check_bounds, check_needs, option
 from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
-from step_jepa.training.config import StepJEPAOptions, with_registered_options
+from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
 
 SEED = 42  # of a run that gives none
 _CHOOSING = Needs("an --objective that has pairs to choose", lambda args: "pairs" in read_options(args.objective))

@@ -41,9 +41,10 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, take_reading_of_run, view_options
 from step_jepa.training.held_out import held_out
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import take_reading_of_run, view_options
 
 Records = Sequence[Mapping[str, Any]]
 

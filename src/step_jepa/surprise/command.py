@@ -32,7 +32,7 @@ from step_jepa.surprise.measure import load, measure
 from step_jepa.surprise.scores import BASE, INDEX, LENGTH, SHUFFLED, StepScores
 from step_jepa.surprise.summary import summarise
 from step_jepa.surprise.table import picture, summary_tables
-from step_jepa.training.config import take_reading_of_run
+from step_jepa.training.saved_options import take_reading_of_run
 
 
 @dataclass

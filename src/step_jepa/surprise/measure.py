@@ -40,9 +40,10 @@ from step_jepa.surprise.scores import (
     Array,
     StepScores,
 )
-from step_jepa.training.config import StepJEPAOptions, view_options
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.jepa_state import JepaState
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import view_options
 
 OBJECTIVE = "step_jepa"
 Place = tuple[int, int]  # of a step: answer, and number among its steps

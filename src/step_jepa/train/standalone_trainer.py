@@ -16,14 +16,15 @@ from step_jepa.batches import attention
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.loading import setup_model_and_tokenizer
+from step_jepa.options import changed, facts
 from step_jepa.run_files import examples_digest
 from step_jepa.train.arguments import TrainArguments, peft_config, quantization_config
 from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
-from step_jepa.training.config import save_options, unknown_to_standalone
 from step_jepa.training.preemption import PreemptibleTrainer
 from step_jepa.training.progress import shows_progress
 from step_jepa.training.run_metadata import save_settings, settings_of
 from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.saved_options import save_options
 from step_jepa.training.validation import asks_for_deepspeed, asks_for_fsdp, check_row_count, validate
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,11 @@ def _refuse_foreign(config: StepJEPAConfig) -> None:
     if foreign:
         options = ", ".join(f"--{name} {value}" for name, value in foreign.items())
         raise UserError(f"standalone has no {options}: use --approach adapted")
+
+
+def unknown_to_standalone(config: Any) -> dict[str, Any]:
+    """Options with another value than their default that the standalone implementation does not have."""
+    return {each.name: getattr(config, each.name) for each in changed(config) if not facts(each).standalone}
 
 
 def _standalone_model(args: TrainArguments, config: StepJEPAConfig, *, predicting: bool) -> tuple[Any, Any]:

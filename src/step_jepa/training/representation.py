@@ -22,8 +22,8 @@ from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK
 from step_jepa.rows.controls import NegativeSampler
 from step_jepa.rows.least_certain import StepEntropies
-from step_jepa.training.config import RepresentationOptions
 from step_jepa.training.jepa_loss import JepaLoss, WeightedObjective
+from step_jepa.training.jepa_options import RepresentationOptions
 from step_jepa.training.jepa_state import JepaState
 from step_jepa.training.step_entropies import step_entropies
 

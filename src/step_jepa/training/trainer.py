@@ -47,11 +47,12 @@ from step_jepa.training.checkpoints import (
     without_known_keys,
 )
 from step_jepa.training.compute import floating_point_ops
-from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
+from step_jepa.training.config import RepresentationConfig
 from step_jepa.training.engine import Engine
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.hub import HubTrainer
 from step_jepa.training.jepa_loss import JepaLoss
+from step_jepa.training.jepa_options import COMPAT
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
 from step_jepa.training.monitor import Monitor
@@ -62,6 +63,7 @@ from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
 from step_jepa.training.run_rows import RunRows
 from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.saved_options import save_options
 from step_jepa.training.tracked import Tracked
 from step_jepa.training.validation import check_sharding, validate
 

@@ -26,7 +26,7 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 logger = logging.getLogger(__name__)

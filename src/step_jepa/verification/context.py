@@ -29,7 +29,7 @@ from step_jepa.models.predictors import base_rows, trained_predictors
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.branches import TRUNK, Row
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.progress import Progress
 from step_jepa.training.representation import Representation
 from step_jepa.verification.compare import length_read

@@ -12,7 +12,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import judge
 from step_jepa.models.loading import load_tokenizer
-from step_jepa.training.config import view_options
+from step_jepa.training.saved_options import view_options
 
 
 def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:
