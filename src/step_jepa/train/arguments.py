@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError, library_refusals
-from step_jepa.estimation.engines import EngineName
+from step_jepa.estimation.parallelism import ParallelismName
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option
 from step_jepa.parsing import SHIPPED, from_file
 
@@ -56,7 +56,7 @@ class TrainArguments:
     load_in_4bit: bool = option(False, help="QLoRA: load the base model in 4 bits (CUDA).", group=LORA)
     overwrite: bool = option(False, help="Write into an output folder that is not empty.", group=RUN)
     estimate: bool = option(False, help="Print the memory that the run needs on a device, by part, and end.", group=RUN)
-    engine: EngineName = option(
+    engine: ParallelismName = option(
         "ddp", help="With --estimate: what would train on several devices.", needs=ESTIMATE, group=RUN
     )
     processes: int = option(1, help="With --estimate: one for each device.", needs=ESTIMATE, group=RUN, least=1)

@@ -23,9 +23,11 @@ from step_jepa.training.checkpoints import check_complete, check_resumed, say_ot
 from step_jepa.training.preemption import PreemptibleTrainer
 from step_jepa.training.progress import shows_progress
 from step_jepa.training.run_metadata import save_settings, settings_of
+from step_jepa.training.run_rows import check_row_count
 from step_jepa.training.safeguards import FiniteNumbers
 from step_jepa.training.saved_options import save_options
-from step_jepa.training.validation import asks_for_deepspeed, asks_for_fsdp, check_row_count, validate
+from step_jepa.training.sharding import asks_for_deepspeed, asks_for_fsdp
+from step_jepa.training.validation import validate
 
 logger = logging.getLogger(__name__)
 

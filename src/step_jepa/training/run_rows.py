@@ -1,7 +1,7 @@
 """The rows of a run: what it trains on and is measured on, planned, counted, and checked against its options."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from step_jepa.batches.budget import TokenBudgetSampler
@@ -10,13 +10,14 @@ from step_jepa.data.dataset import DataSource, PreparedData, Stream
 from step_jepa.data.examples import Examples
 from step_jepa.data.sources import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError
+from step_jepa.losses import LOSSES
 from step_jepa.objectives.planner import unchanged_pairs
 from step_jepa.rows.branches import Row
 from step_jepa.training.compute import shorten
 from step_jepa.training.config import RepresentationConfig
 from step_jepa.training.representation import Representation
 from step_jepa.training.run_metadata import named
-from step_jepa.training.validation import check_negatives, check_row_count, check_stream
+from step_jepa.training.validation import check_stream
 
 logger = logging.getLogger(__name__)
 
@@ -146,3 +147,34 @@ class RunRows:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:
             logger.warning("no row has a pair of views: there is only a language-model loss")
+
+
+def check_row_count(args: Any, count: int) -> None:
+    """Raises UserError where dataloader_drop_last would drop all of so many training rows."""
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and count < batch:
+        raise UserError(f"--dataloader_drop_last drops all {count} rows, as a batch has {batch}: leave it out")
+
+
+def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> None:
+    """Whether a contrastive loss has anything to contrast with, counted on the rows as they are planned.
+
+    Args:
+        args: of the run.
+        pairs_of_examples: for every objective that --loss is for, the number of pairs of each row.
+
+    Raises:
+        UserError: where it would train on nothing.
+    """
+    if not LOSSES[args.loss].contrastive or not pairs_of_examples:
+        return
+    single = all(max(counts, default=0) <= 1 for counts in pairs_of_examples)
+    if min(args.per_device_train_batch_size * args.world_size, len(pairs_of_examples[0])) == 1:
+        if single:
+            raise UserError(
+                f"--loss {args.loss} has no negatives with one pair in a batch: use a larger one, or --pairs all"
+            )
+        if args.negatives == "others":
+            raise UserError("--negatives others has none with one example in a batch: use a larger one")
+    if single and args.negatives == "same":
+        raise UserError("--negatives same needs several pairs of an example: use --objective step_jepa --pairs all")

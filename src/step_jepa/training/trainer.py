@@ -39,16 +39,9 @@ from step_jepa.models.predictors import check_checkpoint, load_predictors, save_
 from step_jepa.models.sharding import reshard
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
-from step_jepa.training.checkpoints import (
-    check_complete,
-    check_engine,
-    check_resumed,
-    say_other_schedule,
-    without_known_keys,
-)
+from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
 from step_jepa.training.compute import floating_point_ops
 from step_jepa.training.config import RepresentationConfig
-from step_jepa.training.engine import Engine
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.hub import HubTrainer
 from step_jepa.training.jepa_loss import JepaLoss
@@ -64,8 +57,9 @@ from step_jepa.training.run_metadata import named, save_settings, settings_of
 from step_jepa.training.run_rows import RunRows
 from step_jepa.training.safeguards import FiniteNumbers
 from step_jepa.training.saved_options import save_options
+from step_jepa.training.sharding import ShardingBackend, check_saved_sharding, check_sharding
 from step_jepa.training.tracked import Tracked
-from step_jepa.training.validation import check_sharding, validate
+from step_jepa.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +135,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
                 optimizers=optimizers,
             )
         check_sharding(args, self.accelerator, model)
-        self._engine = Engine(args, self.accelerator, model)
+        self._sharding = ShardingBackend(args, self.accelerator, model)
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
@@ -403,15 +397,15 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     def _export(self, folder: str) -> None:
         """What is sharded is gathered by all ranks; one writes."""
         model = self.accelerator.unwrap_model(self.model)
-        sharded = self._engine.shards(model)
+        sharded = self._sharding.shards(model)
         if sharded:
-            model = self._engine.gathered(model, self.model_wrapped)
+            model = self._sharding.gathered(model, self.model_wrapped)
         if self.args.should_save and model is not None:
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter, expendable=sharded)
 
     def _own_parameters_whole(self) -> AbstractContextManager[None]:
         """Around what is read from beside the model's files, or written there."""
-        return self._engine.whole(getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
+        return self._sharding.whole(getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
 
     def _write_beside(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -432,7 +426,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
 
     def _check_resumed(self, checkpoint: str) -> None:
         check_complete(checkpoint)
-        check_engine(checkpoint, self._engine.checkpoint_form)
+        check_saved_sharding(checkpoint, self._sharding.checkpoint_form)
         check_resumed(self.args, self._settings(), checkpoint)
         say_other_schedule(self.args, checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:
