@@ -17,10 +17,11 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.data import cache as cached
 from step_jepa.data import encoder
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import IGNORED, Example, Turn, Turns
 from step_jepa.data.examples import Examples
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 from step_jepa.data.stream import shuffled
-from step_jepa.data.tokens import IGNORED, Encoding, Example, Turn, Turns
 from step_jepa.errors import UserError
 
 EXAMPLES = [

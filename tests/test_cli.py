@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from step_jepa import standalone
 from step_jepa.cli import COMMANDS, main
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.parsing import SHIPPED, parse
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.data.tokens import Example, Turn, Turns
+from step_jepa.data.example import Example, Turn, Turns
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA

@@ -10,7 +10,7 @@ from test_objectives import RECORDS, batch_of, history, trained, trainer_for
 from step_jepa import StepJEPAConfig
 from step_jepa.batches.collate import BranchCollator, FlatCollator, without_branches
 from step_jepa.batches.entropy_filter import kept_pairs
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.errors import UserError
 from step_jepa.models import lm_head
 from step_jepa.models.lm_head import entropy

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlainCollator
 from step_jepa.data.dataset import to_example
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct

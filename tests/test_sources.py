@@ -10,8 +10,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.sources import TEST, VALIDATION, open_source, raw_records, read_records
+from step_jepa.data.reading import raw_records, read_records
+from step_jepa.data.reading_options import ReadArguments
+from step_jepa.data.sources import open_source
+from step_jepa.data.splits import TEST, VALIDATION
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import read_problems
 from step_jepa.evaluation.evaluate import EvaluateArguments

@@ -14,10 +14,10 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlannedRows
 from step_jepa.cli import main
 from step_jepa.data.chains import first_error, problems, solved
+from step_jepa.data.conversion import to_reading
 from step_jepa.data.first_errors import NO_ERROR, read_with_first_error
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
-from step_jepa.data.reading import to_reading
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
 from step_jepa.errors import UserError
 from step_jepa.run_files import json_lines, records_digest, run_options
 from step_jepa.statistics import auc_shares, resampled_auc, resampled_sums, with_interval

@@ -12,9 +12,9 @@ import torch
 
 from step_jepa import terminal
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
+from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.data.records import has_solution
-from step_jepa.data.sources import TEST
+from step_jepa.data.splits import TEST
 from step_jepa.data.template import today
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, identity, read_problems, written_here

@@ -8,7 +8,7 @@ from typing import Any
 
 from step_jepa import terminal
 from step_jepa.data.records import Record, context_of
-from step_jepa.data.sources import TRAIN
+from step_jepa.data.splits import TRAIN
 from step_jepa.data.template import TemplateOptions, today
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, read_problems, written_here

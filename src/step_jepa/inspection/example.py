@@ -16,9 +16,11 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from step_jepa import standalone
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import Example
+from step_jepa.data.offsets import pieces
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.sample import MOST_TOKENS, Sample, sample_of
 from step_jepa.models.builtin import resolve

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from step_jepa import terminal
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
-from step_jepa.data.sources import TEST, read_records, say_what_was_read
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions, reading_values
+from step_jepa.data.splits import TEST
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from step_jepa import plots, terminal
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
+from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer

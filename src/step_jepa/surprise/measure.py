@@ -19,8 +19,9 @@ from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.tokens import IGNORED, Example, encode_rows
+from step_jepa.data.tokens import encode_rows
 from step_jepa.losses.distances import cosine
 from step_jepa.losses.registry import LOSSES
 from step_jepa.models.builtin import resolve

@@ -13,7 +13,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from step_jepa import standalone
 from step_jepa.adapted import StepJEPAConfig
 from step_jepa.batches import attention
-from step_jepa.data.sources import TRAIN, VALIDATION, Splits, read_records
+from step_jepa.data.reading import read_records
+from step_jepa.data.splits import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import changed, facts

@@ -7,9 +7,9 @@ from dataclasses import Field, dataclass, fields, make_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from step_jepa.batches.views import PredictorHead, TargetReader
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
+from step_jepa.data.encoding import TrainTurns
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import TrainTurns
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
 from step_jepa.losses.distances import Negatives

@@ -8,7 +8,7 @@ from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import PlannedRows, PlannedStream
 from step_jepa.data.dataset import DataSource, PreparedData, Stream
 from step_jepa.data.examples import Examples
-from step_jepa.data.sources import TRAIN, VALIDATION, Splits
+from step_jepa.data.splits import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
 from step_jepa.objectives.planner import unchanged_pairs

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import CHAT_TEMPLATE_FILE
 
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
+from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import default_of, facts, option_fields, without_secrets

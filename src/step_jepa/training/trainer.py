@@ -29,8 +29,8 @@ from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_cou
 from step_jepa.batches.entropy_filter import kept_pairs
 from step_jepa.batches.even_ranks import fill_with_blanks
 from step_jepa.data.dataset import DataSource, SplitData
+from step_jepa.data.example import IGNORED
 from step_jepa.data.template import check_same_template, today
-from step_jepa.data.tokens import IGNORED
 from step_jepa.errors import library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput

@@ -21,8 +21,8 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.example import Example, truncate
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Example, truncate
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows, trained_predictors

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa import terminal
-from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records, say_what_was_read
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve

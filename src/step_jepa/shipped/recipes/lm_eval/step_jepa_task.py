@@ -6,8 +6,9 @@ from typing import Any
 from datasets import Dataset
 
 from step_jepa.data.dataset import to_example
+from step_jepa.data.reading import read_records
 from step_jepa.data.records import Record, answerable
-from step_jepa.data.sources import TEST, read_records
+from step_jepa.data.splits import TEST
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import judge
