@@ -17,10 +17,11 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.data import cache as cached
 from step_jepa.data import encoder
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import IGNORED, Example, Turn, Turns
 from step_jepa.data.examples import Examples
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 from step_jepa.data.stream import shuffled
-from step_jepa.data.tokens import IGNORED, Encoding, Example, Turn, Turns
 from step_jepa.errors import UserError
 
 EXAMPLES = [
@@ -169,7 +170,7 @@ def test_training_from_the_cache_is_training_from_memory(tokenizer, records, tmp
     mapped = run(tokenizer, records, tmp_path, **options)
     monkeypatch.setattr(cached, "IN_MEMORY", 1000)
     assert history(mapped) == history(run(tokenizer, records, tmp_path, **options))
-    assert mapped._data_counts == {"examples": 9, "steps": 34, "pairs": 17, "cut": 0, "left_out": 0}
+    assert mapped._run_rows.counts == {"examples": 9, "steps": 34, "pairs": 17, "cut": 0, "left_out": 0}
 
 
 def test_many_rows_are_counted_on_a_part(tokenizer, records, tmp_path, caplog, monkeypatch):
@@ -177,7 +178,7 @@ def test_many_rows_are_counted_on_a_part(tokenizer, records, tmp_path, caplog, m
     with caplog.at_level(logging.INFO, "step_jepa"):
         trainer = run(tokenizer, records, tmp_path, max_steps=1)
     assert "pairs and tokens are counted on 3 of the 9 rows, evenly spaced" in caplog.messages
-    assert trainer._data_counts["pairs"] == 18  # 2 each of rows 0, 3 and 6, times 3
+    assert trainer._run_rows.counts["pairs"] == 18  # 2 each of rows 0, 3 and 6, times 3
 
 
 # Streams

@@ -21,8 +21,9 @@ from step_jepa.auditing.overlap import ExampleText, overlap
 from step_jepa.auditing.segmentation import segment
 from step_jepa.auditing.verdict import best_segmentations, dependence, largest_part
 from step_jepa.cli import main
-from step_jepa.data.sources import read_records
-from step_jepa.data.tokens import Example, encode
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records
+from step_jepa.data.tokens import encode
 from step_jepa.errors import UserError
 
 VOCABULARY = 300

@@ -20,7 +20,7 @@ from step_jepa.batches.collate import (
     without_branches,
 )
 from step_jepa.batches.views import read_trajectories, read_views
-from step_jepa.data.tokens import IGNORED, Example, Turn, Turns
+from step_jepa.data.example import IGNORED, Example, Turn, Turns
 from step_jepa.objectives import LLMJEPA, StepJEPA
 from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import JUST_THE_ANSWER, SINK

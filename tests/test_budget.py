@@ -15,8 +15,8 @@ from test_trainer import history, run
 
 from step_jepa.batches.budget import TokenBudgetSampler, divisible, packed
 from step_jepa.batches.collate import PlannedRows
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.examples import Examples
-from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
 from step_jepa.objectives.planner import Planner

@@ -8,11 +8,11 @@ from test_cli import QUICK, code, state_of
 
 from step_jepa.data import chains
 from step_jepa.data.chains_tokenizer import CHAINS_TEMPLATE, chains_tokenizer
+from step_jepa.data.conversion import to_reading
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.reading import to_reading
-from step_jepa.data.sources import read_records
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
+from step_jepa.data.reading import read_records
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer, setup_model_and_tokenizer

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from step_jepa import standalone
 from step_jepa.cli import COMMANDS, main
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.parsing import SHIPPED, parse
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_standalone_with_lora_and_what_it_refuses(model_folder, train_file, tmp_
 
 def test_recipes_and_overrides(train_file, model_folder, tmp_path):
     from step_jepa.adapted import StepJEPAConfig
-    from step_jepa.train import TrainArguments
+    from step_jepa.train.arguments import TrainArguments
 
     for recipe in (SHIPPED / "recipes").glob("*.yaml"):
         needed = ["--train_file", train_file, "--model_name", model_folder, "--output_dir", str(tmp_path)]

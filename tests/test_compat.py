@@ -8,8 +8,8 @@ from conftest import byte_tokenizer, conversation, tiny_model
 from peft import LoraConfig
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.data.tokens import IGNORED
-from step_jepa.training.config import COMPAT
+from step_jepa.data.example import IGNORED
+from step_jepa.training.jepa_options import COMPAT
 
 SAME = [conversation("So 1 + 2 = 3.", "It is 3.", "#### 3")] * 8
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

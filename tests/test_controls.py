@@ -16,7 +16,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.data.tokens import Example, Turn, Turns
+from step_jepa.data.example import Example, Turn, Turns
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES, StepJEPA
 from step_jepa.objectives.llm_jepa import LLMJEPA
@@ -24,8 +24,9 @@ from step_jepa.objectives.planner import Planner, unchanged_pairs
 from step_jepa.objectives.stp import STP
 from step_jepa.rows.controls import CONTROL_MEANINGS, NEAREST, NegativeSampler, with_random_boundaries
 from step_jepa.run_files import OPTIONS_FILE
-from step_jepa.train import TrainArguments, standalone_trainer
-from step_jepa.training.config import save_options
+from step_jepa.train.arguments import TrainArguments
+from step_jepa.train.standalone_trainer import standalone_trainer
+from step_jepa.training.saved_options import save_options
 
 PREDICTOR = 99
 # With target_sees, steps of one token are targets too.

@@ -20,7 +20,8 @@ from test_sharding import HARD, SLOW, free_port, same_held_out, same_log, same_w
 from step_jepa import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.parsing import SHIPPED
-from step_jepa.training.validation import check_sharding, validate
+from step_jepa.training.sharding import check_sharding
+from step_jepa.training.validation import validate
 
 installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed (an extra) is not installed")
 SAVED = {"save_strategy": "steps", "save_steps": 2}

@@ -22,8 +22,8 @@ from step_jepa.options import is_required
 from step_jepa.parsing import parse
 from step_jepa.rows.branches import trunk
 from step_jepa.rows.controls import SamplingContext
-from step_jepa.train import TrainArguments
-from step_jepa.training.config import COMPAT
+from step_jepa.train.arguments import TrainArguments
+from step_jepa.training.jepa_options import COMPAT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 THEIRS = (DOCS / "from-llm-jepa.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from test_objectives import RECORDS, batch_of, history, trained, trainer_for
 from step_jepa import StepJEPAConfig
 from step_jepa.batches.collate import BranchCollator, FlatCollator, without_branches
 from step_jepa.batches.entropy_filter import kept_pairs
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.errors import UserError
 from step_jepa.models import lm_head
 from step_jepa.models.lm_head import entropy
@@ -18,7 +18,7 @@ from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import SamplingContext
 from step_jepa.rows.least_certain import least_certain
-from step_jepa.training.config import unknown_to_standalone
+from step_jepa.train.standalone_trainer import unknown_to_standalone
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_controls_train_with_it(control, tmp_path):
 def test_held_out_figures_are_of_all_pairs(entropy_of, tmp_path):
     trainer = trainer_for(tmp_path, entropy_filter=1, entropy_of=entropy_of)
     assert trainer.evaluate(RECORDS)["eval_pairs"] == 6
-    assert trainer._data_counts["pairs"] == 4
+    assert trainer._run_rows.counts["pairs"] == 4
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from conftest import tiny_model
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.cli import main
-from step_jepa.estimation.engines import parts
 from step_jepa.estimation.ledger import Ledger, Moment, make_fake
+from step_jepa.estimation.parallelism import parts
 from step_jepa.estimation.profile import Profile, profile, trainer_without_numbers
-from step_jepa.train import TrainArguments, peft_config
+from step_jepa.train.arguments import TrainArguments, peft_config
 
 
 @pytest.fixture(scope="module")

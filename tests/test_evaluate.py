@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlainCollator
 from step_jepa.data.dataset import to_example
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation import engines
 from step_jepa.evaluation.answers import extract, is_correct
@@ -33,7 +33,7 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.parsing import SHIPPED
 from step_jepa.rows.branches import trunk
 from step_jepa.run_files import RESULTS, last_modified, run_options, write_whole
-from step_jepa.training.config import heldout_options
+from step_jepa.training.saved_options import heldout_options
 
 
 def problem(a: int) -> dict:

@@ -24,20 +24,15 @@ from transformers import set_seed
 from step_jepa import statistics
 from step_jepa.cli import main
 from step_jepa.errors import UserError
-from step_jepa.experiments import ab, cost, results
+from step_jepa.experiments import ab, conclusions, cost, results, summary
+from step_jepa.experiments.arguments import ExperimentArguments
+from step_jepa.experiments.conditions import conditions_of
+from step_jepa.experiments.contrasts import Comparison, Interaction, comparisons_of
 from step_jepa.experiments.cost import Budget, Cost, OutOfTime, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.design import (
-    Comparison,
-    ExperimentArguments,
-    Interaction,
-    Run,
-    comparisons_of,
-    conditions_of,
-    planned,
-)
 from step_jepa.experiments.executor import execute_all
 from step_jepa.experiments.picture import conditions_chart
+from step_jepa.experiments.plan import Run, planned
 from step_jepa.experiments.results import ComparisonResult, ConditionResult, ExperimentResults
 from step_jepa.experiments.run import (
     IDENTITY_FILE,
@@ -508,7 +503,7 @@ def with_accuracies(*accuracies: float) -> dict[str, ConditionResult]:
 def test_answers_that_are_cut_off_are_named_where_nothing_is_solved():
     cut = {"truncated": 190.0, "longest_solution": 143.0}
     conditions = {name: replace(arm, figures=cut) for name, arm in with_accuracies(0.0, 0.0).items()}
-    (said,) = results.extremes(conditions)
+    (said,) = conclusions.extremes(conditions)
     assert "up to 95% of an arm's answers are cut off: raise max_new_tokens (the longest solution of the" in said
     assert said.endswith("test file has 143 tokens).")
 
@@ -537,7 +532,7 @@ def results_of(comparisons: list[ComparisonResult], *accuracies: float) -> Exper
 def test_the_conclusions_are_the_primary_comparison_and_what_is_shown():
     primary = replace(compared("cosine", "sft", holm=0.9), primary=True)
     others = [compared("shown", "sft", holm=0.01), compared("b", "sft", holm=0.2), compared("c", "sft")]
-    assert results.conclusions(results_of([*others, primary])) == [
+    assert conclusions.conclusions(results_of([*others, primary])) == [
         "Primary. accuracy, cosine, holm 0.9. Sign flips.",
         "accuracy, shown, holm 0.01.",
         "No difference is shown by 2 of the other 3 comparisons; see their intervals.",
@@ -549,7 +544,7 @@ def test_the_primary_comparison_stands_alone_and_holm_is_over_the_others():
     scores = {"a": draw.random((4, 20)), "b": 1 + draw.random((4, 20)), "c": draw.random((4, 20))}
     tables = {"accuracy": {arm: dict(enumerate(values)) for arm, values in scores.items()}}
     primary, *others = comparisons = [Comparison("b", "a"), Comparison("c", "a"), Comparison("c", "b")]
-    found = results._compared(tables, comparisons, ("accuracy", primary))
+    found = summary._compared(tables, comparisons, ("accuracy", primary))
     assert found[0].holm is None
     assert found[0].shows_difference
     assert "after Holm" not in found[0].sentence
@@ -717,9 +712,9 @@ def test_the_verdict(to_sft, to_shuffled, said):
 
 
 def test_the_floor_and_the_ceiling_are_said():
-    assert results.extremes(with_accuracies(0.0, 0.019))[0].startswith("Every arm solves next to nothing")
-    assert results.extremes(with_accuracies(0.99, 1.0))[0].startswith("Every arm solves next to everything")
-    assert results.extremes(with_accuracies(0.0, 0.5)) == results.extremes({}) == []
+    assert conclusions.extremes(with_accuracies(0.0, 0.019))[0].startswith("Every arm solves next to nothing")
+    assert conclusions.extremes(with_accuracies(0.99, 1.0))[0].startswith("Every arm solves next to everything")
+    assert conclusions.extremes(with_accuracies(0.0, 0.5)) == conclusions.extremes({}) == []
 
 
 def test_reading_the_data_is_part_of_the_budget(tmp_path):

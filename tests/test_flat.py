@@ -18,7 +18,7 @@ from step_jepa.batches import attention_parts
 from step_jepa.batches.attention import check, obstacle, reading
 from step_jepa.batches.attention_parts import NAME, Parts, attention_in_parts, in_parts
 from step_jepa.batches.collate import BranchCollator, FlatCollator, is_flat, row_count, tokens_read, without_branches
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
 from step_jepa.rows.branches import Pair, Row, difference, last, mean

@@ -10,11 +10,11 @@ from test_cli import code
 
 from step_jepa import standalone
 from step_jepa.data.columns import CONTEXT, EITHER, OPTIONS, QUESTION, SOLUTION, SYSTEM, THINKING, TRUTH, VERDICTS
+from step_jepa.data.conversion import to_reading, to_record
 from step_jepa.data.dataset import to_example
 from step_jepa.data.formats import SEVERAL
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import SYSTEM_PROMPT, ReadArguments
-from step_jepa.data.reading import to_reading, to_record
+from step_jepa.data.reading_options import SYSTEM_PROMPT, ReadArguments
 from step_jepa.data.steps import stated_answer
 from step_jepa.errors import UserError
 

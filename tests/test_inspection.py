@@ -22,8 +22,8 @@ from transformers import TrainingArguments
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, plots, standalone
 from step_jepa.batches.attention import may_see
 from step_jepa.cli import main
-from step_jepa.data.sources import read_records
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records
 from step_jepa.inspection.commands import next_screen
 from step_jepa.inspection.example import Inspector, RowArguments, inspect_example
 from step_jepa.inspection.mask import RegionMatrix, seen_ranges, sentences

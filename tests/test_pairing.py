@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.cli import main
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.pairing.command import PairingArguments, held_out_pairs, read_views, run
-from step_jepa.training.config import view_options
+from step_jepa.training.saved_options import view_options
 
 QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
 

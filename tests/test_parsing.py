@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from step_jepa import cli, dispatch, help_pages, plugins
-from step_jepa import train as train_command
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
@@ -22,7 +21,8 @@ from step_jepa.parsing import from_values, parse, relative_to
 from step_jepa.reporting import report
 from step_jepa.reporting.report import ReportArguments
 from step_jepa.run_files import read_json
-from step_jepa.train import TrainArguments, peft_config
+from step_jepa.train import command as train_command
+from step_jepa.train.arguments import TrainArguments, peft_config
 
 TRAIN = [TrainArguments, StepJEPAConfig]
 NEEDED = {"train_file": "f", "model_name": "m", "output_dir": "o"}

@@ -18,12 +18,12 @@ from test_trainer import QUIET, STEPS
 from transformers import TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, forked, ranks
-from step_jepa import train as train_module
 from step_jepa.batches.even_ranks import BlankFilled
 from step_jepa.errors import Terminated, UserError
 from step_jepa.parsing import SHIPPED
 from step_jepa.signals import ending_at_once, from_parent_alone
-from step_jepa.train import train as train_and_stop
+from step_jepa.train import command as train_module
+from step_jepa.train.command import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of
 from step_jepa.training.preemption import preemptible
 

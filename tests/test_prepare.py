@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from test_cli import ROOT, code
 
-from step_jepa.data import format_registry, generated, prepare, records, sources
+from step_jepa.data import format_registry, generated, prepare, records
+from step_jepa.data.conversion import to_reading, to_record
 from step_jepa.data.prepare import PrepareArguments, run
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import SYSTEM_PROMPT, ReadArguments
-from step_jepa.data.reading import to_reading, to_record
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
+from step_jepa.data.reading_options import SYSTEM_PROMPT, ReadArguments
 from step_jepa.data.steps import strip_annotations
 from step_jepa.errors import UserError
 
@@ -520,7 +520,7 @@ def test_the_first_records_can_be_left_out(tmp_path, capsys):
     source.write_text(
         "".join(json.dumps({"question": f"q{n}", "answer": f"{n} + 1\n#### {n + 1}"}) + "\n" for n in range(5))
     )
-    taken = [record["question"] for record in sources.read_records(str(source), skip=2, max_examples=2)]
+    taken = [record["question"] for record in read_records(str(source), skip=2, max_examples=2)]
     assert taken == ["q2", "q3"]
     with pytest.raises(UserError, match="holds no more than 5 records: give a smaller --skip"):
-        list(sources.read_records(str(source), skip=5))
+        list(read_records(str(source), skip=5))

@@ -8,16 +8,17 @@ import pytest
 from step_jepa import StepJEPAConfig
 from step_jepa.cli import COMMANDS
 from step_jepa.data.dataset import encoder_of, load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
-from step_jepa.data.sources import read_records
-from step_jepa.data.tokens import Encoding
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.reading import read_records
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
 from step_jepa.dispatch import _dataclass
 from step_jepa.errors import UserError
 from step_jepa.options import facts
 from step_jepa.run_files import OPTIONS_FILE
-from step_jepa.train import TrainArguments, standalone_trainer
+from step_jepa.train.arguments import TrainArguments
+from step_jepa.train.standalone_trainer import standalone_trainer
 from step_jepa.training.checkpoints import check_resumed
-from step_jepa.training.config import save_options, take_reading_of_run
+from step_jepa.training.saved_options import save_options, take_reading_of_run
 
 ROW = {"task": "2 + 2?", "worked": "Two and two\nare 4, \\boxed{4}."}
 READING = {"columns": ["question=task,solution=worked"], "split_by": "lines", "system_prompt": "Add."}

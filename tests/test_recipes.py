@@ -11,7 +11,8 @@ from step_jepa.adapted import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab
 from step_jepa.parsing import SHIPPED, from_file, from_values
-from step_jepa.train import Preset, TrainArguments, _say_preset
+from step_jepa.train.arguments import Preset, TrainArguments
+from step_jepa.train.command import _say_preset
 
 NAMED = {"output_dir": "out", "model_name": "m", "train_file": "f", "use_cpu": True, "report_to": "none"}
 

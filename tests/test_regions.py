@@ -2,7 +2,8 @@
 
 from conftest import conversation
 
-from step_jepa.data.tokens import Example, encode
+from step_jepa.data.example import Example
+from step_jepa.data.tokens import encode
 from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.regions import in_place_regions, row_regions

@@ -13,7 +13,7 @@ from conftest import byte_tokenizer, conversation, tiny_model
 from test_cli import code, train
 
 from step_jepa.batches import attention
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.parsing import parse
 from step_jepa.reporting.matching import label_evaluations

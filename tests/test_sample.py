@@ -14,8 +14,8 @@ from test_evaluate import results as results_of
 
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.data.prepare import run as prepare
+from step_jepa.data.reading import read_records
 from step_jepa.data.records import context_of
-from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.chat_server import ChatPrompt, ChatServer
 from step_jepa.evaluation.evaluate import EvaluateArguments

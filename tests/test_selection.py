@@ -9,8 +9,8 @@ from conftest import tiny_model
 from test_evaluate import arguments, results, solver  # noqa: F401
 
 from step_jepa.batches.collate import PlannedRows
+from step_jepa.data.reading import read_records
 from step_jepa.data.records import with_answer
-from step_jepa.data.sources import read_records
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answers import is_correct
 from step_jepa.evaluation.evaluate import run

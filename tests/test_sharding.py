@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from step_jepa import StepJEPAConfig
 from step_jepa.errors import UserError
 from step_jepa.parsing import SHIPPED
-from step_jepa.training.checkpoints import DEEPSPEED, check_engine
-from step_jepa.training.validation import check_sharding, validate
+from step_jepa.training.sharding import DEEPSPEED, check_saved_sharding, check_sharding
+from step_jepa.training.validation import validate
 
 HARD = {"loss": "infonce", "regulariser": "vicreg", "predictor_head": "linear", "predictors": 3}
 SLOW = {"target_encoder": "ema", "ema_decay": 0.9}
@@ -234,14 +234,14 @@ def test_recipes_are_what_accelerate_takes(name, monkeypatch):
 def test_checkpoints_of_another_engine_are_not_gone_on_with(tmp_path):
     def refused(now: str | None, words: str) -> None:
         with pytest.raises(UserError, match=words):
-            check_engine(str(tmp_path), now)
+            check_saved_sharding(str(tmp_path), now)
 
-    check_engine(str(tmp_path), None)
+    check_saved_sharding(str(tmp_path), None)
     refused("FULL_STATE_DICT", "was saved without FSDP or DeepSpeed, and this run is under FSDP, with .* FULL_STATE_DI")
     (tmp_path / "pytorch_model_fsdp_0").mkdir()
-    check_engine(str(tmp_path), "SHARDED_STATE_DICT")
+    check_saved_sharding(str(tmp_path), "SHARDED_STATE_DICT")
     refused(None, "was saved under FSDP, with .* SHARDED_STATE_DICT, and this run is without FSDP or DeepSpeed: start")
     (tmp_path / "global_step3").mkdir()
     (tmp_path / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
-    check_engine(str(tmp_path), DEEPSPEED)
+    check_saved_sharding(str(tmp_path), DEEPSPEED)
     refused(None, "was saved under DeepSpeed, and this run is without")

@@ -10,7 +10,7 @@ from test_cli import code
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import BranchCollator
-from step_jepa.data.sources import read_records
+from step_jepa.data.reading import read_records
 
 pytestmark = pytest.mark.slow
 GSM8K = SHARED / "gsm8k" / "train.jsonl"

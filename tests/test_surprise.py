@@ -14,10 +14,10 @@ from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import PlannedRows
 from step_jepa.cli import main
 from step_jepa.data.chains import first_error, problems, solved
+from step_jepa.data.conversion import to_reading
 from step_jepa.data.first_errors import NO_ERROR, read_with_first_error
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
-from step_jepa.data.reading import to_reading
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
 from step_jepa.errors import UserError
 from step_jepa.run_files import json_lines, records_digest, run_options
 from step_jepa.statistics import auc_shares, resampled_auc, resampled_sums, with_interval
@@ -29,8 +29,8 @@ from step_jepa.surprise.measures import Measures, measures
 from step_jepa.surprise.planted import foreign_step, wrong_value
 from step_jepa.surprise.regression import out_of_fold
 from step_jepa.surprise.scores import StepScores, of_answers
-from step_jepa.training.config import heldout_options
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import heldout_options
 
 RECORDS = [
     conversation(*[f"So {a} + {b} = {a + b}" for b in range(2 + a % 3)], f"#### {a}", question=f"Is it {a}?")

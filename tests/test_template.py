@@ -9,6 +9,8 @@ from conftest import CHATML, conversation
 from test_tokens import labelled, merging, pieces, with_template
 
 from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import IGNORED
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.template import (
     CONTENT_TO_PARTS,
@@ -19,10 +21,10 @@ from step_jepa.data.template import (
     template_identity,
 )
 from step_jepa.data.template_notes import prompt_difference, say_what_is_special
-from step_jepa.data.tokens import IGNORED, Encoding, encode, encode_rows
+from step_jepa.data.tokens import encode, encode_rows
 from step_jepa.errors import UserError, say_once
 from step_jepa.run_files import OPTIONS_FILE, write_json
-from step_jepa.training.config import view_options
+from step_jepa.training.saved_options import view_options
 
 LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML

@@ -17,9 +17,9 @@ from step_jepa.cli import COMMANDS, main
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import _say_what_is_cut_off
 from step_jepa.parsing import parse
-from step_jepa.train import TrainArguments
-from step_jepa.training.config import own_options
+from step_jepa.train.arguments import TrainArguments
 from step_jepa.training.progress import Progress, duration, number, outcome, sentence, shown_figures
+from step_jepa.training.saved_options import own_options
 
 
 def code(*argv) -> int:

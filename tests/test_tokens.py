@@ -15,10 +15,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from step_jepa import standalone
-from step_jepa.data import tokens
+from step_jepa.data import offsets
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import IGNORED, Example, truncate
 from step_jepa.data.template import PLAIN_TEMPLATE
-from step_jepa.data.tokens import IGNORED, Encoding, Example, encode, truncate
+from step_jepa.data.tokens import encode
 from step_jepa.errors import UserError
 
 
@@ -37,8 +39,8 @@ def test_the_text_of_a_token_keeps_the_space_before_its_word(tokenizer):
     words = sentencepiece_like("\u2581He", "\u2581has", ".", "\u2581a")
     row = [1, 2, 3, words.eos_token_id, 99]
     assert [words.decode([token]) for token in row[:2]] == ["He", "has"]
-    assert tokens.pieces(words, row, {99: "<new>"}) == [" He", " has", ".", "<|end|>", "<new>"]
-    assert tokens.pieces(tokenizer, tokenizer.encode("a b.\n\n<|end|>")) == ["a", " ", "b", ".\n\n", "<|end|>"]
+    assert offsets.pieces(words, row, {99: "<new>"}) == [" He", " has", ".", "<|end|>", "<new>"]
+    assert offsets.pieces(tokenizer, tokenizer.encode("a b.\n\n<|end|>")) == ["a", " ", "b", ".\n\n", "<|end|>"]
 
 
 def encoded(tokenizer, record, where="example 0", **options):

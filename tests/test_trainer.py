@@ -17,7 +17,7 @@ from test_one_pass import batch_of, trainer_for
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.models.target_encoder import TargetEncoder
 from step_jepa.parsing import overridden

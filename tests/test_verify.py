@@ -12,7 +12,7 @@ from conftest import ARCHITECTURES, byte_tokenizer, conversation, tiny_model
 from step_jepa.batches import attention, attention_parts
 from step_jepa.cli import main
 from step_jepa.data import encoder, tokens
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
 from step_jepa.models import export, forward

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from step_jepa.training.config import RepresentationConfig, StepJEPAOptions, with_registered_options
+from step_jepa.training.config import RepresentationConfig
+from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
 from step_jepa.training.trainer import RepresentationTrainer
 
 

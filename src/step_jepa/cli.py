@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     ),
     "inspect pipeline": ("inspection.commands:run_pipeline", ["PipelineArguments"], "all stages of one example"),
     "audit": ("auditing.audit", ["AuditArguments"], "what the past tells about each step, before training"),
-    "train": ("train", ["TrainArguments", "adapted.train_config()"], "fine-tune a model"),
+    "train": ("train.command", ["TrainArguments", "adapted.train_config()"], "fine-tune a model"),
     "verify": ("verification.verify", ["VerifyArguments"], "check all of it on your own model, tokenizer and rows"),
     "compare": ("verification.compare", ["CompareArguments"], "both implementations on the same rows"),
     "evaluate": ("evaluation.evaluate", ["EvaluateArguments"], "score a model on problems"),

@@ -8,7 +8,7 @@ from typing import Any
 from rich.prompt import Confirm
 from rich.table import Table
 
-from step_jepa import terminal, train
+from step_jepa import terminal
 from step_jepa.adapted import train_config
 from step_jepa.data import prepare
 from step_jepa.data.generated import GSM_SYMBOLIC
@@ -19,6 +19,7 @@ from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_file, from_values
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE, read_json
+from step_jepa.train import command as train
 
 FIGURES = {
     "held-out LM loss": "lm_loss",

@@ -37,7 +37,7 @@ PAIRING_FILE, PAIRING_TABLE = "pairing.json", "pairing.md"
 SURPRISE_FILE, SURPRISE_PICTURE = "surprise.jsonl", "surprise.png"
 SURPRISE_PARTIAL = "surprise.partial.json"  # what an interrupted call has measured
 # In the folder of `experiment` and `ab`
-RESULTS_FILE = "results.json"
+RESULTS_FILE, RESULTS_TEXT, RESULTS_CSV, RESULTS_PICTURE = "results.json", "results.md", "results.csv", "results.png"
 EXPERIMENT_FILE = "experiment.yaml"
 CELL_FILE = "cell.json"
 # In any folder that a process writes into

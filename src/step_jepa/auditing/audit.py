@@ -27,10 +27,10 @@ from step_jepa.auditing.overlap import ExampleText, overlap, with_offsets
 from step_jepa.auditing.segmentation import SEGMENTATIONS, Segmentation, segment
 from step_jepa.auditing.verdict import MOST_STEPS, bar_charts, dependence, document, shown_rows, statement
 from step_jepa.batches import attention
-from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records, say_what_was_read
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option

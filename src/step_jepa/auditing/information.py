@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from step_jepa import terminal
 from step_jepa.batches import attention
 from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, to_device
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.models.forward import model_inputs, token_scores
 from step_jepa.rows.branches import Row

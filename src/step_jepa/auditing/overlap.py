@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from step_jepa.data.tokens import Example, Span
+from step_jepa.data.example import Example
+from step_jepa.data.offsets import Span
 from step_jepa.pairing.equations import numbers
 from step_jepa.pairing.probes import vectorizer
 

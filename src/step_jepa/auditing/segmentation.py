@@ -7,8 +7,8 @@ from typing import Any
 
 from step_jepa.auditing.information import scored_steps
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.example import Example
 from step_jepa.data.steps import SplitBy, split
-from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.rows.controls import with_random_boundaries
 

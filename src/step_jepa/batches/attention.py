@@ -13,7 +13,7 @@ from torch import Tensor
 
 from step_jepa.batches.attention_parts import NAME, in_parts, inputs_in_parts
 from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, is_flat
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.rows.branches import TRUNK, Row
 

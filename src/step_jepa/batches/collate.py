@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.examples import Examples
 from step_jepa.data.stream import ExampleStream
-from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK, Row
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from step_jepa import plots
 from step_jepa.benchmark.variants import VARIANTS
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.errors import UserError
 from step_jepa.options import check_bounds, option
 

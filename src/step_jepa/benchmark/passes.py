@@ -13,11 +13,11 @@ from step_jepa.batches.collate import Batch, PlannedRows
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import with_pairs
 from step_jepa.benchmark.variants import BASELINE, passes_of, token_ratios
-from step_jepa.data.read_arguments import reading_values
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
+from step_jepa.data.reading_options import reading_values
 from step_jepa.losses.distances import cosine
 from step_jepa.models.predictors import predictor_ids
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 

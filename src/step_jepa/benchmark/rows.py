@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from step_jepa.data.dataset import PreparedData
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
 from step_jepa.objectives.planner import Planner

@@ -20,7 +20,7 @@ from step_jepa import terminal
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import batches_of, of_length, with_pairs
 from step_jepa.data.dataset import PreparedData, load_and_prepare_dataset
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 

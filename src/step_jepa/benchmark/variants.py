@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from step_jepa.batches.collate import PADDING, Batch, BranchCollator, PlainCollator, to_device
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, StepJEPA, STPReleased
 from step_jepa.objectives.planner import Planner

@@ -14,10 +14,10 @@ from datasets import Dataset, config
 
 from step_jepa import terminal
 from step_jepa.data.encoder import Encoded, Encoder, RawRow
+from step_jepa.data.example import Example
 from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
 from step_jepa.data.processes import over_processes
 from step_jepa.data.template_notes import say_what_is_special
-from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.run_files import unfinished, unfinished_files
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from step_jepa.data.choices import LETTERS, is_index, lettered, names_one, options_of
 from step_jepa.data.raw_record import RawRecord, Rejected, column, required_text, short_answer
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import NOT_USED, Answer, Message, Reading, Record, cut_into_steps
 from step_jepa.data.steps import final_answer, stated_answer
 from step_jepa.data.turns import REASONING, is_turns, required_messages, tools_of

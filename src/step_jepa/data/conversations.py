@@ -1,11 +1,11 @@
 """A record as the conversation that is encoded: its turns as text, the steps of the last one, and its tools."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from step_jepa.data.raw_record import Rejected, plain, required_texts
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.records import Message, Reading
 from step_jepa.data.steps import split
 from step_jepa.data.turns import REASONING, required_messages, tools_of
@@ -42,3 +42,9 @@ def to_conversation(record: Mapping[str, Any], reading: ReadingOptions = Reading
 
 def _steps(text: str, reading: ReadingOptions) -> list[str]:
     return split(text, reading.split_by, reading.min_step_tokens)
+
+
+def last_user_turn(messages: Sequence[Message]) -> int | None:
+    """Its index; None where there is none."""
+    turns = (turn for turn in range(len(messages) - 1, -1, -1) if messages[turn]["role"] == "user")
+    return next(turns, None)

@@ -16,22 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from step_jepa.data.cache import encoded
 from step_jepa.data.conversations import to_conversation
 from step_jepa.data.encoder import Encoder, RawRow
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import Example
 from step_jepa.data.examples import PreparedData as PreparedData  # which users make and read
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
-from step_jepa.data.sources import (
-    TRAIN,
-    Line,
-    Source,
-    Splits,
-    log_notes,
-    no_records,
-    numbered,
-    of_dataset,
-    open_source,
-    record_limit,
-)
-from step_jepa.data.tokens import Encoding, Example, encode_rows
+from step_jepa.data.reading import log_notes, no_records, record_limit
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
+from step_jepa.data.sources import Line, Source, numbered, of_dataset, open_source
+from step_jepa.data.splits import TRAIN, Splits
+from step_jepa.data.tokens import encode_rows
 from step_jepa.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import Example, truncate
 from step_jepa.data.format_registry import formats
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading import usable_record
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading
-from step_jepa.data.sources import Line, usable_record
-from step_jepa.data.tokens import Encoding, Example, encode_rows, truncate
+from step_jepa.data.sources import Line
+from step_jepa.data.tokens import encode_rows
 from step_jepa.errors import UserError
 
 LIBRARIES = ("step-jepa", "transformers", "tokenizers", "jinja2")

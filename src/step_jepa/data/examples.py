@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from step_jepa.data.tokens import IGNORED, Example, Span, Turn, Turns
+from step_jepa.data.example import IGNORED, Example, Turn, Turns
+from step_jepa.data.offsets import Span
 
 _IDS = pa.list_(pa.int32())
 _TURN = pa.struct({"input_ids": _IDS, "content": _IDS})

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from step_jepa.data.conversion import format_of, parsed_record, to_reading
 from step_jepa.data.labelled_steps import STEP_TAG, is_right, tagged_steps
 from step_jepa.data.raw_record import RawRecord, Rejected
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.reading import format_of, parsed_record, to_reading
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading
 
 NO_ERROR = -1

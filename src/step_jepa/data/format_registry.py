@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from step_jepa.data.raw_record import RawRecord
 
 if TYPE_CHECKING:
-    from step_jepa.data.read_arguments import ReadArguments
+    from step_jepa.data.reading_options import ReadArguments
     from step_jepa.data.records import Reading, Record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from step_jepa.data.columns import EITHER, QUESTION, SOLUTION, THINKING, TRUTH, Reader, is_result, solution_of, truth_of
 from step_jepa.data.labelled_steps import STEP_TAG, read_math_shepherd, read_prm800k, read_processbench, read_stepwise
 from step_jepa.data.raw_record import RawRecord, Rejected, no_text, required_text, required_texts, short_answer
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import (
     Answer,
     Message,

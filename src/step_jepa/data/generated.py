@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from step_jepa.data import chains
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.demo_packages import COMMAND
 from step_jepa.errors import UserError
 

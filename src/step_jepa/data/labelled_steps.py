@@ -5,7 +5,7 @@ from typing import Any
 
 from step_jepa.data.columns import Reader, truth_of
 from step_jepa.data.raw_record import RawRecord, Rejected, required_text, required_texts
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Answer, Reading, make_record, steps_as_given
 from step_jepa.data.steps import stated_answer
 

@@ -4,7 +4,7 @@ All spans are half-open.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import gt
 from typing import NamedTuple
 
@@ -104,3 +104,16 @@ def _leading_special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     """The special tokens that the tokenizer by itself puts before a text."""
     encoding = tokenizer(text, return_special_tokens_mask=True)
     return encoding["input_ids"][: encoding["special_tokens_mask"].index(0)]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], names: Mapping[int, str] = {}) -> list[str]:
+    """The text of each token. It is decoded behind another, as SentencePiece drops the space that a text begins with.
+
+    Args:
+        tokenizer: the one that made them.
+        ids: of the tokens.
+        names: texts of tokens that the tokenizer does not know.
+    """
+    before = tokenizer.encode("a", add_special_tokens=False)
+    start = len(str(tokenizer.decode(before)))
+    return [names[token] if token in names else str(tokenizer.decode([*before, token]))[start:] for token in ids]

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa import terminal
+from step_jepa.data.conversion import format_of, parsed_record, to_reading
 from step_jepa.data.format_registry import record_format
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.reading import format_of, parsed_record, to_reading
+from step_jepa.data.reading import raw_records, record_limit
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading, has_solution, noted
-from step_jepa.data.sources import raw_records, record_limit
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.run_files import write_whole

@@ -1,103 +1,95 @@
-"""One raw record -> a conversation with steps, by the format that the record has. Knows no file, tokenizer or model."""
+"""Records of any prepared or raw source, one by one; what cannot be used is named by its line."""
 
-import json
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, cast
 
-from step_jepa.data.format_registry import fitting_format, known_keys, record_format
-from step_jepa.data.raw_record import RawRecord, Rejected, column, plain
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.records import Reading, Record, has_solution
+from step_jepa.data.conversion import to_reading
+from step_jepa.data.generated import GENERATED_BY_DEFAULT
+from step_jepa.data.raw_record import Rejected
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions
+from step_jepa.data.records import Reading, Record, noted
+from step_jepa.data.sources import Line, generator_of, open_source
+from step_jepa.data.splits import TRAIN, Splits
+from step_jepa.errors import UserError
 
-_SHOWN_KEYS = 8
-_JSON = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))  # as `plain` has values
+logger = logging.getLogger(__name__)
+
+REMEDY = "step-jepa prepare has options for that"
 
 
-def to_record(raw: Any, args: ReadArguments) -> Record:
-    """One raw record as a conversation with steps.
+def read_records(
+    source: str, wanted: Splits = TRAIN, reading: ReadingOptions | None = None, **options: Any
+) -> Iterator[Record]:
+    """Records of any prepared or raw source.
 
     Args:
-        raw: a dictionary, or a line of JSON that holds one.
-        args: how it is read.
+        source: a file, a folder, the id of a hub data set, or the name of generated problems, which `builtin:` may
+            precede; a configuration and a split may follow.
+        wanted: the splits that are looked for where the source names none; the first that there is is read.
+        reading: how a command reads raw records.
+        **options: other fields of ReadArguments.
 
     Raises:
-        Rejected: it cannot be used.
+        UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
     """
-    return cast(Record, dict(to_reading(raw, args)))
-
-
-def to_reading(raw: Any, args: ReadArguments) -> Reading:
-    """The same, with what became of its columns. Raises Rejected."""
-    parsed = parsed_record(raw, args)
-    record = record_format(args.format or format_of(parsed)).read(parsed, args)
-    reading = record if isinstance(record, Reading) else Reading(record, {}, [])
-    if isinstance(parsed.get("template"), int):
-        reading["template"] = parsed["template"]
-    if not (isinstance(raw, str) and raw.isascii() and "\\u" not in raw):  # most lines need no look
-        _refuse_half_characters(reading)
-    if not has_solution(reading) and not args.for_evaluation:
-        raise Rejected(
-            "no solution to learn: there is only a result, for evaluation (step-jepa prepare --for_evaluation keeps "
-            "it; where it is all that is to be learned, name its column: --columns solution=KEY)"
-        )
-    return reading
-
-
-def _refuse_half_characters(record: Reading) -> None:
+    args = ReadArguments.of(reading, **options)
+    notes: Counter[str] = Counter()
     try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise Rejected(f"text holds half a character (a lone surrogate): {error.reason}") from error
+        for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
+            record = usable_record(source, line, raw, args)
+            notes.update(record.notes)
+            yield cast(Record, dict(record))
+    finally:  # the reader may want no more
+        log_notes(source, notes)
 
 
-def parsed_record(raw: Any, args: ReadArguments) -> RawRecord:
-    """The record with plain values, under the names that the user gives its columns. Raises Rejected."""
-    if isinstance(raw, str):
-        try:
-            parsed = _JSON.decode(raw)
-        except (ValueError, RecursionError) as error:
-            raise Rejected(f"not JSON: {error}") from error
-    else:
-        parsed = plain(raw)
-    if not isinstance(parsed, dict):
-        raise Rejected("not a JSON object")
-    return _renamed(parsed, args)
+def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Iterator[tuple[Line, Any]]:
+    """Raw records with the line of the file, else their number. Raises UserError, also where there are none."""
+    rows = islice(open_source(source, args, wanted).rows(), args.skip, None)
+    first = list(islice(rows, 1))
+    if not first and args.skip:
+        raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
+    if not first:
+        raise no_records(source)
+    yield from chain(first, rows)
 
 
-def _renamed(raw: RawRecord, args: ReadArguments) -> RawRecord:
-    renamed = dict(raw)
-    for ours, theirs in args.renamed_columns:
-        if column(raw, theirs) is None:
-            raise Rejected(f"column {theirs} (--columns) is missing or empty: keys {', '.join(raw)}")
-        _remove(renamed, theirs)
-        _remove(renamed, ours)
-    return renamed | {ours: column(raw, theirs) for ours, theirs in args.renamed_columns}
+def record_limit(source: str, args: ReadArguments) -> int | None:
+    """How many records are wanted; None for all that there are."""
+    return args.max_examples or (GENERATED_BY_DEFAULT if generator_of(source) else None)
 
 
-def _remove(raw: RawRecord, name: str) -> None:
-    outer, _, inner = name.partition(".")
-    if name not in raw and isinstance(raw.get(outer), Mapping):
-        raw[outer] = {key: value for key, value in raw[outer].items() if key != inner}
-    raw.pop(name, None)
+def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Reading:
+    """The record of a line. Raises UserError, which names the line, where it cannot be used."""
+    try:
+        return to_reading(raw, args)
+    except Rejected as error:
+        raise UserError(
+            f"{place(source, line)}: {error}; correct it or run step-jepa prepare, which sets such lines aside"
+        ) from error
 
 
-def format_of(raw: RawRecord) -> str:
-    """The name of the format that a record has. Raises Rejected."""
-    if name := fitting_format(_keys(raw)):
-        return name
-    if null := [key for key, value in raw.items() if value is None and key.lower() in known_keys()]:
-        raise Rejected(f"null: {', '.join(null)}, and no format fits the other columns")
-    shown = ", ".join(list(raw)[:_SHOWN_KEYS]) + (", ..." if len(raw) > _SHOWN_KEYS else "")
-    raise Rejected(
-        f"format not recognised: keys {shown}; question and solution columns are looked for, see docs/formats.md; "
-        "name them by --columns question=KEY,solution=KEY"
-    )
+def place(source: str, line: Line) -> str:
+    """What a line is called in messages."""
+    return line if isinstance(line, str) else f"{source}:{line}"
 
 
-def _keys(raw: RawRecord) -> frozenset[str]:
-    """Those that hold something, also of objects inside, as they are written and in small letters."""
-    keys = {key for key, value in raw.items() if value is not None}
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            keys.update(f"{key}.{inner}" for inner, entry in value.items() if entry is not None)
-    return frozenset(keys | {key.lower() for key in keys})
+def no_records(source: str) -> UserError:
+    """What is said of an empty source."""
+    return UserError(f"{source} holds no records: give a file with one JSON object a line")
+
+
+def log_notes(source: str, notes: Mapping[str, int]) -> None:
+    """Say what was changed in records and what of them is not used, in a line each."""
+    for note, count in noted(notes).items():
+        logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
+
+
+def say_what_was_read(source: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Say how many there are, and how many steps and pairs of steps that follow one another."""
+    counts = [len(record["steps"]) for record in records]
+    pairs = sum(max(0, count - 1) for count in counts)
+    logger.info("%s: %d records, %d steps, %d pairs of consecutive steps", source, len(records), sum(counts), pairs)

@@ -13,7 +13,7 @@ from step_jepa.data.format_registry import RecordFormat as RecordFormat  # which
 from step_jepa.data.format_registry import register_format as register_format
 from step_jepa.data.raw_record import RawRecord, Rejected, required_text
 from step_jepa.data.raw_record import short_answer as short_answer
-from step_jepa.data.read_arguments import ReadArguments
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.steps import answer_step, split, strip_annotations
 from step_jepa.data.thinking import part_thinking, trimmed, wrap_thinking
 

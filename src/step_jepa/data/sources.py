@@ -8,35 +8,26 @@ A source is named by one text: `FILE`, `GLOB`, `FOLDER`, `hub/id`, or a generato
 import glob
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from step_jepa.data.builtin_names import BUILTIN, builtin_name, with_prefix
 from step_jepa.data.files import BY_DATASETS, DELIMITERS, JSON, file_rows, kind_of
-from step_jepa.data.generated import CHAINS, GENERATED, GENERATED_BY_DEFAULT, generated_rows
-from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions
-from step_jepa.data.reading import to_reading
-from step_jepa.data.records import Reading, Record, noted
+from step_jepa.data.generated import CHAINS, GENERATED, generated_rows
+from step_jepa.data.loader_errors import loader_errors
+from step_jepa.data.reading_options import ReadArguments
+from step_jepa.data.splits import TRAIN, Splits, chosen_split, completed_split, parts_of_split
 from step_jepa.errors import UserError
 from step_jepa.run_files import file_digest
 
 logger = logging.getLogger(__name__)
-REMEDY = "step-jepa prepare has options for that"
-BUILTIN = "builtin:"  # before a name: ours, whatever lies on disk
 Line = int | str  # of several files with the name of the file before it
-Splits = Sequence[str]
-TRAIN: Splits = ("train",)
-VALIDATION: Splits = ("validation", "test")
-TEST: Splits = ("test", "validation")
 _ADDRESS = re.compile(r"(?P<name>.*?)(:(?P<config>[^:/\\\[\]]+))?(\[(?P<split>.+)\])?", re.DOTALL)
-_SLICE = re.compile(r"-?\d*%?:-?\d*%?")
 
 
 @dataclass(frozen=True)
@@ -55,107 +46,7 @@ class Source:
     endless: bool = False
 
 
-def read_records(
-    source: str, wanted: Splits = TRAIN, reading: ReadingOptions | None = None, **options: Any
-) -> Iterator[Record]:
-    """Records of any prepared or raw source.
-
-    Args:
-        source: a file, a folder, the id of a hub data set, or the name of generated problems, which `builtin:` may
-            precede; a configuration and a split may follow.
-        wanted: the splits that are looked for where the source names none; the first that there is is read.
-        reading: how a command reads raw records.
-        **options: other fields of ReadArguments.
-
-    Raises:
-        UserError: the source is missing or empty, or a record cannot be used; when the iteration gets there.
-    """
-    args = ReadArguments.of(reading, **options)
-    notes: Counter[str] = Counter()
-    try:
-        for line, raw in islice(raw_records(source, args, wanted), record_limit(source, args)):
-            record = usable_record(source, line, raw, args)
-            notes.update(record.notes)
-            yield cast(Record, dict(record))
-    finally:  # the reader may want no more
-        log_notes(source, notes)
-
-
-def log_notes(source: str, notes: Mapping[str, int]) -> None:
-    """Say what was changed in records and what of them is not used, in a line each."""
-    for note, count in noted(notes).items():
-        logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
-
-
-def say_what_was_read(source: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Say how many there are, and how many steps and pairs of steps that follow one another."""
-    counts = [len(record["steps"]) for record in records]
-    pairs = sum(max(0, count - 1) for count in counts)
-    logger.info("%s: %d records, %d steps, %d pairs of consecutive steps", source, len(records), sum(counts), pairs)
-
-
-def usable_record(source: str, line: Line, raw: Any, args: ReadArguments) -> Reading:
-    """The record of a line. Raises UserError, which names the line, where it cannot be used."""
-    try:
-        return to_reading(raw, args)
-    except Rejected as error:
-        raise UserError(
-            f"{place(source, line)}: {error}; correct it or run step-jepa prepare, which sets such lines aside"
-        ) from error
-
-
-def place(source: str, line: Line) -> str:
-    """What a line is called in messages."""
-    return line if isinstance(line, str) else f"{source}:{line}"
-
-
-def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Iterator[tuple[Line, Any]]:
-    """Raw records with the line of the file, else their number. Raises UserError, also where there are none."""
-    rows = islice(open_source(source, args, wanted).rows(), args.skip, None)
-    first = list(islice(rows, 1))
-    if not first and args.skip:
-        raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
-    if not first:
-        raise no_records(source)
-    yield from chain(first, rows)
-
-
-def no_records(source: str) -> UserError:
-    """What is said of an empty source."""
-    return UserError(f"{source} holds no records: give a file with one JSON object a line")
-
-
-def record_limit(source: str, args: ReadArguments) -> int | None:
-    """How many records are wanted; None for all that there are."""
-    return args.max_examples or (GENERATED_BY_DEFAULT if _generator(source) else None)
-
-
-def builtin_name(name: str, known: Collection[str], *, on_disk: bool) -> str | None:
-    """The one of ours that a name stands for: what lies on disk wins, unless `builtin:` precedes the name.
-
-    Args:
-        name: of a model or of data.
-        known: names that are ours.
-        on_disk: whether the name is that of something on disk.
-
-    Returns:
-        The name without `builtin:`; None where it stands for nothing of ours.
-
-    Raises:
-        UserError: `builtin:` precedes anything else.
-    """
-    if not name.startswith(BUILTIN):
-        return name if name in known and not on_disk else None
-    if name.removeprefix(BUILTIN) not in known:
-        raise UserError(f"{name}: give one of {_with_prefix(known)}")
-    return name.removeprefix(BUILTIN)
-
-
-def _with_prefix(names: Iterable[str]) -> str:
-    return " and ".join(f"{BUILTIN}{name}" for name in names)
-
-
-def _generator(source: str) -> str | None:
+def generator_of(source: str) -> str | None:
     """The one of GENERATED that the source is."""
     return builtin_name(source, GENERATED, on_disk=Path(source).exists())
 
@@ -183,18 +74,18 @@ def open_source(source: str, args: ReadArguments, wanted: Splits = TRAIN, *, str
     Raises:
         UserError: there is no such source, or it has no such split.
     """
-    generator = _generator(source)
+    generator = generator_of(source)
     if args.chain_names != "ordered" and generator != CHAINS:
         raise UserError(f"--chain_names {args.chain_names} is for {BUILTIN}{CHAINS}; leave it out for {source}")
     if generator:
         return Source(source, partial(generated_rows, generator, args), partial(_digest_of_generator, generator, args))
     if args.templates != "all":
-        raise UserError(f"--templates {args.templates} is for {_with_prefix(GENERATED)}; leave it out for {source}")
+        raise UserError(f"--templates {args.templates} is for {with_prefix(GENERATED)}; leave it out for {source}")
     address = _address(source, args)
     if files := _files(address.name):
         if address.config:
             raise UserError(f"{source}: files have no configuration: leave out {address.config}")
-        return _of_files(source, {"train": files}, _completed(address.split, "train"))
+        return _of_files(source, {"train": files}, completed_split(address.split, "train"))
     if Path(address.name).is_dir():
         return _of_folder(source, address, wanted, stream=stream)
     if glob.has_magic(address.name) or _is_read_here(Path(address.name)):
@@ -233,7 +124,7 @@ def _of_files(source: str, splits: _FileSplits, split: str) -> Source:
 
 def _rows_of_split(source: str, splits: _FileSplits, split: str) -> Iterator[tuple[Line, Any]]:
     counts = {name: partial(_count, files) for name, files in splits.items()}
-    for name, start, stop in _parts(source, split, counts):
+    for name, start, stop in parts_of_split(source, split, counts):
         yield from islice(_rows_of(splits[name]), start, stop)
 
 
@@ -259,11 +150,11 @@ def _of_folder(source: str, address: _Address, wanted: Splits, *, stream: bool) 
     folder = Path(address.name)
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _of_saved(source, address, wanted)
-    with _refusals(source, _as_split(address)):
+    with loader_errors(source, _as_split(address)):
         builder = load_dataset_builder(str(folder), address.config)
     files = builder.config.data_files or {}
     splits = _with_left_files(source, folder, {str(split): list(map(Path, paths)) for split, paths in files.items()})
-    split = _chosen(source, address.split, list(splits), wanted)
+    split = chosen_split(source, address.split, list(splits), wanted)
     if all(map(_is_read_here, chain.from_iterable(splits.values()))):
         return _of_files(source, splits, split)
     return _loaded(source, address, split, stream=stream)
@@ -313,12 +204,12 @@ def _of_saved(source: str, address: _Address, wanted: Splits) -> Source:
 
     if address.config:
         raise UserError(f"{source}: a saved data set has no configuration; {_as_split(address)}")
-    with _refusals(source):
+    with loader_errors(source):
         saved = load_from_disk(address.name)
     splits: Mapping[str, Dataset] = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    split = _chosen(source, address.split, list(splits), wanted)
+    split = chosen_split(source, address.split, list(splits), wanted)
     parts = []
-    for name, start, stop in _parts(source, split, {name: partial(len, rows) for name, rows in splits.items()}):
+    for name, start, stop in parts_of_split(source, split, {name: partial(len, rows) for name, rows in splits.items()}):
         parts.append(splits[name].select(range(len(splits[name]))[start:stop]))
     return of_dataset(concatenate_datasets(parts), source)
 
@@ -328,9 +219,9 @@ def _of_hub(source: str, address: _Address, wanted: Splits, *, stream: bool) -> 
 
     names = list(wanted[:1])
     if address.split is None and wanted != TRAIN:
-        with _refusals(source):
+        with loader_errors(source):
             names = get_dataset_split_names(address.name, address.config)
-    return _loaded(source, address, _chosen(source, address.split, names, wanted), stream=stream)
+    return _loaded(source, address, chosen_split(source, address.split, names, wanted), stream=stream)
 
 
 def _loaded(source: str, address: _Address, split: str, *, stream: bool) -> Source:
@@ -338,7 +229,7 @@ def _loaded(source: str, address: _Address, split: str, *, stream: bool) -> Sour
     from datasets import load_dataset
 
     options = {"streaming": True} if stream else {}
-    with _refusals(source):
+    with loader_errors(source):
         return of_dataset(load_dataset(address.name, address.config, split=split, **options), source)
 
 
@@ -353,69 +244,6 @@ def of_dataset(data: Any, name: str) -> Source:
 def numbered(records: Iterable[Any]) -> Iterator[tuple[Line, Any]]:
     """Records with their numbers, from 1."""
     yield from enumerate(records, 1)
-
-
-@contextmanager
-def _refusals(source: str, remedy: str = "") -> Iterator[None]:
-    """What the hub, the network and loaders raise, all their own, becomes a UserError that names the source; and
-    the remedy, where there is no such configuration."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        what = "no such file, and no hub data set could be loaded"
-        if Path(source).is_dir():
-            what = "no data set could be loaded"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if remedy and "BuilderConfig" in reason:
-            reason += f"; {remedy}"
-        if source in GENERATED:  # a folder has its name
-            reason += f"; {BUILTIN}{source} is generated"
-        raise UserError(f"{source}: {what}: {reason}") from error
-
-
-def _chosen(source: str, named: str | None, names: list[str], wanted: Splits) -> str:
-    """The split that is read, perhaps a slice: the one that is named, else the first of those that are wanted, else the
-    only one; which one is said where there was a choice, and where it is none of these."""
-    taken = next((name for name in wanted if name in names), names[0] if len(names) == 1 else None)
-    if named is not None:
-        return _completed(named, taken)
-    if taken is None:
-        raise UserError(
-            f"{source} has no split {wanted[0]}, it has {', '.join(names)}: name one, as {source}[{names[0]}]"
-        )
-    if len(names) > 1 or taken not in wanted:
-        logger.info("%s: the split %s is read", source, taken)
-    return taken
-
-
-def _completed(named: str | None, split: str | None) -> str:
-    """A slice that names no split is one of the split that would be read without it."""
-    assert named or split
-    return f"{split}[{named}]" if named and split and _SLICE.fullmatch(named) else named or str(split)
-
-
-def _parts(
-    source: str, split: str, counts: Mapping[str, Callable[[], int]]
-) -> list[tuple[str, int | None, int | None]]:
-    """(split, first row, row after the last) of each part of what may be a slice or a sum.
-
-    Args:
-        source: what messages call it.
-        split: what is read.
-        counts: counts the rows of each split that there is.
-    """
-    from datasets import ReadInstruction
-
-    if split in counts:
-        return [(split, None, None)]
-    named = [part.partition("[")[0].strip() for part in split.split("+")]
-    if unknown := [name for name in named if name not in counts]:
-        raise UserError(f"{source} has no split {unknown[0]}: it has {', '.join(counts)}")
-    with _refusals(source):
-        parts = ReadInstruction.from_spec(split).to_absolute({name: counts[name]() for name in named})
-    return [(part.splitname, part.from_, part.to) for part in parts]
 
 
 def _digest_of_generator(name: str, args: ReadArguments) -> str:

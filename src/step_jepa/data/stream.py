@@ -10,8 +10,9 @@ from typing import Any
 
 from step_jepa.data.dataset import raw_rows
 from step_jepa.data.encoder import Encoder
-from step_jepa.data.sources import REMEDY, Source
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
+from step_jepa.data.reading import REMEDY
+from step_jepa.data.sources import Source
 from step_jepa.errors import UserError, say_once
 
 logger = logging.getLogger(__name__)

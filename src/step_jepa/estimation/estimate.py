@@ -8,7 +8,7 @@ from peft import PeftConfig
 from rich.table import Table
 
 from step_jepa import terminal
-from step_jepa.estimation.engines import EngineName, parts
+from step_jepa.estimation.parallelism import ParallelismName, parts
 from step_jepa.estimation.profile import Profile, profile, trainer_without_numbers
 from step_jepa.training.config import RepresentationConfig
 
@@ -22,7 +22,7 @@ def estimate(
     peft_config: PeftConfig | None,
     *,
     quantised: bool = False,
-    engine: EngineName = "ddp",
+    engine: ParallelismName = "ddp",
     processes: int = 1,
 ) -> dict[str, Any]:
     """What a run needs. No weights are read or made.

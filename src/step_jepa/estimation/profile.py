@@ -215,7 +215,7 @@ def _moments(trainer: RepresentationTrainer, batch: Batch, held: Iterable[Tensor
 
 
 def _layers(model: Any) -> tuple[int, int]:
-    """Bytes of the largest layer, and of all layers: what engines gather one by one."""
+    """Bytes of the largest layer, and of all layers: what FSDP2 and ZeRO-3 gather one by one."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     sizes = [_bytes(module.parameters()) for module in model.modules() if type(module).__name__ in kinds]
     return max(sizes, default=0), sum(sizes)

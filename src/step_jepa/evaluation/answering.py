@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.records import Record
-from step_jepa.data.sources import Splits, read_records, say_what_was_read
+from step_jepa.data.splits import Splits
 from step_jepa.data.template import TemplateOptions, template_identity
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.evaluation.chat_server import require_openai

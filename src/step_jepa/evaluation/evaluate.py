@@ -12,9 +12,9 @@ import torch
 
 from step_jepa import terminal
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
+from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.data.records import has_solution
-from step_jepa.data.sources import TEST
+from step_jepa.data.splits import TEST
 from step_jepa.data.template import today
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, identity, read_problems, written_here
@@ -43,7 +43,8 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, heldout_options, take_reading_of_run
+from step_jepa.training.jepa_options import StepJEPAOptions
+from step_jepa.training.saved_options import heldout_options, take_reading_of_run
 
 logger = logging.getLogger(__name__)
 MANY = 0.25  # of the answers, cut off

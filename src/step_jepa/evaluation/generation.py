@@ -7,8 +7,8 @@ from typing import Any
 
 from step_jepa import terminal
 from step_jepa.data.dataset import to_example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.records import answerable
-from step_jepa.data.tokens import IGNORED, Example
 
 
 @dataclass(frozen=True)

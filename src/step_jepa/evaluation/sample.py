@@ -8,7 +8,7 @@ from typing import Any
 
 from step_jepa import terminal
 from step_jepa.data.records import Record, context_of
-from step_jepa.data.sources import TRAIN
+from step_jepa.data.splits import TRAIN
 from step_jepa.data.template import TemplateOptions, today
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, read_problems, written_here
@@ -20,7 +20,7 @@ from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
 from step_jepa.run_files import json_lines, locked, write_whole
-from step_jepa.training.config import take_reading_of_run, view_options
+from step_jepa.training.saved_options import take_reading_of_run, view_options
 
 _SERVER = Needs("--engine openai", lambda args: args.engine == "openai")
 REMEDY = "give another --output_file, or --overwrite"

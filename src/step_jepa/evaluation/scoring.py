@@ -15,8 +15,8 @@ from step_jepa.batches.collate import PlannedRows, row_count, to_device
 from step_jepa.data.records import with_answer
 from step_jepa.surprise.measure import load, measure, readable
 from step_jepa.surprise.scores import CENTRED, LENGTH, SURPRISE, of_answers
-from step_jepa.training.config import StepJEPAOptions
 from step_jepa.training.held_out import row_sums
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 

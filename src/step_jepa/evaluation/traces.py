@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from step_jepa.data.conversion import to_reading
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments
-from step_jepa.data.reading import to_reading
+from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import with_answer
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import Match, judge

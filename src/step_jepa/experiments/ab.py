@@ -14,11 +14,13 @@ from step_jepa import terminal
 from step_jepa.clock import command_began
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
+from step_jepa.experiments.arguments import ExperimentArguments
+from step_jepa.experiments.conclusions import extremes
 from step_jepa.experiments.cost import Budget, Cost, OutOfTime, Span, cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.design import ExperimentArguments, planned
 from step_jepa.experiments.executor import importing
-from step_jepa.experiments.results import ComparisonResult, ExperimentResults, extremes
+from step_jepa.experiments.plan import planned
+from step_jepa.experiments.results import ComparisonResult, ExperimentResults
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
 from step_jepa.run_files import EXPERIMENT_FILE, locked, write_whole

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from step_jepa import terminal
 from step_jepa.errors import UserError
-from step_jepa.experiments.design import ACCURACY, Run
+from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.executor import OUT_OF_TIME, execute_all, importing
+from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import RunResult
 from step_jepa.run_files import CELL_FILE, read_lines
 

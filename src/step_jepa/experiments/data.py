@@ -9,8 +9,18 @@ from typing import Any
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
-from step_jepa.experiments.design import DATA_FILES, RESULTS_CSV, RESULTS_PICTURE, RESULTS_TEXT, arguments_of
-from step_jepa.run_files import RESULTS_FILE, file_digest, read_json, read_lines, write_json
+from step_jepa.experiments.arguments import arguments_of
+from step_jepa.experiments.plan import DATA_FILES
+from step_jepa.run_files import (
+    RESULTS_CSV,
+    RESULTS_FILE,
+    RESULTS_PICTURE,
+    RESULTS_TEXT,
+    file_digest,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 STARTED_FILE = "begun"  # this folder is an experiment's, and what lies in it may be replaced
 IDENTITY_FILE = "made.json"  # both files are there, made by these options

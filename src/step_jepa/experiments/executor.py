@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from step_jepa import terminal
 from step_jepa.errors import UserError
-from step_jepa.experiments.design import Run
+from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import LOG_FILE, execute, finished_result
 from step_jepa.plugins import load_plugins, named_plugins
 

@@ -17,26 +17,20 @@ import torch
 
 from step_jepa import plots, statistics, terminal
 from step_jepa.errors import Interrupted, UserError
-from step_jepa.experiments import results
+from step_jepa.experiments.arguments import ACCURACY, ASSUMED, ExperimentArguments
+from step_jepa.experiments.conclusions import primary_sentence
+from step_jepa.experiments.contrasts import Contrast
 from step_jepa.experiments.cost import cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.design import (
-    ACCURACY,
-    ASSUMED,
-    RESULTS_CSV,
-    RESULTS_PICTURE,
-    RESULTS_TEXT,
-    Contrast,
-    ExperimentArguments,
-    Plan,
-    Run,
-    planned,
-)
 from step_jepa.experiments.executor import Progress, execute_all
+from step_jepa.experiments.files import write_results
 from step_jepa.experiments.picture import conditions_chart
+from step_jepa.experiments.plan import Plan, Run, planned
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
-from step_jepa.run_files import RESULTS_FILE, read_json, read_lines
+from step_jepa.experiments.summary import summarise
+from step_jepa.experiments.tables import arms_rows
+from step_jepa.run_files import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT, read_json, read_lines
 from step_jepa.signals import ending_at_once
 from step_jepa.statistics import Components
 
@@ -200,13 +194,13 @@ def _conclude(
         missing=finished.missing,
     )
     comparisons = _comparable(plan.comparisons, finished.results)
-    summary = results.summarise(finished.results, args.measures, comparisons, plan.primary, about)
+    summary = summarise(finished.results, args.measures, comparisons, plan.primary, about)
     said = [args.note, closing(summary) if closing else ""]
     summary = replace(summary, about=replace(about, closing=[sentence for sentence in said if sentence]))
     folder = Path(args.output_dir)
-    results.write_results(summary, finished.results, folder)
+    write_results(summary, finished.results, folder)
     plots.save(conditions_chart(summary), str(folder / RESULTS_PICTURE))
-    _show(args, summary, " ".join(summary.about.closing) if closing else results.primary_sentence(summary))
+    _show(args, summary, " ".join(summary.about.closing) if closing else primary_sentence(summary))
     names = f"all tables in {RESULTS_TEXT}; {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE} and cells"
     page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
     terminal.ends(f"{names} lie in {args.output_dir}", page)
@@ -233,4 +227,4 @@ def _show(args: ExperimentArguments, summary: ExperimentResults, sentence: str) 
     if args.json:
         terminal.show_json(summary.to_json())
     else:
-        terminal.result(results.arms_rows(summary), sentence)
+        terminal.result(arms_rows(summary), sentence)

@@ -12,10 +12,10 @@ import torch
 from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
 
-from step_jepa import train
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
-from step_jepa.experiments.design import ACCURACY, Run
+from step_jepa.experiments.arguments import ACCURACY
+from step_jepa.experiments.plan import Run
 from step_jepa.pairing import command as pairing
 from step_jepa.pairing.measures import free_baselines
 from step_jepa.run_files import (
@@ -31,6 +31,7 @@ from step_jepa.run_files import (
 )
 from step_jepa.surprise.measure import load
 from step_jepa.surprise.measures import Measures, measures
+from step_jepa.train import command as train
 from step_jepa.training.checkpoints import checkpoints_in, has_all_steps, last_checkpoint
 
 IDENTITY_FILE, LOCK_FILE, TRAINED_FILE, LOG_FILE = "identity.json", "lock", "trained", "log.txt"

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from step_jepa import plots, terminal
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.tokens import Example, pieces
+from step_jepa.data.example import Example
+from step_jepa.data.offsets import pieces
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.errors import UserError
 from step_jepa.inspection.example import Inspector, RowArguments, example_at, inspect_example
 from step_jepa.inspection.mask import describe_mask, show_mask

@@ -16,9 +16,11 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 from step_jepa import standalone
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
-from step_jepa.data.read_arguments import ReadingOptions
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import Example
+from step_jepa.data.offsets import pieces
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Encoding, Example, pieces
 from step_jepa.errors import UserError
 from step_jepa.inspection.sample import MOST_TOKENS, Sample, sample_of
 from step_jepa.models.builtin import resolve
@@ -30,7 +32,7 @@ from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import Needs, check_bounds, check_needs, option
 from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
-from step_jepa.training.config import StepJEPAOptions, with_registered_options
+from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
 
 SEED = 42  # of a run that gives none
 _CHOOSING = Needs("an --objective that has pairs to choose", lambda args: "pairs" in read_options(args.objective))

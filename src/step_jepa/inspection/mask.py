@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 from torch import Tensor
 
-from step_jepa.data.tokens import Span
+from step_jepa.data.offsets import Span
 from step_jepa.inspection.example import InspectedExample, Visibility
 from step_jepa.rows.regions import Region
 

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from step_jepa.data.tokens import IGNORED, Example, Span
+from step_jepa.data.example import IGNORED, Example
+from step_jepa.data.offsets import Span
 from step_jepa.inspection.example import InspectedExample
 from step_jepa.inspection.mask import describe_mask, describe_region, show_mask
 from step_jepa.rows.branches import View

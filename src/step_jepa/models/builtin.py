@@ -19,8 +19,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.hub import cached_file
 
+from step_jepa.data.builtin_names import builtin_name
 from step_jepa.data.chains_tokenizer import chains_tokenizer
-from step_jepa.data.sources import builtin_name
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, missing
 from step_jepa.errors import UserError
 from step_jepa.run_files import OPTIONS_FILE, cache_folder

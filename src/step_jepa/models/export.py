@@ -9,7 +9,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from step_jepa.data.tokens import IGNORED, encode
+from step_jepa.data.example import IGNORED
+from step_jepa.data.tokens import encode
 from step_jepa.errors import UserError
 from step_jepa.models.predictors import hook_embeddings, save_predictors
 from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, STATE_FILE, staged

@@ -26,7 +26,7 @@ from step_jepa.batches.views import (
     read_trajectories,
     read_views,
 )
-from step_jepa.data.tokens import IGNORED
+from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.models.lm_head import LMHead, cross_entropy, entropy
 from step_jepa.models.target_encoder import TargetEncoder

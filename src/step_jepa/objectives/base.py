@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from step_jepa.data.example import Example
 from step_jepa.data.examples import FilledSteps
-from step_jepa.data.tokens import Example
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.controls import Control, SamplingContext
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from step_jepa.data.tokens import Example, Turn
+from step_jepa.data.example import Example, Turn
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import Objective
 from step_jepa.options import option

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from step_jepa.data.example import Example
 from step_jepa.data.examples import Examples
-from step_jepa.data.tokens import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.rows.branches import TRUNK, Row, View, trunk
 from step_jepa.rows.controls import ROW_CONTROLS, Control, NegativeSampler, SamplingContext, with_random_boundaries

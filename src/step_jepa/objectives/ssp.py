@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.objectives.step_jepa import ReadOptions
 from step_jepa.rows.branches import Pair, Row, difference

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from step_jepa.data.example import Example
 from step_jepa.data.examples import FilledSteps
-from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.objectives.base import EntropyOf, Objective
 from step_jepa.options import Needs, option

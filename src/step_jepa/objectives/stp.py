@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.objectives.base import Objective
 from step_jepa.objectives.step_jepa import PairOptions
 from step_jepa.rows.branches import Pair, Row, View, difference

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from step_jepa import terminal
 from step_jepa.batches.views import Views
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
-from step_jepa.data.sources import TEST, read_records, say_what_was_read
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions, reading_values
+from step_jepa.data.splits import TEST
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
@@ -41,9 +42,10 @@ from step_jepa.run_files import (
     write_json,
     write_whole,
 )
-from step_jepa.training.config import StepJEPAOptions, take_reading_of_run, view_options
 from step_jepa.training.held_out import held_out
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import take_reading_of_run, view_options
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -2,15 +2,10 @@
 
 from typing import Any
 
-from step_jepa.experiments.results import (
-    NOTES,
-    ComparisonResult,
-    ExperimentResults,
-    comparisons_table,
-    conclusions,
-    conditions_table,
-    costs_table,
-)
+from step_jepa.experiments.conclusions import conclusions
+from step_jepa.experiments.files import NOTES
+from step_jepa.experiments.results import ComparisonResult, ExperimentResults
+from step_jepa.experiments.tables import comparisons_table, conditions_table, costs_table
 from step_jepa.reporting.dots import BASELINE, TRAINED, Dot, DotPlot
 from step_jepa.reporting.runs import Experiment
 

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
-from step_jepa.experiments.design import RESULTS_CSV
 from step_jepa.run_files import (
     CELL_FILE,
     OPTIONS_FILE,
     PAIRING_FILE,
     PREDICTIONS_FILE,
+    RESULTS_CSV,
     RESULTS_FILE,
     ROWS_FILE,
     RUN_FILE,

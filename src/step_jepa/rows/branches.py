@@ -7,7 +7,7 @@ One rule says who sees whom (attention.py): a token sees the earlier tokens of i
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 
 TRUNK = 0
 View = list[tuple[int, float]]  # (row index, weight) of each state in the sum

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Literal, NamedTuple
 
-from step_jepa.data.tokens import Example
+from step_jepa.data.example import Example
 from step_jepa.rows.least_certain import StepEntropies
 
 Control = Literal[

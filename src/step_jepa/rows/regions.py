@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from step_jepa.data.tokens import Example, Span
+from step_jepa.data.example import Example
+from step_jepa.data.offsets import Span
 from step_jepa.rows.branches import TRUNK, Row
 
 BranchKind = Literal["predictor", "target"]

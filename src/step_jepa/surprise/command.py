@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from step_jepa import plots, terminal
-from step_jepa.data.read_arguments import ReadingOptions, reading_values
+from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
@@ -32,7 +32,7 @@ from step_jepa.surprise.measure import load, measure
 from step_jepa.surprise.scores import BASE, INDEX, LENGTH, SHUFFLED, StepScores
 from step_jepa.surprise.summary import summarise
 from step_jepa.surprise.table import picture, summary_tables
-from step_jepa.training.config import take_reading_of_run
+from step_jepa.training.saved_options import take_reading_of_run
 
 
 @dataclass

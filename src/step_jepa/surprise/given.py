@@ -11,9 +11,10 @@ import numpy as np
 from step_jepa.data import chains
 from step_jepa.data.first_errors import NO_ERROR, read_with_first_error
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.read_arguments import ReadArguments, ReadingOptions, reading_values
+from step_jepa.data.reading import place, raw_records, read_records, record_limit
+from step_jepa.data.reading_options import ReadArguments, ReadingOptions, reading_values
 from step_jepa.data.records import Record, with_answer
-from step_jepa.data.sources import TEST, place, raw_records, read_records, record_limit
+from step_jepa.data.splits import TEST
 from step_jepa.data.steps import split
 from step_jepa.errors import UserError
 from step_jepa.run_files import PREDICTIONS_FILE, SUMMARY_FILE, check_fields, read_lines, read_summary, records_digest

@@ -19,8 +19,9 @@ from step_jepa import terminal
 from step_jepa.batches.collate import PlannedRows, to_device
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.raw_record import Rejected
-from step_jepa.data.tokens import IGNORED, Example, encode_rows
+from step_jepa.data.tokens import encode_rows
 from step_jepa.losses.distances import cosine
 from step_jepa.losses.registry import LOSSES
 from step_jepa.models.builtin import resolve
@@ -40,9 +41,10 @@ from step_jepa.surprise.scores import (
     Array,
     StepScores,
 )
-from step_jepa.training.config import StepJEPAOptions, view_options
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.jepa_state import JepaState
 from step_jepa.training.representation import Representation
+from step_jepa.training.saved_options import view_options
 
 OBJECTIVE = "step_jepa"
 Place = tuple[int, int]  # of a step: answer, and number among its steps

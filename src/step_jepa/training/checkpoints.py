@@ -29,7 +29,6 @@ from step_jepa.training.run_metadata import BATCH, SETTINGS_OF_THE_RUN
 # Patterns of names, in the order in which they are written
 PARTS = ("*model*.safetensors", OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state*.pth", TRAINER_STATE_NAME)
 FULL_PARTS = (f"{FSDP_MODEL_NAME}.bin", OPTIMIZER_NAME_BIN, *PARTS[2:])  # of FSDP, in one file each
-DEEPSPEED = "DeepSpeed"
 BESIDE = (PREDICTORS_FILE, STATE_FILE, OPTIONS_FILE, RUN_FILE)  # where there is anything to keep
 DIGESTS = {
     "training_data": "other training examples, or the same in another order",
@@ -143,36 +142,6 @@ def _compare_batches(config: Any, checkpoint: str, settings: Mapping[str, Any]) 
 
 def _seen_at_once(settings: Mapping[str, Any]) -> int:
     return int(settings["per_device_train_batch_size"] * settings["world_size"])
-
-
-def check_engine(checkpoint: str, now: str | None) -> None:
-    """Raises UserError for a checkpoint that another engine wrote, or FSDP in another form.
-
-    Args:
-        checkpoint: to go on from.
-        now: what this run saves: DEEPSPEED, a form of FSDP's, or None where nothing is sharded.
-    """
-    before = _engine_of(Path(checkpoint))
-    if before != now:
-        raise UserError(
-            f"{checkpoint} was saved {_saved_by(before)}, and this run is {_saved_by(now)}: start it as that one (on "
-            "one device: torchrun --nproc_per_node 1)"
-        )
-
-
-def _saved_by(engine: str | None) -> str:
-    if engine is None:
-        return "without FSDP or DeepSpeed"
-    return "under DeepSpeed" if engine == DEEPSPEED else f"under FSDP, with fsdp_state_dict_type {engine}"
-
-
-def _engine_of(checkpoint: Path) -> str | None:
-    """What sharded the run that wrote it, and for FSDP the form; or None."""
-    if (checkpoint / FULL_PARTS[0]).exists():
-        return "FULL_STATE_DICT"
-    if any(checkpoint.glob("global_step*/*_optim_states.pt")):
-        return DEEPSPEED
-    return "SHARDED_STATE_DICT" if (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir() else None
 
 
 def say_other_schedule(config: Any, checkpoint: str) -> None:

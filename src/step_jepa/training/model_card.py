@@ -23,7 +23,8 @@ from step_jepa.run_files import (
     run_options,
     write_whole,
 )
-from step_jepa.training.config import RepresentationConfig, StepJEPAOptions, with_registered_options
+from step_jepa.training.config import RepresentationConfig
+from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 MARK = "<!-- Made by step-jepa, which replaces this file as long as this line stands in it. -->"

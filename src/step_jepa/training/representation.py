@@ -8,9 +8,10 @@ from typing import Any
 from step_jepa.batches import attention
 from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator, PlannedRows, PlannedStream
 from step_jepa.data.dataset import DataSource, PreparedData, encoder_of, load_and_prepare_dataset, opened
-from step_jepa.data.sources import TRAIN, Splits
+from step_jepa.data.encoding import Encoding
+from step_jepa.data.example import Example
+from step_jepa.data.splits import TRAIN, Splits
 from step_jepa.data.stream import ExampleStream
-from step_jepa.data.tokens import Encoding, Example
 from step_jepa.losses.criterion import Criterion
 from step_jepa.models.forward import Forward
 from step_jepa.models.loading import setup_model_and_tokenizer
@@ -22,8 +23,8 @@ from step_jepa.objectives.planner import Planner
 from step_jepa.rows.branches import TRUNK
 from step_jepa.rows.controls import NegativeSampler
 from step_jepa.rows.least_certain import StepEntropies
-from step_jepa.training.config import RepresentationOptions
 from step_jepa.training.jepa_loss import JepaLoss, WeightedObjective
+from step_jepa.training.jepa_options import RepresentationOptions
 from step_jepa.training.jepa_state import JepaState
 from step_jepa.training.step_entropies import step_entropies
 

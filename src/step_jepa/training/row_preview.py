@@ -11,7 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from step_jepa.batches import attention
 from step_jepa.batches.collate import PlannedRows, PlannedStream
-from step_jepa.data.tokens import IGNORED, Example, pieces
+from step_jepa.data.example import IGNORED, Example
+from step_jepa.data.offsets import pieces
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.regions import row_regions

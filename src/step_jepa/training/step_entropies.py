@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from step_jepa import terminal
 from step_jepa.batches.collate import Batch, PlannedRows, to_device
-from step_jepa.data.tokens import IGNORED, Example
+from step_jepa.data.example import IGNORED, Example
 from step_jepa.models.forward import Forward
 from step_jepa.objectives.base import Objective
 from step_jepa.objectives.planner import Planner

@@ -8,7 +8,7 @@ Axes: B rows, L tokens of a row, N labelled tokens, P pairs, H hidden size, V ro
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
@@ -25,38 +25,27 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
-from step_jepa.batches.budget import TokenBudgetSampler
 from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
 from step_jepa.batches.entropy_filter import kept_pairs
 from step_jepa.batches.even_ranks import fill_with_blanks
-from step_jepa.data.dataset import DataSource, PreparedData, SplitData, Stream
-from step_jepa.data.examples import Examples
-from step_jepa.data.sources import TRAIN, VALIDATION, Splits
+from step_jepa.data.dataset import DataSource, SplitData
+from step_jepa.data.example import IGNORED
 from step_jepa.data.template import check_same_template, today
-from step_jepa.data.tokens import IGNORED
-from step_jepa.errors import UserError, library_refusals
+from step_jepa.errors import library_refusals
 from step_jepa.models.export import export
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import check_checkpoint, load_predictors, save_predictor_rows, trained_predictors
 from step_jepa.models.sharding import reshard
-from step_jepa.objectives.planner import unchanged_pairs
-from step_jepa.rows.branches import Row
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.training.balance import EVERY, balanced, gradient_norms
-from step_jepa.training.checkpoints import (
-    check_complete,
-    check_engine,
-    check_resumed,
-    say_other_schedule,
-    without_known_keys,
-)
-from step_jepa.training.compute import floating_point_ops, shorten
-from step_jepa.training.config import COMPAT, RepresentationConfig, save_options
-from step_jepa.training.engine import Engine
+from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
+from step_jepa.training.compute import floating_point_ops
+from step_jepa.training.config import RepresentationConfig
 from step_jepa.training.held_out import HeldOutPart, figures_of, gathered, held_out_part, row_sums
 from step_jepa.training.hub import HubTrainer
 from step_jepa.training.jepa_loss import JepaLoss
+from step_jepa.training.jepa_options import COMPAT
 from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
 from step_jepa.training.monitor import Monitor
@@ -65,9 +54,12 @@ from step_jepa.training.progress import shows_progress
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
+from step_jepa.training.run_rows import RunRows
 from step_jepa.training.safeguards import FiniteNumbers
+from step_jepa.training.saved_options import save_options
+from step_jepa.training.sharding import ShardingBackend, check_saved_sharding, check_sharding
 from step_jepa.training.tracked import Tracked
-from step_jepa.training.validation import check_negatives, check_row_count, check_sharding, check_stream, validate
+from step_jepa.training.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +102,6 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     ) -> None:
         sources = {"model_name": model, "train_file": train_dataset, "eval_file": eval_dataset}
         self._sources = {"approach": "adapted", **{name: named(source) for name, source in sources.items()}}
-        self._data_counts: dict[str, int] = {}
-        self._data_digest: str | None = None
         validate(args, adapter=peft_config is not None, quantised=quantization_config is not None)
         args.chat_template_date = args.chat_template_date or today()
         set_seed(args.seed)
@@ -124,8 +114,9 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         )
         self.args, self.model = args, model
         self.representation = Representation(model, tokenizer, args, seed=args.seed)
+        self._run_rows = RunRows(self.representation, args)
         train_rows, eval_rows = self._training_rows(train_dataset), self._evaluation_rows(eval_dataset)
-        self._batch_sampler = self._budgeted_batches(train_rows)
+        self._batch_sampler = self._run_rows.budgeted_batches(train_rows)
         if self.divides_loss or "undivided_loss" in args.switches:
             self.loss_is_scaled_for_ga = True
         if self.jepa.state.head is not None:
@@ -144,7 +135,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
                 optimizers=optimizers,
             )
         check_sharding(args, self.accelerator, model)
-        self._engine = Engine(args, self.accelerator, model)
+        self._sharding = ShardingBackend(args, self.accelerator, model)
         self._set_up_jepa_term()
         if self.branching and eval_rows and args.diagnostics_steps:
             self.add_callback(Monitor(self))
@@ -190,49 +181,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     # Data
 
     def _training_rows(self, data: DataSource | None) -> PlannedRows | PlannedStream | None:
-        if data is None or isinstance(data, PlannedRows):
-            return data
-        if self.args.streaming or isinstance(data, Stream):
-            return self._stream(data)
-        prepared = self._prepared(data, TRAIN)
-        rows = PlannedRows(prepared.examples, self.representation.training_planner(prepared.examples))
-        self.representation.check_attention(rows)
-        check_row_count(self.args, len(rows))
-        self._data_digest = Examples.of(rows.examples).digest()
-        pairs = self._check_training_rows(rows) if self.branching else 0
-        self._data_counts = {
-            "examples": len(rows),
-            "steps": int(Examples.of(rows.examples).step_counts().sum()),
-            "pairs": pairs,
-            "cut": prepared.cut,
-            "left_out": prepared.left_out,
-        }
-        return rows
-
-    def _stream(self, data: DataSource) -> PlannedStream:
-        """As the data lies, or through the buffer that --streaming brings along."""
-        check_stream(self.args)
-        # The dispatcher would join batches of all ranks at dimension 0, which flat ones do not have.
-        accelerator_config: Any = self.args.accelerator_config
-        accelerator_config.dispatch_batches = False
-        in_order = not self.args.streaming or self.args.train_sampling_strategy == "sequential"
-        rows = self.representation.stream(data, buffer=1 if in_order else self.args.shuffle_buffer)
-        if self.branching:
-            counts = self._kept_counts(self._pair_counts(map(rows.plan, rows.examples)))
-            self._check_negatives(counts)
-            if self.args.should_log and not any(map(sum, counts)):
-                logger.warning("none of the first %d rows of the stream has a pair of views", len(rows.examples))
-        return rows
-
-    def _budgeted_batches(self, rows: PlannedRows | PlannedStream | None) -> TokenBudgetSampler | None:
-        """Raises UserError where batches cannot be filled by tokens."""
-        budget = self.args.max_tokens_per_batch
-        if budget is None or not isinstance(rows, PlannedRows):
-            return None
-        if reason := self.representation.reason_to_pad:
-            raise UserError(f"--max_tokens_per_batch fills batches without padding, and rows are padded: {reason}")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return TokenBudgetSampler(rows, budget, seed=seed, rank=self.args.process_index, ranks=self.args.world_size)
+        return self._run_rows.training(data)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._batch_sampler or super()._get_train_sampler(train_dataset)
@@ -249,76 +198,12 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             return data
         if isinstance(data, dict) and not isinstance(data, SplitData):
             return {name: self._evaluation_rows(each) for name, each in data.items()}
-        return self.representation.evaluation_rows(self._prepared(data, VALIDATION))
+        return self._run_rows.evaluation(data)
 
     def _is_name(self, data: Any) -> bool:
         """Whether `Trainer` asks for one of several evaluation sets."""
         known = getattr(self, "eval_dataset", None)
         return isinstance(data, str) and isinstance(known, dict) and data in known
-
-    def _prepared(self, data: DataSource, splits: Splits) -> PreparedData:
-        with self.args.main_process_first(desc="tokenising"):  # the others read what it keeps
-            prepared = self.representation.prepare(data, splits, num_proc=self.args.dataset_num_proc)
-        if self.args.should_log:
-            name, length = named(data), self.args.max_length
-            logger.info("%s: %s", name, prepared)
-            if prepared.cut:
-                logger.warning(
-                    "%s: %d examples are cut to whole steps within max_length %s", name, prepared.cut, length
-                )
-        return prepared
-
-    def _check_training_rows(self, rows: PlannedRows) -> int:
-        """The number of pairs. Says what is left out, and shortens the run for `same_flop`. Raises UserError where the
-        data cannot serve an objective."""
-        planned = self._pair_counts(map(rows.plan, rows.sample))
-        kept = self._kept_counts(planned)
-        for objective in self.representation.objectives:
-            objective.check_data(rows.examples)
-        self._check_negatives(kept)
-        pairs = sum(map(sum, planned))
-        same = unchanged_pairs(rows.plan, rows.sample)
-        if same and same == pairs:
-            raise UserError(f"--control {self.args.control} changes no pair of this data: give other examples, or more")
-        if self.args.same_flop:
-            plain, branching = rows.token_counts()
-            shorten(self.args, plain, branching, target_encoder=self.representation.forward.target_encoder is not None)
-        if self.args.should_log:
-            self._say_what_is_left_out(rows, pairs, same)
-        return round(sum(map(sum, kept)) * len(rows) / len(rows.sample))
-
-    def _pair_counts(self, rows: Iterable[Row]) -> list[list[int]]:
-        """For each objective, how many pairs each of the rows has."""
-        counts: list[list[int]] = [[] for _ in self.jepa.terms]
-        for row in rows:
-            for number, of_rows in enumerate(counts):
-                of_rows.append(sum(pair.objective == number for pair in row.pairs))
-        return counts
-
-    def _kept_counts(self, counts: list[list[int]]) -> list[list[int]]:
-        """The same of the pairs that the loss keeps."""
-        kept = []
-        for of_rows, objective in zip(counts, self.representation.objectives, strict=True):
-            most = objective.entropy_filter
-            kept.append(of_rows if most is None else [min(count, most) for count in of_rows])
-        return kept
-
-    def _check_negatives(self, counts: list[list[int]]) -> None:
-        objectives = zip(counts, self.representation.objectives, strict=True)
-        check_negatives(self.args, [of_rows for of_rows, objective in objectives if objective.loss is None])
-
-    def _say_what_is_left_out(self, rows: PlannedRows, pairs: int, same: int) -> None:
-        sample = rows.sample
-        if len(sample) < len(rows):
-            logger.info("pairs and tokens are counted on %d of the %d rows, evenly spaced", len(sample), len(rows))
-        logger.info("%d pairs of views", round(pairs * len(rows) / len(sample)))
-        for objective in self.representation.objectives:
-            for reason, count in objective.left_out(sample).items():
-                logger.info("left out: %d pairs %s", count, reason)
-        if same:
-            logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
-        if not pairs:
-            logger.warning("no row has a pair of views: there is only a language-model loss")
 
     def evaluate(
         self,
@@ -512,15 +397,15 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     def _export(self, folder: str) -> None:
         """What is sharded is gathered by all ranks; one writes."""
         model = self.accelerator.unwrap_model(self.model)
-        sharded = self._engine.shards(model)
+        sharded = self._sharding.shards(model)
         if sharded:
-            model = self._engine.gathered(model, self.model_wrapped)
+            model = self._sharding.gathered(model, self.model_wrapped)
         if self.args.should_save and model is not None:
             export(model, self.processing_class, folder, keep_adapter=self.args.keep_adapter, expendable=sharded)
 
     def _own_parameters_whole(self) -> AbstractContextManager[None]:
         """Around what is read from beside the model's files, or written there."""
-        return self._engine.whole(getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
+        return self._sharding.whole(getattr(self.model, name, None) for name in ("predictor_tokens", "predictor_head"))
 
     def _write_beside(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -536,12 +421,12 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
             write_card(folder, self.state.log_history)
 
     def _settings(self) -> dict[str, Any]:
-        settings = settings_of(self.args, self.model, self._sources, self._data_counts, self._data_digest)
+        settings = settings_of(self.args, self.model, self._sources, self._run_rows.counts, self._run_rows.digest)
         return settings | {"tracked": self._tracked.places}
 
     def _check_resumed(self, checkpoint: str) -> None:
         check_complete(checkpoint)
-        check_engine(checkpoint, self._engine.checkpoint_form)
+        check_saved_sharding(checkpoint, self._sharding.checkpoint_form)
         check_resumed(self.args, self._settings(), checkpoint)
         say_other_schedule(self.args, checkpoint)
         if isinstance(self.train_dataset, PlannedStream) and self.args.should_log:

@@ -1,14 +1,11 @@
 """Options of a run that would give something else than they say, refused with what to do."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from accelerate.utils import DistributedType
-
 from step_jepa.errors import UserError
-from step_jepa.losses import LOSSES
 from step_jepa.objectives import OBJECTIVES
+from step_jepa.training.sharding import asks_for_deepspeed, asks_for_fsdp, loads_on_one_rank
 
 
 def validate(args: Any, *, adapter: bool, quantised: bool) -> None:
@@ -41,7 +38,7 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield "a quantised model cannot be merged without loss: add --keep_adapter"
     if args.pretrain and adapter:
         yield "--pretrain makes random weights, which an adapter would leave as they are: leave out --lora"
-    if asks_for_fsdp(args) and _loads_on_one_rank(args):
+    if asks_for_fsdp(args) and loads_on_one_rank(args):
         yield (
             "fsdp_cpu_ram_efficient_loading leaves all ranks but one without the weights that predictor tokens and "
             "checks are made of: set it to false"
@@ -56,52 +53,9 @@ def _contradictions(args: Any, *, adapter: bool, quantised: bool) -> Iterator[st
         yield from _beside_a_jepa_term(args, adapter=adapter)
 
 
-def asks_for_fsdp(args: Any) -> bool:
-    """Whether options of the run or `accelerate launch` ask for FSDP."""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def asks_for_deepspeed(args: Any) -> bool:
-    """Whether options of the run or `accelerate launch` ask for DeepSpeed."""
-    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-
-
 def reads_base_entropies(args: Any) -> bool:
     """Whether the base model reads all rows before training, to say which pairs are planned."""
     return getattr(args, "entropy_of", "model") == "base"
-
-
-def _loads_on_one_rank(args: Any) -> bool:
-    name = "cpu_ram_efficient_loading"
-    asked = ((args.fsdp_config or {}).get(name), os.environ.get(f"FSDP_{name.upper()}"))
-    return any(str(value).lower() == "true" for value in asked)
-
-
-def check_sharding(args: Any, accelerator: Any, model: Any) -> None:
-    """Raises UserError where FSDP or DeepSpeed is asked for, and the accelerator does something else, or cannot shard
-    the model."""
-    if asks_for_deepspeed(args):
-        _check_deepspeed(args, accelerator)
-    if not asks_for_fsdp(args):
-        return
-    if accelerator.distributed_type != DistributedType.FSDP:
-        raise UserError(
-            f"FSDP shards a model over accelerators started by torchrun or accelerate launch, not on {args.device.type}"
-            " here (accelerate would run DDP without a word): leave out --fsdp"
-        )
-    if not accelerator.is_fsdp2:
-        raise UserError("FSDP1 is not served: give fsdp_version: 2 in the config of accelerate launch")
-    kinds = {str(value.dtype).removeprefix("torch.") for value in model.parameters() if value.requires_grad}
-    if len(kinds) > 1 and accelerator.mixed_precision == "no":
-        raise UserError(f"FSDP trains parameters of one dtype, not of {' and '.join(sorted(kinds))}: add --bf16 True")
-
-
-def _check_deepspeed(args: Any, accelerator: Any) -> None:
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        raise UserError("accelerate would run DDP in place of DeepSpeed without a word: leave out --use_cpu")
-    averaged = args.target_encoder == "ema" or args.control == "frozen_target"
-    if accelerator.state.deepspeed_plugin.zero_stage == 3 and args.objectives and averaged:
-        raise UserError("ZeRO-3 has no whole parameters to put a target encoder's in place of: use ZeRO-2 or FSDP2")
 
 
 def check_stream(args: Any) -> None:
@@ -145,34 +99,3 @@ def _beside_a_jepa_term(args: Any, *, adapter: bool) -> Iterator[str]:
         yield "--target_encoder ema of an adapter is lost when the adapter is merged on save: add --keep_adapter"
     if args.predictor_head == "linear" and not any(OBJECTIVES[name].predicts for name, _ in args.objectives):
         yield ("--predictor_head linear is for objectives with predictor tokens, step_jepa and llm_jepa: leave it out")
-
-
-def check_row_count(args: Any, count: int) -> None:
-    """Raises UserError where dataloader_drop_last would drop all of so many training rows."""
-    batch = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and count < batch:
-        raise UserError(f"--dataloader_drop_last drops all {count} rows, as a batch has {batch}: leave it out")
-
-
-def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> None:
-    """Whether a contrastive loss has anything to contrast with, counted on the rows as they are planned.
-
-    Args:
-        args: of the run.
-        pairs_of_examples: for every objective that --loss is for, the number of pairs of each row.
-
-    Raises:
-        UserError: where it would train on nothing.
-    """
-    if not LOSSES[args.loss].contrastive or not pairs_of_examples:
-        return
-    single = all(max(counts, default=0) <= 1 for counts in pairs_of_examples)
-    if min(args.per_device_train_batch_size * args.world_size, len(pairs_of_examples[0])) == 1:
-        if single:
-            raise UserError(
-                f"--loss {args.loss} has no negatives with one pair in a batch: use a larger one, or --pairs all"
-            )
-        if args.negatives == "others":
-            raise UserError("--negatives others has none with one example in a batch: use a larger one")
-    if single and args.negatives == "same":
-        raise UserError("--negatives same needs several pairs of an example: use --objective step_jepa --pairs all")

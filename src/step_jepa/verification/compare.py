@@ -20,13 +20,13 @@ from step_jepa import standalone, terminal
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.attention_parts import sees
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, to_device
-from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records
+from step_jepa.data.example import Example
+from step_jepa.data.reading import read_records
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Example
 from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
 logger = logging.getLogger(__name__)

@@ -21,15 +21,15 @@ from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.batches.collate import Batch, PlannedRows, is_flat, pair_count, to_device
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
+from step_jepa.data.example import Example, truncate
 from step_jepa.data.template import TemplateOptions
-from step_jepa.data.tokens import Example, truncate
 from step_jepa.errors import UserError
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows, trained_predictors
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.rows.branches import TRUNK, Row
-from step_jepa.training.config import StepJEPAOptions
+from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.progress import Progress
 from step_jepa.training.representation import Representation
 from step_jepa.verification.compare import length_read

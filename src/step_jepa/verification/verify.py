@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from step_jepa import terminal
-from step_jepa.data.read_arguments import ReadingOptions
-from step_jepa.data.sources import read_records, say_what_was_read
+from step_jepa.data.reading import read_records, say_what_was_read
+from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
-from step_jepa.train import modules_to_adapt
+from step_jepa.train.arguments import modules_to_adapt
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results
 from step_jepa.verification.context import VerificationContext
 

@@ -6,10 +6,9 @@ from itertools import pairwise
 from statistics import median_high
 from typing import Any
 
-from step_jepa.data import tokens
 from step_jepa.data.conversations import to_conversation
+from step_jepa.data.example import IGNORED, Example, truncate
 from step_jepa.data.template_notes import mending_switch, prompt_difference
-from step_jepa.data.tokens import IGNORED, Example
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.context import VerificationContext, count_pairs
 
@@ -113,7 +112,7 @@ def _is_cut_after_steps(example: Example) -> bool:
     """Whether the example is cut right at lengths from the answer's start to the row's end."""
     start, stop = example.steps[0][0], len(example.input_ids) + 1
     lengths = range(start, stop, max(7, (stop - start) // MOST_CUTS))
-    return all(_is_cut_right(example, tokens.truncate(example, length), length) for length in lengths)
+    return all(_is_cut_right(example, truncate(example, length), length) for length in lengths)
 
 
 def _is_cut_right(whole: Example, cut: Example, length: int) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from step_jepa.batches.collate import pair_count
 from step_jepa.batches.views import Views
-from step_jepa.data.tokens import IGNORED, Example, truncate
+from step_jepa.data.example import IGNORED, Example, truncate
 from step_jepa.losses import LOSSES, references
 from step_jepa.losses.criterion import Criterion
 from step_jepa.losses.regularisers import sigreg, vicreg

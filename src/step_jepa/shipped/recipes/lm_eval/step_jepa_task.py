@@ -6,13 +6,14 @@ from typing import Any
 from datasets import Dataset
 
 from step_jepa.data.dataset import to_example
+from step_jepa.data.reading import read_records
 from step_jepa.data.records import Record, answerable
-from step_jepa.data.sources import TEST, read_records
+from step_jepa.data.splits import TEST
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.evaluation.judging import judge
 from step_jepa.models.loading import load_tokenizer
-from step_jepa.training.config import view_options
+from step_jepa.training.saved_options import view_options
 
 
 def load(*, pretrained: str, test_file: str, **_: Any) -> dict[str, Dataset]:

@@ -1,0 +1,1 @@
+"""The command `train`: files -> a trained model."""
