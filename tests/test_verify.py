@@ -102,7 +102,9 @@ def thinking_by_default(patch):
 
 
 def cut_anywhere(patch):
-    patch.setattr(tokens, "_cut", lambda example, length: replace(example, input_ids=example.input_ids[:length]))
+    patch.setattr(
+        "step_jepa.data.example._cut", lambda example, length: replace(example, input_ids=example.input_ids[:length])
+    )
 
 
 def predictors_late(patch):
