@@ -17,7 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from step_jepa.batches import attention_parts, varlen
 from step_jepa.batches.attention import check, obstacle, reading
 from step_jepa.batches.attention_parts import NAME, attention_in_parts, in_parts
-from step_jepa.batches.collate import BranchCollator, FlatCollator, is_flat, row_count, tokens_read, without_branches
+from step_jepa.batches.batch import is_flat, row_count, tokens_read, without_branches
+from step_jepa.batches.collate import BranchCollator, FlatCollator
 from step_jepa.batches.parts import Parts
 from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from test_pairing import QUIET
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.cli import main
 from step_jepa.data.chains import first_error, problems, solved
 from step_jepa.data.conversion import to_reading

@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from step_jepa.batches import varlen
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.batch import Batch
 from step_jepa.batches.parts import Parts
 
 NAME = "step_jepa_parts"

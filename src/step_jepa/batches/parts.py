@@ -13,7 +13,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.batch import Batch
 from step_jepa.rows.branches import TRUNK
 
 SHORT, PADDED_TO = 8, 128  # isolated branches are padded to a common length up to the latter, longer ones are not

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
-from step_jepa.batches.collate import PlannedRows, to_device
+from step_jepa.batches.batch import to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.example import IGNORED, Example

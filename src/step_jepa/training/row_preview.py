@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import PlannedRows, PlannedStream
+from step_jepa.batches.planned_rows import PlannedRows, PlannedStream
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.offsets import pieces
 from step_jepa.models.predictors import predictor_ids

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from step_jepa import standalone
 from step_jepa.batches.attention import may_see
-from step_jepa.batches.collate import Batch, is_flat
+from step_jepa.batches.batch import Batch, is_flat
 from step_jepa.batches.parts import sees
 from step_jepa.data.example import Example
 from step_jepa.verification.same_rows import BatchPair

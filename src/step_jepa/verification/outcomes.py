@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from step_jepa import standalone, terminal
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.batch import Batch
 from step_jepa.training.representation import Representation
 
 

@@ -6,7 +6,8 @@ from itertools import groupby
 from typing import Any
 
 from step_jepa import standalone
-from step_jepa.batches.collate import Batch, PlannedRows, to_device
+from step_jepa.batches.batch import Batch, to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.data.example import Example
 from step_jepa.errors import UserError
 from step_jepa.training.representation import Representation
