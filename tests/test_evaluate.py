@@ -32,7 +32,10 @@ from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.parsing import SHIPPED
 from step_jepa.rows.branches import trunk
-from step_jepa.run_files import RESULTS, last_modified, run_options, write_whole
+from step_jepa.run_files.identity import last_modified
+from step_jepa.run_files.names import RESULTS
+from step_jepa.run_files.reading import run_options
+from step_jepa.run_files.writing import write_whole
 from step_jepa.training.saved_options import heldout_options
 
 

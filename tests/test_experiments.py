@@ -46,7 +46,7 @@ from step_jepa.experiments.run import (
 )
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.parsing import SHIPPED, parse
-from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
+from step_jepa.run_files.names import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
 from step_jepa.statistics import Components, ConditionSummary, Difference
 
 TINY = {

@@ -20,7 +20,7 @@ from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values, parse, relative_to
 from step_jepa.reporting import report
 from step_jepa.reporting.report import ReportArguments
-from step_jepa.run_files import read_json
+from step_jepa.run_files.reading import read_json
 from step_jepa.train import command as train_command
 from step_jepa.train.arguments import TrainArguments, peft_config
 

@@ -18,7 +18,8 @@ from step_jepa.evaluation import evaluate
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_file, from_values
 from step_jepa.reporting import report
-from step_jepa.run_files import SUMMARY_FILE, read_json
+from step_jepa.run_files.names import SUMMARY_FILE
+from step_jepa.run_files.reading import read_json
 from step_jepa.train import command as train
 
 FIGURES = {

@@ -11,7 +11,8 @@ from pathlib import Path
 from zlib import crc32
 
 from step_jepa.help import Page
-from step_jepa.run_files import cache_folder, write_json
+from step_jepa.run_files.names import cache_folder
+from step_jepa.run_files.writing import write_json
 
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED_PAGES = PACKAGE / "help_pages.json"

@@ -23,7 +23,9 @@ from step_jepa.experiments.plan import planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values
-from step_jepa.run_files import EXPERIMENT_FILE, locked, write_whole
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import EXPERIMENT_FILE
+from step_jepa.run_files.writing import write_whole
 
 SFT, STEP_JEPA, SHUFFLED, PUBLISHED = "sft", "step_jepa", "step_jepa.shuffled_pairs", "published"
 # The recommended one, as recipes/adapted.yaml, and the published one, as recipes/published.yaml

@@ -19,7 +19,7 @@ from step_jepa.experiments.conditions import Options, conditions_of
 from step_jepa.experiments.contrasts import Comparison, Contrast, comparisons_of, contrast_of
 from step_jepa.pairing.command import PairingArguments
 from step_jepa.parsing import from_file, overridden
-from step_jepa.run_files import file_digest
+from step_jepa.run_files.identity import file_digest
 from step_jepa.surprise.command import SurpriseArguments
 from step_jepa.train.arguments import TrainArguments
 

@@ -28,7 +28,7 @@ from step_jepa.losses.registry import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.predictors import saved_predictors
-from step_jepa.run_files import run_options
+from step_jepa.run_files.reading import run_options
 from step_jepa.surprise.scores import (
     ENTROPY,
     FREE,
