@@ -22,10 +22,11 @@ from step_jepa.experiments.conclusions import primary_sentence
 from step_jepa.experiments.contrasts import Contrast
 from step_jepa.experiments.cost import cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.executor import Progress, execute_all
+from step_jepa.experiments.executor import execute_all
 from step_jepa.experiments.files import write_results
 from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.plan import Plan, Run, planned
+from step_jepa.experiments.progress import Progress
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.experiments.summary import summarise
