@@ -22,6 +22,7 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from step_jepa import statistics
+from step_jepa.arguments.parsing import SHIPPED, parse
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab, conclusions, cost, results, summary
@@ -45,7 +46,6 @@ from step_jepa.experiments.run import (
     finished_result,
 )
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.parsing import SHIPPED, parse
 from step_jepa.run_files.names import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
 from step_jepa.statistics import Components, ConditionSummary, Difference
 

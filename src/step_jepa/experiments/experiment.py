@@ -31,9 +31,9 @@ from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.experiments.summary import summarise
 from step_jepa.experiments.tables import arms_rows
+from step_jepa.process.signals import ending_at_once
 from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT
 from step_jepa.run_files.reading import read_json, read_lines
-from step_jepa.signals import ending_at_once
 from step_jepa.statistics import Components
 
 logger = logging.getLogger(__name__)
