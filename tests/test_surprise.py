@@ -22,7 +22,7 @@ from step_jepa.errors import UserError
 from step_jepa.run_files.identity import records_digest
 from step_jepa.run_files.reading import run_options
 from step_jepa.run_files.writing import json_lines
-from step_jepa.statistics import auc_shares, resampled_auc, resampled_sums, with_interval
+from step_jepa.statistics.bootstrap import auc_shares, resampled_auc, resampled_sums, with_interval
 from step_jepa.surprise.answers import Judged, beyond_free, right_against_wrong
 from step_jepa.surprise.given import given_answers
 from step_jepa.surprise.localisation import chance, labelled, localisation

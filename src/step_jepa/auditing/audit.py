@@ -35,7 +35,7 @@ from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.run_files.writing import write_whole
-from step_jepa.statistics import bootstrap
+from step_jepa.statistics.bootstrap import bootstrap
 
 Array = NDArray[Any]
 TABLES = ".md"

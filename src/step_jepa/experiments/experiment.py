@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from step_jepa import plots, statistics, terminal
+from step_jepa import plots, terminal
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.experiments.arguments import ACCURACY, ASSUMED, ExperimentArguments
 from step_jepa.experiments.conclusions import primary_sentence
@@ -34,7 +34,8 @@ from step_jepa.experiments.tables import arms_rows
 from step_jepa.process.signals import ending_at_once
 from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT
 from step_jepa.run_files.reading import read_json, read_lines
-from step_jepa.statistics import Components
+from step_jepa.statistics.power import detectable
+from step_jepa.statistics.variance import Components
 
 logger = logging.getLogger(__name__)
 WAY_ON = "the same command goes on with the cells that are not finished"
@@ -122,8 +123,8 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     if min(seeds, problems) < 2:
         return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
-    alone = statistics.detectable(assumed, seeds, problems)
-    first = statistics.detectable(assumed, seeds, problems, comparisons=max(1, others))
+    alone = detectable(assumed, seeds, problems)
+    first = detectable(assumed, seeds, problems, comparisons=max(1, others))
     of_others = f", as the first of {others} others by Holm one of {first:.3g}" if others else ""
     if alone > 1 and args.measures == [ACCURACY]:
         return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."

@@ -11,8 +11,6 @@ from typing import Any
 
 from step_jepa.run_files.names import RESULTS
 
-# Identity
-
 
 def last_modified(folder: str | os.PathLike[str]) -> float | None:
     """When the newest file of a model's folder was written, in seconds since the epoch, its card and results beside it
