@@ -46,7 +46,7 @@ check: .venv/.installed
 	$(BIN)/lint-imports
 
 wheel: .venv/.installed
-	$(BIN)/python -c "from step_jepa import cli, dispatch; dispatch.ship_help(cli.COMMANDS)"
+	$(BIN)/python -c "from step_jepa.cli import COMMANDS, dispatch; dispatch.ship_help(COMMANDS)"
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # Losses, gradients and figures of this tree against those of another commit, to the bit: make same-numbers BASE=HEAD~1

@@ -2,8 +2,9 @@
 
 from dataclasses import Field
 
-from step_jepa import cli, dispatch
-from step_jepa.help import OTHERS, groups_of, placeholder, shown
+from step_jepa import cli
+from step_jepa.arguments.help import OTHERS, groups_of, placeholder, shown
+from step_jepa.cli import dispatch
 from step_jepa.options import default_of
 
 HEAD = """\

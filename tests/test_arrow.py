@@ -174,7 +174,7 @@ def test_training_from_the_cache_is_training_from_memory(tokenizer, records, tmp
 
 
 def test_many_rows_are_counted_on_a_part(tokenizer, records, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("step_jepa.batches.collate.MOST_PLANNED", 3)
+    monkeypatch.setattr("step_jepa.batches.planned_rows.MOST_PLANNED", 3)
     with caplog.at_level(logging.INFO, "step_jepa"):
         trainer = run(tokenizer, records, tmp_path, max_steps=1)
     assert "pairs and tokens are counted on 3 of the 9 rows, evenly spaced" in caplog.messages

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_jepa.batches.attention import may_see, within
-from step_jepa.batches.collate import (
-    PAIR_COLUMNS,
-    READ_COLUMNS,
-    STATE_COLUMNS,
-    BranchCollator,
-    PlainCollator,
-    PlannedRows,
-    without_branches,
-)
+from step_jepa.batches.batch import PAIR_COLUMNS, READ_COLUMNS, STATE_COLUMNS, without_branches
+from step_jepa.batches.collate import BranchCollator, PlainCollator
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.batches.views import read_trajectories, read_views
 from step_jepa.data.example import IGNORED, Example, Turn, Turns
 from step_jepa.objectives import LLMJEPA, StepJEPA

@@ -14,7 +14,7 @@ from test_one_pass import trainer_for
 from test_trainer import history, run
 
 from step_jepa.batches.budget import TokenBudgetSampler, divisible, packed
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.examples import Examples
 from step_jepa.errors import UserError

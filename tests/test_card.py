@@ -20,7 +20,8 @@ from transformers.utils import hub as transformers_hub
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
-from step_jepa.run_files import last_modified, write_json
+from step_jepa.run_files.identity import last_modified
+from step_jepa.run_files.writing import write_json
 from step_jepa.training.hub import exported_files
 from step_jepa.training.model_card import MARK, base_model_id, data_id, public, write_card
 

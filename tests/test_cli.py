@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from step_jepa import standalone
+from step_jepa.arguments.parsing import SHIPPED, parse
 from step_jepa.cli import COMMANDS, main
 from step_jepa.data.example import IGNORED
-from step_jepa.parsing import SHIPPED, parse
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]

@@ -23,7 +23,7 @@ from step_jepa.objectives.llm_jepa import LLMJEPA
 from step_jepa.objectives.planner import Planner, unchanged_pairs
 from step_jepa.objectives.stp import STP
 from step_jepa.rows.controls import CONTROL_MEANINGS, NEAREST, NegativeSampler, with_random_boundaries
-from step_jepa.run_files import OPTIONS_FILE
+from step_jepa.run_files.names import OPTIONS_FILE
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.train.standalone_trainer import standalone_trainer
 from step_jepa.training.saved_options import save_options

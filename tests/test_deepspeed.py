@@ -18,8 +18,8 @@ from sharded import SETTINGS, run, trainer_of
 from test_sharding import HARD, SLOW, free_port, same_held_out, same_log, same_weights
 
 from step_jepa import StepJEPAConfig
+from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.errors import UserError
-from step_jepa.parsing import SHIPPED
 from step_jepa.training.sharding import check_sharding
 from step_jepa.training.validation import validate
 

@@ -13,13 +13,14 @@ import torch
 from conftest import tiny_model
 
 import step_jepa
-from step_jepa import StepJEPAConfig, cli, dispatch
+from step_jepa import StepJEPAConfig, cli
+from step_jepa.arguments.parsing import parse
 from step_jepa.batches.attention import may_see
 from step_jepa.batches.collate import BranchCollator
+from step_jepa.cli import dispatch
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.options import is_required
-from step_jepa.parsing import parse
 from step_jepa.rows.branches import trunk
 from step_jepa.rows.controls import SamplingContext
 from step_jepa.train.arguments import TrainArguments

@@ -8,7 +8,8 @@ import torch
 from test_objectives import RECORDS, batch_of, history, trained, trainer_for
 
 from step_jepa import StepJEPAConfig
-from step_jepa.batches.collate import BranchCollator, FlatCollator, without_branches
+from step_jepa.batches.batch import without_branches
+from step_jepa.batches.collate import BranchCollator, FlatCollator
 from step_jepa.batches.entropy_filter import kept_pairs
 from step_jepa.data.example import Example
 from step_jepa.errors import UserError

@@ -17,6 +17,7 @@ from conftest import byte_tokenizer, tiny_model
 from safetensors.torch import load_file
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.batches.collate import PlainCollator
 from step_jepa.data.dataset import to_example
 from step_jepa.data.reading import read_records
@@ -30,9 +31,11 @@ from step_jepa.evaluation.generation import Generation, Prompt, SamplingParamete
 from step_jepa.evaluation.judging import judge, majority_vote, summarise
 from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.parsing import SHIPPED
 from step_jepa.rows.branches import trunk
-from step_jepa.run_files import RESULTS, last_modified, run_options, write_whole
+from step_jepa.run_files.identity import last_modified
+from step_jepa.run_files.names import RESULTS
+from step_jepa.run_files.reading import run_options
+from step_jepa.run_files.writing import write_whole
 from step_jepa.training.saved_options import heldout_options
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from peft import LoraConfig
 from transformers import set_seed
 
-from step_jepa import statistics
+from step_jepa.arguments.parsing import SHIPPED, parse
 from step_jepa.cli import main
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab, conclusions, cost, results, summary
@@ -45,9 +45,12 @@ from step_jepa.experiments.run import (
     finished_result,
 )
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.parsing import SHIPPED, parse
-from step_jepa.run_files import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
-from step_jepa.statistics import Components, ConditionSummary, Difference
+from step_jepa.run_files.names import CELL_FILE, EXPERIMENT_FILE, RESULTS_FILE
+from step_jepa.statistics import differences
+from step_jepa.statistics.differences import ConditionSummary, Difference
+from step_jepa.statistics.power import detectable
+from step_jepa.statistics.significance import holm
+from step_jepa.statistics.variance import Components
 
 TINY = {
     "model_name": "chains",
@@ -347,7 +350,7 @@ def test_every_run_is_there_and_the_tables_are_of_them(undisturbed):
         ("nothing", "sft", False),
         ("cosine", "cosine.shuffled_pairs", False),
     ]
-    by_hand = statistics.difference(scores, "cosine", "sft")
+    by_hand = differences.difference(scores, "cosine", "sft")
     assert found["comparisons"][0]["found"]["difference"] == by_hand.difference
     rows = list(csv.DictReader((undisturbed / "results.csv").open()))
     assert len(rows) == 8
@@ -548,7 +551,7 @@ def test_the_primary_comparison_stands_alone_and_holm_is_over_the_others():
     assert found[0].holm is None
     assert found[0].shows_difference
     assert "after Holm" not in found[0].sentence
-    adjusted = statistics.holm({each: each.difference(tables["accuracy"]).p for each in others})
+    adjusted = holm({each: each.difference(tables["accuracy"]).p for each in others})
     assert [each.holm for each in found[1:]] == list(adjusted.values())
     assert "after Holm over 2 comparisons" in found[1].sentence
 
@@ -634,9 +637,7 @@ def test_a_budget_counts_from_the_start_of_the_command(tmp_path, monkeypatch):
 def test_the_power_stated_beforehand_is_that_of_the_variances_assumed(tmp_path, capsys):
     changes = {"assumed": {"seed": 0.0001, "problem": 0.0002, "residual": 0.01}}
     assert code("experiment", "--config", config(tmp_path, **changes), "--output_dir", tmp_path, "--dry_run") == 0
-    alone, first = (
-        statistics.detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 3)
-    )
+    alone, first = (detectable(Components(0.0001, 0.0002, 0.01), 2, 6, comparisons=number) for number in (1, 3))
     said = capsys.readouterr().err
     assert f"show a difference of {alone:.3g} with 80 % power at 5 %, as the first of 3 others by Holm" in said
     assert f"one of {first:.3g}, if" in said

@@ -14,10 +14,12 @@ from test_trainer import history, run
 from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from step_jepa.batches import attention_parts
+from step_jepa.batches import attention_parts, varlen
 from step_jepa.batches.attention import check, obstacle, reading
-from step_jepa.batches.attention_parts import NAME, Parts, attention_in_parts, in_parts
-from step_jepa.batches.collate import BranchCollator, FlatCollator, is_flat, row_count, tokens_read, without_branches
+from step_jepa.batches.attention_parts import NAME, attention_in_parts, in_parts
+from step_jepa.batches.batch import is_flat, row_count, tokens_read, without_branches
+from step_jepa.batches.collate import BranchCollator, FlatCollator
+from step_jepa.batches.parts import Parts
 from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
@@ -80,7 +82,7 @@ def test_a_long_prefix_is_looked_up_in_several_calls(monkeypatch):
     row = Row([1] * 9, [IGNORED] * 9)
     for length, visible in ((2, 3), (4, 6), (1, 9)):
         row.append_branch([2] * length, position_offset=visible, visible_length=visible)
-    monkeypatch.setattr(attention_parts, "MOST_CELLS", 48)  # of 7 x (9 + 7)
+    monkeypatch.setattr("step_jepa.batches.parts.MOST_CELLS", 48)  # of 7 x (9 + 7)
     calls = Parts(FlatCollator()([row])).prefixed
     assert [[*call.queries] for call in calls] == [[9, 10, 11], [12, 13, 14], [15]]
     assert [[*call.own] for call in calls] == [[9, 10, 11], [11, 12, 13, 14], [15]]  # of a branch begun before, all
@@ -135,7 +137,7 @@ class Layer(torch.nn.Module):
 @pytest.mark.parametrize("one_call", [False, True])
 @pytest.mark.parametrize("most_cells", [2**24, 100])
 def test_attention_is_that_of_the_dense_mask(window, scaling, one_call, most_cells, monkeypatch):
-    monkeypatch.setattr(attention_parts, "MOST_CELLS", most_cells)
+    monkeypatch.setattr("step_jepa.batches.parts.MOST_CELLS", most_cells)
     batch = FlatCollator()(awkward_rows())
     tokens = batch["input_ids"].shape[1]
     states = torch.randn(8, tokens, 4, generator=torch.Generator().manual_seed(0)).split([4, 2, 2])
@@ -161,7 +163,7 @@ def test_masks_do_not_grow_with_the_square_of_a_row(window, monkeypatch):
         return query.transpose(1, 2)
 
     monkeypatch.setattr(attention_parts.Attention, "_kernel", kernel)
-    monkeypatch.setattr(attention_parts, "MOST_CELLS", 2000)
+    monkeypatch.setattr("step_jepa.batches.parts.MOST_CELLS", 2000)
     cells = []
     for length in (200, 400):
         row = Row([1] * length, [IGNORED] * length)
@@ -177,7 +179,7 @@ def test_masks_do_not_grow_with_the_square_of_a_row(window, monkeypatch):
     assert max(cells) <= 2000
 
 
-def varlen(query, key, value, ends, _, longest, __, *, window_size, scale, enable_gqa):
+def by_documents(query, key, value, ends, _, longest, __, *, window_size, scale, enable_gqa):
     """What the kernel does, in loops."""
     assert ends.dtype == torch.int32
     assert longest == ends.diff().max()
@@ -195,7 +197,7 @@ def varlen(query, key, value, ends, _, longest, __, *, window_size, scale, enabl
 def test_a_varlen_kernel_is_told_where_documents_end(monkeypatch):
     batch = FlatCollator()(awkward_rows())
     parts, (query, key, value) = Parts(batch), torch.randn(3, 1, 2, batch["input_ids"].shape[1], 4)
-    monkeypatch.setattr(attention_parts, "varlen_attn", varlen)
+    monkeypatch.setattr(varlen, "varlen_attn", by_documents)
     for window in (None, 7):
         layer = attention_parts.Attention(parts, window, {"scale": None, "enable_gqa": False})
         causal = sum(parts.trunks) + sum(parts.isolated)
@@ -204,26 +206,26 @@ def test_a_varlen_kernel_is_told_where_documents_end(monkeypatch):
 
 
 def without_backward(*states, **options):
-    return varlen(*states, **options).detach()
+    return by_documents(*states, **options).detach()
 
 
 def one_document(query, key, value, ends, *more, **options):
     ends = ends[[0, -1]]
-    return varlen(query, key, value, ends, ends, ends[-1], ends[-1], **options)
+    return by_documents(query, key, value, ends, ends, ends[-1], ends[-1], **options)
 
 
 @pytest.mark.parametrize(
     ("kernel", "serves"),
-    [(varlen, True), (None, False), (torch.nn.attention.varlen.varlen_attn, False)]
+    [(by_documents, True), (None, False), (torch.nn.attention.varlen.varlen_attn, False)]
     + [(without_backward, False), (one_document, False)],
 )
 def test_a_varlen_kernel_is_tried_before_it_is_used(kernel, serves, monkeypatch):
     """torch's own runs on no CPU."""
-    monkeypatch.setattr(attention_parts, "varlen_attn", kernel)
-    attention_parts.varlen_serves.cache_clear()
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    varlen.serves.cache_clear()
     with torch.no_grad():  # as in evaluation, which may be the first to ask
-        assert attention_parts.varlen_serves(torch.device("cpu"), torch.bfloat16, 16) is serves
-    attention_parts.varlen_serves.cache_clear()
+        assert varlen.serves(torch.device("cpu"), torch.bfloat16, 16) is serves
+    varlen.serves.cache_clear()
 
 
 @pytest.mark.parametrize(

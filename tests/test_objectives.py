@@ -14,11 +14,11 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments.parsing import overridden
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.batches.views import Views, random_targets
 from step_jepa.errors import UserError
 from step_jepa.objectives import OBJECTIVES
-from step_jepa.parsing import overridden
 
 # Of different lengths and numbers of steps; the second ends without an answer line. Where a step ends without a full
 # stop, its separator is a token of its own.

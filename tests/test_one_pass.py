@@ -6,10 +6,10 @@ from conftest import ARCHITECTURES, tiny_model
 from transformers import MambaConfig, MambaForCausalLM
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments.parsing import overridden
 from step_jepa.batches.attention import attention_mask, check
 from step_jepa.batches.collate import BranchCollator
 from step_jepa.errors import UserError
-from step_jepa.parsing import overridden
 
 
 def trainer_for(model, tokenizer, records, tmp_path, **options):

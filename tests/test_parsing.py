@@ -11,16 +11,18 @@ from typing import Literal
 import pytest
 import yaml
 
-from step_jepa import cli, dispatch, help_pages, plugins
+from step_jepa import cli, plugins
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments import help_pages
+from step_jepa.arguments.parsing import from_values, parse, relative_to
+from step_jepa.cli import dispatch
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.objectives import OBJECTIVES
 from step_jepa.options import check_bounds, option
-from step_jepa.parsing import from_values, parse, relative_to
 from step_jepa.reporting import report
 from step_jepa.reporting.report import ReportArguments
-from step_jepa.run_files import read_json
+from step_jepa.run_files.reading import read_json
 from step_jepa.train import command as train_command
 from step_jepa.train.arguments import TrainArguments, peft_config
 

@@ -17,11 +17,12 @@ from test_cli import code, train, train_file  # noqa: F401
 from test_trainer import QUIET, STEPS
 from transformers import TrainerCallback
 
-from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, forked, ranks
+from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.batches.even_ranks import BlankFilled
 from step_jepa.errors import Terminated, UserError
-from step_jepa.parsing import SHIPPED
-from step_jepa.signals import ending_at_once, from_parent_alone
+from step_jepa.process import forked, ranks
+from step_jepa.process.signals import ending_at_once, from_parent_alone
 from step_jepa.train import command as train_module
 from step_jepa.train.command import train as train_and_stop
 from step_jepa.training.checkpoints import fault_of
@@ -214,7 +215,7 @@ def test_the_first_rank_that_fails_says_why(monkeypatch, capsys, tmp_path):
 
     def said(error, status):
         ranks.speaks.cache_clear()
-        monkeypatch.setattr("step_jepa.dispatch._dispatch", lambda *_, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("step_jepa.cli.dispatch._dispatch", lambda *_, **__: (_ for _ in ()).throw(error))
         assert code("train") == status
         return capsys.readouterr().err
 

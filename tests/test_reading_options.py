@@ -7,14 +7,14 @@ import pytest
 
 from step_jepa import StepJEPAConfig
 from step_jepa.cli import COMMANDS
+from step_jepa.cli.dispatch import _dataclass
 from step_jepa.data.dataset import encoder_of, load_and_prepare_dataset
 from step_jepa.data.encoding import Encoding
 from step_jepa.data.reading import read_records
 from step_jepa.data.reading_options import ReadArguments, ReadingOptions
-from step_jepa.dispatch import _dataclass
 from step_jepa.errors import UserError
 from step_jepa.options import facts
-from step_jepa.run_files import OPTIONS_FILE
+from step_jepa.run_files.names import OPTIONS_FILE
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.train.standalone_trainer import standalone_trainer
 from step_jepa.training.checkpoints import check_resumed

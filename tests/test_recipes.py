@@ -6,11 +6,12 @@ from typing import get_args
 import pytest
 from test_cli import ROOT, code
 
-from step_jepa import demo, demo_packages
+from step_jepa import demo_packages
 from step_jepa.adapted import StepJEPAConfig
+from step_jepa.arguments.parsing import SHIPPED, from_file, from_values
+from step_jepa.cli import demo
 from step_jepa.errors import UserError
 from step_jepa.experiments import ab
-from step_jepa.parsing import SHIPPED, from_file, from_values
 from step_jepa.train.arguments import Preset, TrainArguments
 from step_jepa.train.command import _say_preset
 
@@ -125,7 +126,7 @@ def test_a_preset_that_there_is_not():
         trained_with(preset="gpu9")
 
 
-@pytest.mark.parametrize("name", ["recipes/nothing.yaml", "../parsing.py", ""])
+@pytest.mark.parametrize("name", ["recipes/nothing.yaml", "../options.py", ""])
 def test_only_what_is_shipped_can_be_named(name):
     assert code("recipes", name or "..") == 2
 

@@ -12,10 +12,10 @@ import torch
 from conftest import byte_tokenizer, conversation, tiny_model
 from test_cli import code, train
 
+from step_jepa.arguments.parsing import parse
 from step_jepa.batches import attention
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
-from step_jepa.parsing import parse
 from step_jepa.reporting.matching import label_evaluations
 from step_jepa.reporting.report import ReportArguments, render
 from step_jepa.reporting.runs import Evaluation, Run, read_folders

@@ -22,7 +22,10 @@ from step_jepa.adapted import train_config
 from step_jepa.errors import UserError
 from step_jepa.models.export import end_of_turn, export
 from step_jepa.models.loading import setup_model_and_tokenizer
-from step_jepa.run_files import LOCK_FILE, examples_digest, locked, staged, write_whole
+from step_jepa.run_files.identity import examples_digest
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import LOCK_FILE
+from step_jepa.run_files.writing import staged, write_whole
 from step_jepa.training.checkpoints import fault_of, last_checkpoint
 
 RESUME = ["--resume_from_checkpoint", "True"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import tiny_model
 from test_evaluate import arguments, results, solver  # noqa: F401
 
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.data.reading import read_records
 from step_jepa.data.records import with_answer
 from step_jepa.errors import UserError

@@ -17,8 +17,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForCausalLM
 
 from step_jepa import StepJEPAConfig
+from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.errors import UserError
-from step_jepa.parsing import SHIPPED
 from step_jepa.training.sharding import DEEPSPEED, check_saved_sharding, check_sharding
 from step_jepa.training.validation import validate
 

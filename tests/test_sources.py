@@ -9,6 +9,7 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict
 
+from step_jepa.arguments.parsing import relative_to
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.reading import raw_records, read_records
 from step_jepa.data.reading_options import ReadArguments
@@ -17,7 +18,6 @@ from step_jepa.data.splits import TEST, VALIDATION
 from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import read_problems
 from step_jepa.evaluation.evaluate import EvaluateArguments
-from step_jepa.parsing import relative_to
 from step_jepa.train.arguments import TrainArguments
 
 ROWS = [{"question": f"q{n}", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(4)]

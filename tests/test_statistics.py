@@ -17,21 +17,12 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestPower
 
 from step_jepa.errors import UserError
-from step_jepa.statistics import (
-    Components,
-    components,
-    detectable,
-    difference,
-    holm,
-    interaction,
-    seeds_needed,
-    sentence,
-    sign_flip,
-    sign_flip_sentence,
-    summary,
-    two_way,
-    two_way_bootstrap,
-)
+from step_jepa.statistics.bootstrap import two_way_bootstrap
+from step_jepa.statistics.differences import difference, interaction, summary
+from step_jepa.statistics.power import detectable, seeds_needed
+from step_jepa.statistics.sentences import sentence, sign_flip_sentence
+from step_jepa.statistics.significance import holm, sign_flip
+from step_jepa.statistics.variance import Components, components, two_way
 
 SQUARE = np.array([[0.0, 2.0], [2.0, 6.0]])  # mean squares 9, 9 and 1
 

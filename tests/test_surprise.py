@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from test_pairing import QUIET
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.cli import main
 from step_jepa.data.chains import first_error, problems, solved
 from step_jepa.data.conversion import to_reading
@@ -19,8 +19,10 @@ from step_jepa.data.first_errors import NO_ERROR, read_with_first_error
 from step_jepa.data.raw_record import Rejected
 from step_jepa.data.reading_options import ReadArguments, ReadingOptions
 from step_jepa.errors import UserError
-from step_jepa.run_files import json_lines, records_digest, run_options
-from step_jepa.statistics import auc_shares, resampled_auc, resampled_sums, with_interval
+from step_jepa.run_files.identity import records_digest
+from step_jepa.run_files.reading import run_options
+from step_jepa.run_files.writing import json_lines
+from step_jepa.statistics.bootstrap import auc_shares, resampled_auc, resampled_sums, with_interval
 from step_jepa.surprise.answers import Judged, beyond_free, right_against_wrong
 from step_jepa.surprise.given import given_answers
 from step_jepa.surprise.localisation import chance, labelled, localisation

@@ -23,7 +23,8 @@ from step_jepa.data.template import (
 from step_jepa.data.template_notes import prompt_difference, say_what_is_special
 from step_jepa.data.tokens import encode, encode_rows
 from step_jepa.errors import UserError, say_once
-from step_jepa.run_files import OPTIONS_FILE, write_json
+from step_jepa.run_files.names import OPTIONS_FILE
+from step_jepa.run_files.writing import write_json
 from step_jepa.training.saved_options import view_options
 
 LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"

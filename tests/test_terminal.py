@@ -13,10 +13,10 @@ from conftest import tiny_model
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, terminal
 from step_jepa.adapted import train_config
+from step_jepa.arguments.parsing import parse
 from step_jepa.cli import COMMANDS, main
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import _say_what_is_cut_off
-from step_jepa.parsing import parse
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.training.progress import Progress, duration, number, outcome, sentence, shown_figures
 from step_jepa.training.saved_options import own_options

@@ -10,7 +10,7 @@ from conftest import tiny_model
 from test_cli import code
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.run_files import write_json
+from step_jepa.run_files.writing import write_json
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
 SUMMARY = {

@@ -17,10 +17,10 @@ from test_one_pass import batch_of, trainer_for
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from step_jepa import RepresentationConfig, RepresentationTrainer, StepJEPAConfig, StepJEPARepresentationTrainer
+from step_jepa.arguments.parsing import overridden
 from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.models.target_encoder import TargetEncoder
-from step_jepa.parsing import overridden
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
 STEPS = {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}

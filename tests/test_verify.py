@@ -18,7 +18,7 @@ from step_jepa.losses import LOSSES
 from step_jepa.models import export, forward
 from step_jepa.objectives.step_jepa import StepJEPA
 from step_jepa.training.trainer import RepresentationTrainer
-from step_jepa.verification import compare, context
+from step_jepa.verification import compare, context, same_rows
 from step_jepa.verification.checks import CHECKS, CheckResult, check_results, register_check
 from step_jepa.verification.checks import model as checks_of_model
 from step_jepa.verification.context import VerificationContext
@@ -298,7 +298,7 @@ def test_long_rows_are_read_in_part_and_no_mask_is_of_all_of_them(tmp_path, monk
 
 
 def test_long_rows_are_compared_one_by_one_and_in_part(tmp_path, records, monkeypatch, capsys):
-    assert compare._ranges([9, 2000, 2000, 9, 9, 9], 2) == [
+    assert same_rows._ranges([9, 2000, 2000, 9, 9, 9], 2) == [
         range(0, 1),
         range(1, 2),
         range(2, 3),

@@ -34,8 +34,8 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
-from step_jepa.run_files import write_whole
-from step_jepa.statistics import bootstrap
+from step_jepa.run_files.writing import write_whole
+from step_jepa.statistics.bootstrap import bootstrap
 
 Array = NDArray[Any]
 TABLES = ".md"
@@ -116,16 +116,9 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     """
     records = list(read_records(args.train_file, reading=args, max_examples=args.limit))
     say_what_was_read(args.train_file, records)
-    framing: dict[str, Any] = {"plain": args.plain, "template": args}
-    options: dict[str, Any] = {**framing, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
-    model, tokenizer = setup_model_and_tokenizer(args.model_name, **options)
+    model, tokenizer = _load(args)
     segmentations = segment(records, tokenizer, max_length=args.max_length, seed=args.seed)
-    usable = len(segmentations["record"].examples)
-    if usable < 2:
-        raise UserError(
-            f"{args.train_file}: {usable} of {len(records)} rows have two steps beside their answer: give two such "
-            "rows or more, or cut others with step-jepa prepare --split_by"
-        )
+    _check_usable(len(segmentations["record"].examples), len(records), args.train_file)
     model = model.to(PartialState().device).eval()
     flat = attention.obstacle(model) is None
     attention.check(model, flat=flat)
@@ -133,6 +126,22 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     level = dependence(ways["record"]["all"])
     result = {"settings": asdict(args), "rows": len(records), "ways": ways, "level": level}
     return {**result, "statement": statement(result)}
+
+
+def _load(args: AuditArguments) -> tuple[Any, Any]:
+    """Model and tokenizer."""
+    framing: dict[str, Any] = {"plain": args.plain, "template": args}
+    options: dict[str, Any] = {**framing, "model_init_kwargs": {"dtype": args.dtype}, "seed": args.seed}
+    return setup_model_and_tokenizer(args.model_name, **options)
+
+
+def _check_usable(usable: int, rows: int, file: str) -> None:
+    """Raises UserError where too few rows of the file can be used."""
+    if usable < 2:
+        raise UserError(
+            f"{file}: {usable} of {rows} rows have two steps beside their answer: give two such "
+            "rows or more, or cut others with step-jepa prepare --split_by"
+        )
 
 
 def _score(

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from step_jepa import terminal
 from step_jepa.batches import attention
-from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, to_device
+from step_jepa.batches.batch import Batch, to_device
+from step_jepa.batches.collate import BranchCollator, FlatCollator
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.models.forward import model_inputs, token_scores

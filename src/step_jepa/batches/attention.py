@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from step_jepa.batches.attention_parts import NAME, in_parts, inputs_in_parts
-from step_jepa.batches.collate import Batch, BranchCollator, FlatCollator, is_flat
+from step_jepa.batches.batch import Batch, is_flat
+from step_jepa.batches.collate import BranchCollator, FlatCollator
 from step_jepa.data.example import IGNORED
 from step_jepa.errors import UserError
 from step_jepa.rows.branches import TRUNK, Row

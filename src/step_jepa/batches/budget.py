@@ -7,7 +7,7 @@ from random import Random
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from step_jepa import terminal
-from step_jepa.batches.collate import PlannedRows
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.errors import UserError
 
 UNITS = 256  # lengths are rounded up to this part of a budget: rows that differ by less change places between epochs

@@ -4,79 +4,16 @@ Axes: B rows, L tokens of a padded row, T tokens of a flat batch, I isolated bra
 for views, S states of trajectories.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
-from step_jepa.data.example import IGNORED, Example
-from step_jepa.data.examples import Examples
-from step_jepa.data.stream import ExampleStream
-from step_jepa.objectives.planner import Planner
+from step_jepa.batches.batch import BOUNDARY, PADDING, PAIR_COLUMNS, STATE_COLUMNS, TOKEN_COLUMNS, Batch
+from step_jepa.data.example import IGNORED
 from step_jepa.rows.branches import TRUNK, Row
-
-PADDING = -1  # as a branch: padding sees itself, so that no row of the mask is empty
-TOKEN_COLUMNS = ("input_ids", "labels", "position_ids", "branch", "visible_length")
-PAIR_COLUMNS = ("pair_row", "pair_objective", "pair_problem", "pair_step")
-BOUNDARY = "pair_boundary"
-READ_COLUMNS = ("read_view", "read_row", "read_column", "read_weight")
-STATE_COLUMNS = ("state_row", "state_column", "state_problem", "state_place")
-Batch = dict[str, Tensor]
-MOST_PLANNED = 10_000  # rows that are planned before training, to be counted and checked
-
-
-class PlannedRows(Dataset):
-    """Examples, each planned anew when it is read."""
-
-    def __init__(self, examples: Sequence[Example], plan: Planner) -> None:
-        self.examples, self.plan = examples, plan
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # one number that running workers see too
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int | None) -> Row:
-        """The row of an example; None is a blank row, of which nothing is learnt."""
-        if index is None:
-            return Row(input_ids=self.examples[0].input_ids[:1], labels=[IGNORED])
-        return self.plan(self.examples[index], int(self.epoch))
-
-    @property
-    def sample(self) -> Sequence[Example]:
-        """All examples, or MOST_PLANNED of more, evenly spaced."""
-        return self.examples[:: -(-len(self) // MOST_PLANNED)]
-
-    def lengths(self) -> Iterator[int]:
-        """Tokens of each row, in order, as its epoch plans it."""
-        known = self.plan.lengths(Examples.of(self.examples))
-        if known is not None:
-            yield from known.tolist()
-            return
-        for example in self.examples:  # many are read at once, as by index they are not
-            yield len(self.plan(example, int(self.epoch)).input_ids)
-
-    def token_counts(self) -> tuple[int, int]:
-        """Tokens of the sample's rows without and with their branches."""
-        trunks = branching = 0
-        for example in self.sample:
-            trunks, branching = trunks + len(example.input_ids), branching + len(self.plan(example).input_ids)
-        return trunks, branching
-
-
-class PlannedStream(IterableDataset):
-    """Examples of a stream, planned as they come, without end."""
-
-    def __init__(self, stream: ExampleStream, plan: Planner) -> None:
-        self.stream, self.plan = stream, plan
-        self.examples = stream.head
-
-    def __iter__(self) -> Iterator[Row]:
-        for epoch in count():
-            for example in self.stream.epoch(epoch):
-                yield self.plan(example, epoch)
 
 
 @dataclass
@@ -274,45 +211,3 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
     padded = [row + [value] * (longest - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.long)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch where the model is."""
-    return {name: values.to(device) for name, values in batch.items()}
-
-
-def pair_count(batch: Batch) -> int:
-    """P."""
-    return len(batch["pair_row"])
-
-
-def is_flat(batch: Batch) -> bool:
-    """Whether it is one sequence of documents."""
-    return "trunk_length" in batch
-
-
-def row_count(batch: Batch) -> int:
-    """B."""
-    return len(batch["trunk_length"] if is_flat(batch) else batch["input_ids"])
-
-
-def tokens_read(batch: Batch) -> Tensor:
-    """int64 (): how many tokens the model reads, without padding."""
-    return (batch["branch"] >= 0).sum() if "branch" in batch else batch["attention_mask"].sum()
-
-
-def without_branches(batch: Batch) -> Batch:
-    """The batch cut back to its trunks: what a step that drops the JEPA term (`jepa_ratio`) needs."""
-    none = {name: batch[name][:0] for name in (*PAIR_COLUMNS, *READ_COLUMNS, *STATE_COLUMNS)}
-    batch = {name: values for name, values in batch.items() if name != BOUNDARY}
-    if "branch" not in batch:
-        return {**batch, **none}
-    trunk = batch["branch"] == TRUNK
-    if is_flat(batch):
-        trunks = int(trunk.sum())  # which come first
-        cut = {name: batch[name][:, :trunks] for name in (*TOKEN_COLUMNS, "token_row")}
-        branches = {name: torch.zeros_like(batch[name]) for name in ("prefixed_length", "prefix_length")}
-        return {**batch, **cut, **branches, "isolated_length": batch["isolated_length"][:0], **none}
-    length = int(trunk.sum(1).max())
-    cut = {name: batch[name][:, :length] for name in ("input_ids", "labels")}  # branches have no labels
-    return {**cut, "attention_mask": trunk[:, :length].long(), **none}

@@ -6,7 +6,7 @@ Axes: P pairs, E of them with a boundary at which the trunk's next-token entropy
 import torch
 from torch import Tensor
 
-from step_jepa.batches.collate import BOUNDARY, Batch, is_flat, pair_count
+from step_jepa.batches.batch import BOUNDARY, Batch, is_flat, pair_count
 from step_jepa.rows.least_certain import least_certain
 
 

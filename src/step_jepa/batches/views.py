@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from step_jepa.batches.collate import Batch, pair_count
+from step_jepa.batches.batch import Batch, pair_count
 
 TargetReader = Literal["plain", "stop_gradient", "ema"]
 PredictorHead = Literal["identity", "linear"]

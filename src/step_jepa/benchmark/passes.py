@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 
 from step_jepa import terminal
-from step_jepa.batches.collate import Batch, PlannedRows
+from step_jepa.batches.batch import Batch
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.benchmark.arguments import BenchmarkArguments
 from step_jepa.benchmark.rows import with_pairs
 from step_jepa.benchmark.variants import BASELINE, passes_of, token_ratios

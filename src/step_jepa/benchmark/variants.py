@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 
-from step_jepa.batches.collate import PADDING, Batch, BranchCollator, PlainCollator, to_device
+from step_jepa.batches.batch import PADDING, Batch, to_device
+from step_jepa.batches.collate import BranchCollator, PlainCollator
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.objectives import LLMJEPA, SSP, STP, Objective, StepJEPA, STPReleased

@@ -19,7 +19,7 @@ from step_jepa.data.examples import SCHEMA, Examples, PreparedData, table
 from step_jepa.data.processes import over_processes
 from step_jepa.data.template_notes import say_what_is_special
 from step_jepa.errors import UserError
-from step_jepa.run_files import unfinished, unfinished_files
+from step_jepa.run_files.writing import unfinished, unfinished_files
 
 BATCH = 250  # rows that are encoded at once
 IN_MEMORY = 1000  # fewer rows are encoded anew each time, and kept in memory

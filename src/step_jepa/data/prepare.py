@@ -21,7 +21,7 @@ from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading, has_solution, noted
 from step_jepa.errors import UserError
 from step_jepa.options import option
-from step_jepa.run_files import write_whole
+from step_jepa.run_files.writing import write_whole
 
 NO_SOLUTION = "for evaluation only: a truth, but no solution"
 NO_TRUTH = "without a known answer (evaluate counts them apart)"

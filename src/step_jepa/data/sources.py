@@ -23,7 +23,7 @@ from step_jepa.data.loader_errors import loader_errors
 from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.splits import TRAIN, Splits, chosen_split, completed_split, parts_of_split
 from step_jepa.errors import UserError
-from step_jepa.run_files import file_digest
+from step_jepa.run_files.identity import file_digest
 
 logger = logging.getLogger(__name__)
 Line = int | str  # of several files with the name of the file before it

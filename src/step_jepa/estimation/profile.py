@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from step_jepa.batches.collate import Batch, row_count, tokens_read
+from step_jepa.batches.batch import Batch, row_count, tokens_read
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.estimation.ledger import Ledger, Moment, make_fake
 from step_jepa.estimation.quantised import as_quantised, saved

@@ -18,7 +18,7 @@ from step_jepa.evaluation.judging import Match, truth_of
 from step_jepa.evaluation.resumable import Answers, append
 from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, option
-from step_jepa.run_files import last_modified, records_digest
+from step_jepa.run_files.identity import last_modified, records_digest
 
 DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
 _HERE = Needs("--engine hf or vllm", lambda args: args.engine != "openai")

@@ -30,19 +30,10 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
-from step_jepa.run_files import (
-    PARTIAL_FILE,
-    PREDICTIONS_FILE,
-    STATE_FILE,
-    SUMMARY_FILE,
-    VIEWS_FILE,
-    json_lines,
-    last_modified,
-    locked,
-    records_digest,
-    write_json,
-    write_whole,
-)
+from step_jepa.run_files.identity import last_modified, records_digest
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import PARTIAL_FILE, PREDICTIONS_FILE, STATE_FILE, SUMMARY_FILE, VIEWS_FILE
+from step_jepa.run_files.writing import json_lines, write_json, write_whole
 from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.saved_options import heldout_options, take_reading_of_run
 

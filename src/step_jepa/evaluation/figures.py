@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import PreparedData
-from step_jepa.run_files import VIEWS_FILE, write_whole
+from step_jepa.run_files.names import VIEWS_FILE
+from step_jepa.run_files.writing import write_whole
 from step_jepa.training.held_out import held_out
 from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation

@@ -8,17 +8,9 @@ from typing import Any
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
-from step_jepa.run_files import (
-    LOCK_FILE,
-    PARTIAL_FILE,
-    PREDICTIONS_FILE,
-    SUMMARY_FILE,
-    VIEWS_FILE,
-    json_lines,
-    read_summary,
-    unfinished_files,
-    write_whole,
-)
+from step_jepa.run_files.names import LOCK_FILE, PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE, VIEWS_FILE
+from step_jepa.run_files.reading import read_summary
+from step_jepa.run_files.writing import json_lines, unfinished_files, write_whole
 
 REMEDY = "give another --output_dir, or --overwrite"
 

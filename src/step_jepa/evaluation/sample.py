@@ -19,7 +19,8 @@ from step_jepa.evaluation.traces import GOES_ON, Keep, Traces
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
-from step_jepa.run_files import json_lines, locked, write_whole
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.writing import json_lines, write_whole
 from step_jepa.training.saved_options import take_reading_of_run, view_options
 
 _SERVER = Needs("--engine openai", lambda args: args.engine == "openai")

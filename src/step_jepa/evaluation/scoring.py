@@ -11,7 +11,8 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
-from step_jepa.batches.collate import PlannedRows, row_count, to_device
+from step_jepa.batches.batch import row_count, to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.data.records import with_answer
 from step_jepa.surprise.measure import load, measure, readable
 from step_jepa.surprise.scores import CENTRED, LENGTH, SURPRISE, of_answers

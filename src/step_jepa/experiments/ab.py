@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from step_jepa import terminal
-from step_jepa.clock import command_began
+from step_jepa.arguments.parsing import from_values
 from step_jepa.errors import UserError
 from step_jepa.experiments import experiment
 from step_jepa.experiments.arguments import ExperimentArguments
@@ -22,8 +22,10 @@ from step_jepa.experiments.executor import importing
 from step_jepa.experiments.plan import planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults
 from step_jepa.options import check_bounds, option
-from step_jepa.parsing import from_values
-from step_jepa.run_files import EXPERIMENT_FILE, locked, write_whole
+from step_jepa.process.clock import command_began
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import EXPERIMENT_FILE
+from step_jepa.run_files.writing import write_whole
 
 SFT, STEP_JEPA, SHUFFLED, PUBLISHED = "sft", "step_jepa", "step_jepa.shuffled_pairs", "published"
 # The recommended one, as recipes/adapted.yaml, and the published one, as recipes/published.yaml

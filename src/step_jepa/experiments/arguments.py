@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from step_jepa.adapted import train_config
+from step_jepa.arguments.parsing import from_values, relative_to
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
@@ -12,7 +13,6 @@ from step_jepa.experiments.conditions import Options
 from step_jepa.options import check_bounds, option
 from step_jepa.pairing.command import PairingArguments
 from step_jepa.pairing.measures import MEASURES
-from step_jepa.parsing import from_values, relative_to
 from step_jepa.surprise.command import SurpriseArguments
 from step_jepa.surprise.measures import MEASURES as SURPRISE_MEASURES
 from step_jepa.train.arguments import TrainArguments

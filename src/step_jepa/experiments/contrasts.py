@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from step_jepa import statistics
 from step_jepa.errors import UserError
 from step_jepa.experiments.conditions import Options
-from step_jepa.statistics import Difference, ScoreTable
+from step_jepa.statistics import differences
+from step_jepa.statistics.differences import Difference, ScoreTable
 
 _INTERACTION = re.compile(r"\((.+)\) - \((.+)\)")
 
@@ -27,8 +27,8 @@ class Comparison:
         return self.condition, self.baseline
 
     def difference(self, table: ScoreTable) -> Difference:
-        """Of the scores. Raises UserError as `statistics.difference` does."""
-        return statistics.difference(table, self.condition, self.baseline)
+        """Of the scores. Raises UserError as `differences.difference` does."""
+        return differences.difference(table, self.condition, self.baseline)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Interaction:
         return *self.first.conditions, *self.second.conditions
 
     def difference(self, table: ScoreTable) -> Difference:
-        """Of the scores. Raises UserError as `statistics.interaction` does."""
-        return statistics.interaction(table, self.first.conditions, self.second.conditions)
+        """Of the scores. Raises UserError as `differences.interaction` does."""
+        return differences.interaction(table, self.first.conditions, self.second.conditions)
 
 
 Contrast = Comparison | Interaction

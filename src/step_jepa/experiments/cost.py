@@ -22,7 +22,8 @@ from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.executor import OUT_OF_TIME, execute_all, importing
 from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import RunResult
-from step_jepa.run_files import CELL_FILE, read_lines
+from step_jepa.run_files.names import CELL_FILE
+from step_jepa.run_files.reading import read_lines
 
 PROBE_STEPS, PROBE_ANSWERS = 4, 8  # steps; the fewest answers
 

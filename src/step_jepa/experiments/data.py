@@ -11,16 +11,10 @@ from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
 from step_jepa.experiments.arguments import arguments_of
 from step_jepa.experiments.plan import DATA_FILES
-from step_jepa.run_files import (
-    RESULTS_CSV,
-    RESULTS_FILE,
-    RESULTS_PICTURE,
-    RESULTS_TEXT,
-    file_digest,
-    read_json,
-    read_lines,
-    write_json,
-)
+from step_jepa.run_files.identity import file_digest
+from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT
+from step_jepa.run_files.reading import read_json, read_lines
+from step_jepa.run_files.writing import write_json
 
 STARTED_FILE = "begun"  # this folder is an experiment's, and what lies in it may be replaced
 IDENTITY_FILE = "made.json"  # both files are there, made by these options

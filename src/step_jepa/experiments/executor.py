@@ -1,28 +1,22 @@
-"""Runs in processes of their own, so that one that dies takes no other with it; what the terminal shows meanwhile."""
+"""Runs in processes of their own, so that one that dies takes no other with it."""
 
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Generator, Iterator, Sequence
 from math import inf
 from multiprocessing import connection, get_context, parent_process
-from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.experiments.plan import Run
-from step_jepa.experiments.run import LOG_FILE, execute, finished_result
+from step_jepa.experiments.run import LOG_FILE, execute
 from step_jepa.plugins import load_plugins, named_plugins
 
 REFUSED = 2  # exit code of a process whose run raised UserError
@@ -60,31 +54,63 @@ def execute_all(
         may_start: asked before each; once it says no, no other starts.
         deadline: when those that run are stopped, by the clock of `time.monotonic`.
     """
-    context = _context()
-    waiting = list(runs)
-    running: dict[Any, _Running] = {}  # by what tells that the process has ended
+    waiting, executor = list(runs), _Executor(threads)
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
+        while waiting or executor.running:
+            while waiting and len(executor.running) < workers:
                 run = waiting.pop(0)
                 if not may_start(run):
                     waiting.clear()
                     break
-                process = context.Process(target=_execute_in_process, args=(run, threads, named_plugins()))
-                process.start()
-                running[process.sentinel] = _Running(run, process)
+                executor.start(run)
                 on_start(run)
-            if _wait(list(running), deadline):
-                for run, process in running.values():
-                    process.kill()  # at SIGTERM it would write a checkpoint first
-                    yield EndedRun(run, OUT_OF_TIME)
+            if executor.nothing_ends(deadline):
+                yield from executor.killed()
                 return
-            for sentinel in connection.wait(list(running)) if running else []:
-                run, process = running.pop(sentinel)
-                process.join()
-                yield EndedRun(run, _failure(run, process.exitcode))
+            yield from executor.ended()
     finally:
-        _stop(list(running.values()))
+        executor.stop()
+
+
+class _Executor:
+    """The processes that run now.
+
+    running   by what tells that the process has ended
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self.context = threads, _context()
+        self.running: dict[Any, _Running] = {}
+
+    def start(self, run: Run) -> None:
+        process = self.context.Process(target=_execute_in_process, args=(run, self.threads, named_plugins()))
+        process.start()
+        self.running[process.sentinel] = _Running(run, process)
+
+    def nothing_ends(self, deadline: float) -> bool:
+        """Waits until a process ends; whether none did by the deadline."""
+        timeout = None if deadline == inf else max(0.0, deadline - time.monotonic())
+        return bool(self.running) and not connection.wait(list(self.running), timeout)
+
+    def killed(self) -> Iterator[EndedRun]:
+        """Each of those that run, out of time."""
+        for run, process in self.running.values():
+            process.kill()  # at SIGTERM it would write a checkpoint first
+            yield EndedRun(run, OUT_OF_TIME)
+
+    def ended(self) -> Iterator[EndedRun]:
+        """Each that has come to its end."""
+        for sentinel in connection.wait(list(self.running)) if self.running else []:
+            run, process = self.running.pop(sentinel)
+            process.join()
+            yield EndedRun(run, _failure(run, process.exitcode))
+
+    def stop(self) -> None:
+        """Those that still run."""
+        for _, process in self.running.values():
+            process.terminate()
+        for _, process in self.running.values():
+            process.join()
 
 
 def importing() -> threading.Thread:
@@ -103,19 +129,6 @@ def _context() -> Any:
 
 def _nothing() -> None:
     pass
-
-
-def _wait(sentinels: list[Any], deadline: float) -> bool:
-    """Until a process ends; whether none did by the deadline."""
-    timeout = None if deadline == inf else max(0.0, deadline - time.monotonic())
-    return bool(sentinels) and not connection.wait(sentinels, timeout)
-
-
-def _stop(running: Sequence[_Running]) -> None:
-    for _, process in running:
-        process.terminate()
-    for _, process in running:
-        process.join()
 
 
 def _failure(run: Run, code: int | None) -> str | None:
@@ -155,62 +168,3 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-class Progress:
-    """The live table of an experiment: what is done, what runs, the score so far, and when it will end.
-
-    Shows itself from `with` to its end; where there is no terminal, a line for each run that ends.
-
-    Args:
-        runs: that are to be run.
-        total: how many there are with those that were finished before.
-        measure: the mean of which is shown.
-        console: where.
-    """
-
-    def __init__(self, runs: Sequence[Run], total: int, measure: str, console: Console) -> None:
-        self.runs, self.total, self.measure, self.console = runs, total, measure, console
-        self.start = time.perf_counter()
-        self.ended_runs = 0
-        self.running: list[Run] = []
-        self.scores: dict[str, list[float]] = {run.condition: [] for run in runs}
-        self.live = Live(get_renderable=self._table, console=console, refresh_per_second=1, transient=True)
-
-    def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def started(self, run: Run) -> None:
-        self.running.append(run)
-
-    def ended(self, run: Run, failure: str | None) -> None:
-        self.running.remove(run)
-        self.ended_runs += 1
-        result = None if failure else finished_result(run)
-        outcome = f"failed: {failure}"
-        if result:
-            score = mean(result.measures[self.measure])
-            self.scores[run.condition].append(score)
-            outcome = f"{self.measure} {score:.4f}"
-        number = self.total - len(self.runs) + self.ended_runs
-        self.console.print(Text(f"{number} of {self.total}  {run}: {outcome}{self._time_left()}"))
-
-    def _time_left(self) -> str:
-        if not self.ended_runs or self.ended_runs == len(self.runs):
-            return ""
-        seconds = (time.perf_counter() - self.start) / self.ended_runs
-        return f"; {timedelta(seconds=round(seconds * (len(self.runs) - self.ended_runs)))} left"
-
-    def _table(self) -> Table:
-        table = Table(title=f"{self.ended_runs} of {len(self.runs)} cells{self._time_left()}")
-        for column in ("arm", "finished now", f"mean {self.measure}", "running"):
-            table.add_column(column, justify="left" if column == "arm" else "right")
-        for condition, scores in self.scores.items():
-            seeds = ", ".join(f"seed {run.seed}" for run in self.running if run.condition == condition)
-            table.add_row(Text(condition), str(len(scores)), f"{mean(scores):.4f}" if scores else "-", seeds)
-        return table

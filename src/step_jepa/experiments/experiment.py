@@ -15,24 +15,27 @@ from pathlib import Path
 
 import torch
 
-from step_jepa import plots, statistics, terminal
+from step_jepa import plots, terminal
 from step_jepa.errors import Interrupted, UserError
 from step_jepa.experiments.arguments import ACCURACY, ASSUMED, ExperimentArguments
 from step_jepa.experiments.conclusions import primary_sentence
 from step_jepa.experiments.contrasts import Contrast
 from step_jepa.experiments.cost import cost_table, timed_costs
 from step_jepa.experiments.data import prepare_data
-from step_jepa.experiments.executor import Progress, execute_all
+from step_jepa.experiments.executor import execute_all
 from step_jepa.experiments.files import write_results
 from step_jepa.experiments.picture import conditions_chart
 from step_jepa.experiments.plan import Plan, Run, planned
+from step_jepa.experiments.progress import Progress
 from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.experiments.summary import summarise
 from step_jepa.experiments.tables import arms_rows
-from step_jepa.run_files import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT, read_json, read_lines
-from step_jepa.signals import ending_at_once
-from step_jepa.statistics import Components
+from step_jepa.process.signals import ending_at_once
+from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT
+from step_jepa.run_files.reading import read_json, read_lines
+from step_jepa.statistics.power import detectable
+from step_jepa.statistics.variance import Components
 
 logger = logging.getLogger(__name__)
 WAY_ON = "the same command goes on with the cells that are not finished"
@@ -120,8 +123,8 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     if min(seeds, problems) < 2:
         return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
     assumed = Components(**{**ASSUMED, **args.assumed})
-    alone = statistics.detectable(assumed, seeds, problems)
-    first = statistics.detectable(assumed, seeds, problems, comparisons=max(1, others))
+    alone = detectable(assumed, seeds, problems)
+    first = detectable(assumed, seeds, problems, comparisons=max(1, others))
     of_others = f", as the first of {others} others by Holm one of {first:.3g}" if others else ""
     if alone > 1 and args.measures == [ACCURACY]:
         return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."

@@ -12,7 +12,8 @@ from step_jepa.experiments.conclusions import conclusions
 from step_jepa.experiments.results import ExperimentResults
 from step_jepa.experiments.run import RunResult, Seconds
 from step_jepa.experiments.tables import comparisons_table, conditions_table, costs_table
-from step_jepa.run_files import RESULTS_CSV, RESULTS_FILE, RESULTS_TEXT, write_json, write_whole
+from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_TEXT
+from step_jepa.run_files.writing import write_json, write_whole
 
 NOTES = {
     "new seeds and problems": "by variance components; p and Holm's p belong to it; decide by it",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from step_jepa.adapted import StepJEPAConfig
+from step_jepa.arguments.parsing import from_file, overridden
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import EvaluateArguments
 from step_jepa.experiments.arguments import FIXED, ExperimentArguments, argument_types, arguments_of
 from step_jepa.experiments.conditions import Options, conditions_of
 from step_jepa.experiments.contrasts import Comparison, Contrast, comparisons_of, contrast_of
 from step_jepa.pairing.command import PairingArguments
-from step_jepa.parsing import from_file, overridden
-from step_jepa.run_files import file_digest
+from step_jepa.run_files.identity import file_digest
 from step_jepa.surprise.command import SurpriseArguments
 from step_jepa.train.arguments import TrainArguments
 

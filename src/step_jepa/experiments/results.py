@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from step_jepa.experiments.run import Seconds
-from step_jepa.run_files import RESULTS_FILE, read_json
-from step_jepa.statistics import ALPHA, Components, ConditionSummary, Difference
+from step_jepa.run_files.names import RESULTS_FILE
+from step_jepa.run_files.reading import read_json
+from step_jepa.statistics.differences import ConditionSummary, Difference
+from step_jepa.statistics.significance import ALPHA
+from step_jepa.statistics.variance import Components
 
 FreeFigures = dict[str, dict[str, "FreeFigure"]]  # by measure and free baseline
 

@@ -18,17 +18,9 @@ from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.plan import Run
 from step_jepa.pairing import command as pairing
 from step_jepa.pairing.measures import free_baselines
-from step_jepa.run_files import (
-    CELL_FILE,
-    PAIRING_FILE,
-    PARTIAL_FILE,
-    PREDICTIONS_FILE,
-    SUMMARY_FILE,
-    check_fields,
-    read_json,
-    read_lines,
-    write_json,
-)
+from step_jepa.run_files.names import CELL_FILE, PAIRING_FILE, PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from step_jepa.run_files.reading import check_fields, read_json, read_lines
+from step_jepa.run_files.writing import write_json
 from step_jepa.surprise.measure import load
 from step_jepa.surprise.measures import Measures, measures
 from step_jepa.train import command as train

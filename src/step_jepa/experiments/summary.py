@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from step_jepa import statistics
 from step_jepa.errors import UserError
 from step_jepa.experiments.contrasts import Contrast
 from step_jepa.experiments.results import (
@@ -19,7 +18,9 @@ from step_jepa.experiments.results import (
     FreeFigures,
 )
 from step_jepa.experiments.run import RunResult, Seconds
-from step_jepa.statistics import Difference
+from step_jepa.statistics import power, sentences, significance
+from step_jepa.statistics.bootstrap import bootstrap
+from step_jepa.statistics.differences import Difference, summary
 
 BOOTSTRAP_SEED = 42
 
@@ -67,7 +68,7 @@ def summarise(
 
 def _condition_result(name: str, runs: Sequence[RunResult], tables: Mapping[str, Any]) -> ConditionResult:
     return ConditionResult(
-        measures={measure: statistics.summary(table, name) for measure, table in tables.items()},
+        measures={measure: summary(table, name) for measure, table in tables.items()},
         figures={figure: _mean_figure(runs, figure) for figure in runs[0].figures},
         steps=mean(run.steps for run in runs),
         tokens=mean(run.tokens for run in runs),
@@ -92,7 +93,7 @@ def _free_figures(runs: Sequence[RunResult], measures: Sequence[str]) -> FreeFig
         by_seed = [run.free.get(measure.removesuffix("_to_base"), {}) for run in runs]
         for scorer in by_seed[0] if by_seed else {}:
             scores = np.mean([scorers[scorer] for scorers in by_seed], 0)
-            figure = FreeFigure(*statistics.bootstrap(scores, np.arange(len(scores)), BOOTSTRAP_SEED))
+            figure = FreeFigure(*bootstrap(scores, np.arange(len(scores)), BOOTSTRAP_SEED))
             figures.setdefault(measure, {})[scorer] = figure
     return figures
 
@@ -107,7 +108,7 @@ def _compared(
         for comparison in comparisons:
             differences[measure, comparison] = comparison.difference(table)
     others = {key: difference.p for key, difference in differences.items() if key != primary}
-    adjusted = statistics.holm(others)
+    adjusted = significance.holm(others)
     results = []
     for key, difference in differences.items():
         if key == primary:
@@ -123,10 +124,10 @@ def _comparison_result(
     variances, problems = difference.components, difference.problems
     detectable = seeds_needed = None
     if variances is not None and sum(asdict(variances).values()) > 0:
-        detectable = statistics.detectable(variances, len(difference.seeds), problems, comparisons=comparisons)
+        detectable = power.detectable(variances, len(difference.seeds), problems, comparisons=comparisons)
         if difference.difference:
             effect = difference.difference
-            seeds_needed = statistics.seeds_needed(variances, problems, effect, comparisons=comparisons)
+            seeds_needed = power.seeds_needed(variances, problems, effect, comparisons=comparisons)
     return ComparisonResult(
         measure=measure,
         primary=primary,
@@ -134,6 +135,6 @@ def _comparison_result(
         holm=holm,
         detectable=detectable,
         seeds_needed=seeds_needed,
-        sentence=statistics.sentence(difference, holm, comparisons),
-        sign_flips=statistics.sign_flip_sentence(difference),
+        sentence=sentences.sentence(difference, holm, comparisons),
+        sign_flips=sentences.sign_flip_sentence(difference),
     )

@@ -5,7 +5,7 @@ from math import isfinite
 from step_jepa import markdown
 from step_jepa.evaluation.texts import ERRORS
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults
-from step_jepa.statistics import Interval
+from step_jepa.statistics.significance import Interval
 
 
 def conditions_table(results: ExperimentResults, measure: str) -> markdown.Rows:

@@ -23,7 +23,7 @@ from step_jepa.data.builtin_names import builtin_name
 from step_jepa.data.chains_tokenizer import chains_tokenizer
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, missing
 from step_jepa.errors import UserError
-from step_jepa.run_files import OPTIONS_FILE, cache_folder
+from step_jepa.run_files.names import OPTIONS_FILE, cache_folder
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -13,7 +13,8 @@ from step_jepa.data.example import IGNORED
 from step_jepa.data.tokens import encode
 from step_jepa.errors import UserError
 from step_jepa.models.predictors import hook_embeddings, save_predictors
-from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, STATE_FILE, staged
+from step_jepa.run_files.names import OPTIONS_FILE, PREDICTORS_FILE, STATE_FILE
+from step_jepa.run_files.writing import staged
 
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _BESIDE = ("adapter_config.json", PREDICTORS_FILE, STATE_FILE, OPTIONS_FILE)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import Batch, is_flat
+from step_jepa.batches.batch import Batch, is_flat
 from step_jepa.batches.entropy_filter import boundaries, kept_pairs
 from step_jepa.batches.views import (
     Trajectories,

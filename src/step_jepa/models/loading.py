@@ -29,7 +29,7 @@ from step_jepa.data.template import TemplateOptions, settle_template
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.builtin import resolve
 from step_jepa.models.predictors import add_predictors, base_rows, hook_embeddings, part_appended_rows, save_beside
-from step_jepa.run_files import is_whole
+from step_jepa.run_files.reading import is_whole
 
 SAMPLE = 64  # numbers of each weight that tell a model from another
 SMALL_FILES = ("*config.json", "special_tokens_map.json", "*.safetensors.index.json")  # of a model's folder

@@ -20,7 +20,7 @@ from step_jepa.batches.views import at_least_float32
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.sharding import reshard, spread_like, whole
-from step_jepa.run_files import PREDICTORS_FILE
+from step_jepa.run_files.names import PREDICTORS_FILE
 
 
 class PredictorTokens(nn.Embedding):

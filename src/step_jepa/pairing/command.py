@@ -28,20 +28,11 @@ from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.pairing.measures import measure
 from step_jepa.pairing.pairs import Array, HeldOutPairs
 from step_jepa.pairing.table import document, sentence, summary_rows
-from step_jepa.run_files import (
-    OPTIONS_FILE,
-    PAIRING_FILE,
-    PAIRING_TABLE,
-    check_fields,
-    last_modified,
-    locked,
-    read_json,
-    records_digest,
-    remove_unfinished,
-    run_options,
-    write_json,
-    write_whole,
-)
+from step_jepa.run_files.identity import last_modified, records_digest
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import OPTIONS_FILE, PAIRING_FILE, PAIRING_TABLE
+from step_jepa.run_files.reading import check_fields, read_json, run_options
+from step_jepa.run_files.writing import remove_unfinished, write_json, write_whole
 from step_jepa.training.held_out import held_out
 from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation

@@ -36,7 +36,7 @@ from step_jepa.pairing.pairs import FREE, POSITION, VIEWS, VIEWS_TO_BASE, Array,
 from step_jepa.pairing.probes import OPERATION, QUANTITIES, decodability
 from step_jepa.pairing.retrieval import ACROSS, MATCHED, TEMPLATES, WITHIN, draw_candidates, retrieval_scores
 from step_jepa.pairing.scorers import scorer_vectors
-from step_jepa.statistics import bootstrap
+from step_jepa.statistics.bootstrap import bootstrap
 
 ENOUGH = 1000  # pairs; with fewer, intervals are too wide for arms to be told apart
 # The least and the most that a figure can be

@@ -8,7 +8,7 @@ from step_jepa.pairing.cosines import MARGIN
 from step_jepa.pairing.measures import ENOUGH
 from step_jepa.pairing.pairs import POSITION, VIEWS
 from step_jepa.pairing.retrieval import ACROSS, WITHIN
-from step_jepa.run_files import OPTIONS_FILE
+from step_jepa.run_files.names import OPTIONS_FILE
 
 Figure = Mapping[str, Any]
 SHOWN = (MARGIN, ACROSS, WITHIN)  # on the terminal

@@ -23,7 +23,7 @@ from step_jepa.reporting.scores import answers_side_by_side, figure_plots, figur
 from step_jepa.reporting.settings import all_settings, main_settings
 from step_jepa.reporting.trackers import Tracker, check_tracked, publish
 from step_jepa.reporting.view_maps import views_section
-from step_jepa.run_files import write_whole
+from step_jepa.run_files.writing import write_whole
 
 MOST_IN_HEAD = 6  # evaluations
 MOST_EXPLORED = 6  # runs whose rows the explorer holds

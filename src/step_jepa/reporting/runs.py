@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
-from step_jepa.run_files import (
+from step_jepa.run_files.names import (
     CELL_FILE,
     OPTIONS_FILE,
     PAIRING_FILE,
@@ -27,9 +27,8 @@ from step_jepa.run_files import (
     SUMMARY_FILE,
     SURPRISE_FILE,
     VIEWS_FILE,
-    read_json,
-    read_summary,
 )
+from step_jepa.run_files.reading import read_json, read_summary
 
 SETTINGS = {  # what the page says of run.json
     **dict.fromkeys(("approach", "lr_scheduler_type", "device", "dtype"), str),

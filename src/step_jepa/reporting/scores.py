@@ -10,7 +10,7 @@ from step_jepa.pairing.pairs import VIEWS
 from step_jepa.reporting.dots import OTHER, Dot, DotPlot, figure_text, kind_of, share_text
 from step_jepa.reporting.matching import LabelledEvaluation
 from step_jepa.reporting.runs import Evaluation
-from step_jepa.statistics import bootstrap
+from step_jepa.statistics.bootstrap import bootstrap
 from step_jepa.training.model_card import public
 
 BOOTSTRAP_SEED = 42

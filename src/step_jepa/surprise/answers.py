@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from step_jepa.statistics import resampled_auc, with_interval
+from step_jepa.statistics.bootstrap import resampled_auc, with_interval
 from step_jepa.surprise.regression import can_be_fitted, likelihood_ratio, out_of_fold
 from step_jepa.surprise.scores import Array, free_of, latent_of
 

@@ -13,20 +13,11 @@ from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
-from step_jepa.run_files import (
-    SUMMARY_FILE,
-    SURPRISE_FILE,
-    SURPRISE_PARTIAL,
-    SURPRISE_PICTURE,
-    json_lines,
-    last_modified,
-    locked,
-    read_json,
-    records_digest,
-    remove_unfinished,
-    write_json,
-    write_whole,
-)
+from step_jepa.run_files.identity import last_modified, records_digest
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import SUMMARY_FILE, SURPRISE_FILE, SURPRISE_PARTIAL, SURPRISE_PICTURE
+from step_jepa.run_files.reading import read_json
+from step_jepa.run_files.writing import json_lines, remove_unfinished, write_json, write_whole
 from step_jepa.surprise.given import GivenAnswers, given_answers
 from step_jepa.surprise.measure import load, measure
 from step_jepa.surprise.scores import BASE, INDEX, LENGTH, SHUFFLED, StepScores

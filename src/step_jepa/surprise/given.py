@@ -17,7 +17,9 @@ from step_jepa.data.records import Record, with_answer
 from step_jepa.data.splits import TEST
 from step_jepa.data.steps import split
 from step_jepa.errors import UserError
-from step_jepa.run_files import PREDICTIONS_FILE, SUMMARY_FILE, check_fields, read_lines, read_summary, records_digest
+from step_jepa.run_files.identity import records_digest
+from step_jepa.run_files.names import PREDICTIONS_FILE, SUMMARY_FILE
+from step_jepa.run_files.reading import check_fields, read_lines, read_summary
 from step_jepa.surprise.scores import Array
 
 Row = tuple[dict[str, Any], int, int, float, float]  # record, problem, sample, wrong, first error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from step_jepa.data.first_errors import NO_ERROR
-from step_jepa.statistics import resampled_sums, with_interval
+from step_jepa.statistics.bootstrap import resampled_sums, with_interval
 from step_jepa.surprise.regression import can_be_fitted, likelihood_ratio, out_of_fold
 from step_jepa.surprise.scores import SURPRISE, Array, StepScores, free_of, latent_of
 

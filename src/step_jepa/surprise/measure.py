@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
-from step_jepa.batches.collate import PlannedRows, to_device
+from step_jepa.batches.batch import to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.example import IGNORED, Example
@@ -27,7 +28,7 @@ from step_jepa.losses.registry import LOSSES
 from step_jepa.models.builtin import resolve
 from step_jepa.models.forward import ForwardOutput
 from step_jepa.models.predictors import saved_predictors
-from step_jepa.run_files import run_options
+from step_jepa.run_files.reading import run_options
 from step_jepa.surprise.scores import (
     ENTROPY,
     FREE,

@@ -21,7 +21,7 @@ from step_jepa.data.chains import first_error
 from step_jepa.data.first_errors import NO_ERROR
 from step_jepa.data.records import with_answer
 from step_jepa.data.steps import split
-from step_jepa.statistics import auc_shares
+from step_jepa.statistics.bootstrap import auc_shares
 from step_jepa.surprise.answers import Judged
 from step_jepa.surprise.localisation import Labelled, cases_of, highest, labelled, located_by_regression
 from step_jepa.surprise.measure import measure

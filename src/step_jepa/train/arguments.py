@@ -11,10 +11,10 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from step_jepa.adapted import StepJEPAConfig
+from step_jepa.arguments.parsing import SHIPPED, from_file
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.estimation.parallelism import ParallelismName
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option
-from step_jepa.parsing import SHIPPED, from_file
 
 logger = logging.getLogger(__name__)
 

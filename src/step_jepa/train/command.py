@@ -18,7 +18,10 @@ from step_jepa.errors import Interrupted, UserError
 from step_jepa.estimation.estimate import estimate, show
 from step_jepa.models.builtin import resolve
 from step_jepa.models.export import export
-from step_jepa.run_files import ROWS_FILE, locked, remove_unfinished, run_options
+from step_jepa.run_files.locking import locked
+from step_jepa.run_files.names import ROWS_FILE
+from step_jepa.run_files.reading import run_options
+from step_jepa.run_files.writing import remove_unfinished
 from step_jepa.train.arguments import (
     TrainArguments,
     check_quantised,

@@ -18,7 +18,7 @@ from step_jepa.data.splits import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import changed, facts
-from step_jepa.run_files import examples_digest
+from step_jepa.run_files.identity import examples_digest
 from step_jepa.train.arguments import TrainArguments, peft_config, quantization_config
 from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
 from step_jepa.training.preemption import PreemptibleTrainer

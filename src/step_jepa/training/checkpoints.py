@@ -23,7 +23,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from step_jepa.errors import UserError
 from step_jepa.options import facts, option_fields
-from step_jepa.run_files import OPTIONS_FILE, PREDICTORS_FILE, RUN_FILE, STATE_FILE, is_whole, read_json
+from step_jepa.run_files.names import OPTIONS_FILE, PREDICTORS_FILE, RUN_FILE, STATE_FILE
+from step_jepa.run_files.reading import is_whole, read_json
 from step_jepa.training.run_metadata import BATCH, SETTINGS_OF_THE_RUN
 
 # Patterns of names, in the order in which they are written

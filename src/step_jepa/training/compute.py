@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from step_jepa.batches.collate import Batch, tokens_read
+from step_jepa.batches.batch import Batch, tokens_read
 
 logger = logging.getLogger(__name__)
 TRAINED, READ = 6, 2  # operations per parameter and token (arXiv 2001.08361, section 2.1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
-from step_jepa.batches.collate import PlannedRows, row_count, to_device
+from step_jepa.batches.batch import row_count, to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.batches.views import Trajectories, Views
 from step_jepa.errors import UserError
 from step_jepa.models.forward import ForwardOutput

@@ -16,7 +16,7 @@ from transformers.utils.hub import hf_api
 
 from step_jepa.errors import UserError
 from step_jepa.models.export import is_exported
-from step_jepa.run_files import CARD_FILE, OPTIONS_FILE
+from step_jepa.run_files.names import CARD_FILE, OPTIONS_FILE
 from step_jepa.training.model_card import public
 
 logger = logging.getLogger(__name__)

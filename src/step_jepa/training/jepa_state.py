@@ -15,7 +15,7 @@ from step_jepa.losses.running_mean import RunningMean
 from step_jepa.models.predictors import load_tensors
 from step_jepa.models.sharding import spread_like, whole
 from step_jepa.models.target_encoder import TargetEncoder
-from step_jepa.run_files import STATE_FILE
+from step_jepa.run_files.names import STATE_FILE
 
 SIDES = ("predicted", "target")
 _OWN, _SAVED = "target_encoder.", "twin."  # files keep the first version's name of the moving average

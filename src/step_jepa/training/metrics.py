@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from step_jepa.batches.collate import Batch, tokens_read
+from step_jepa.batches.batch import Batch, tokens_read
 from step_jepa.errors import UserError
 from step_jepa.models.forward import ForwardOutput
 

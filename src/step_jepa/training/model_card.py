@@ -13,16 +13,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from step_jepa.options import default_of, facts, option_fields
 from step_jepa.rows.controls import CONTROL_MEANINGS
-from step_jepa.run_files import (
-    CARD_FILE,
-    PREDICTORS_FILE,
-    RUN_FILE,
-    SUMMARY_FILE,
-    read_json,
-    read_summary,
-    run_options,
-    write_whole,
-)
+from step_jepa.run_files.names import CARD_FILE, PREDICTORS_FILE, RUN_FILE, SUMMARY_FILE
+from step_jepa.run_files.reading import read_json, read_summary, run_options
+from step_jepa.run_files.writing import write_whole
 from step_jepa.training.config import RepresentationConfig
 from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
 

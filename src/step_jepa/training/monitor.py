@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from step_jepa.batches.attention import reading
-from step_jepa.batches.collate import Batch
+from step_jepa.batches.batch import Batch
 from step_jepa.models.sharding import is_sharded, reshard
 from step_jepa.models.target_encoder import evaluating
 from step_jepa.training.balance import gradient_norms

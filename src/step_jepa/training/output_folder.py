@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
 from step_jepa.models.export import is_exported, is_folder_of
-from step_jepa.run_files import LOCK_FILE, ROWS_FILE, RUN_FILE
+from step_jepa.run_files.names import LOCK_FILE, ROWS_FILE, RUN_FILE
 from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
 
 WRITTEN = (TRAINER_STATE_NAME, RUN_FILE, ROWS_FILE)  # into the output folder, beside the export

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from step_jepa.errors import Terminated, UserError
-from step_jepa.signals import SignalReceived, from_parent_alone, handled_by
+from step_jepa.process.signals import SignalReceived, from_parent_alone, handled_by
 
 
 class Preemption(TrainerCallback):
@@ -134,7 +134,7 @@ class PreemptibleTrainer(Trainer):
 def _shield_workers(loader: DataLoader[Any]) -> None:
     loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
     if loader.num_workers and loader.multiprocessing_context is None and get_start_method() == "fork":
-        from step_jepa.forked import shielded_fork  # which Windows cannot import
+        from step_jepa.process.forked import shielded_fork  # which Windows cannot import
 
         loader.multiprocessing_context = shielded_fork()
 

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator, PlannedRows, PlannedStream
+from step_jepa.batches.collate import BranchCollator, FlatCollator, PlainCollator
+from step_jepa.batches.planned_rows import PlannedRows, PlannedStream
 from step_jepa.data.dataset import DataSource, PreparedData, encoder_of, load_and_prepare_dataset, opened
 from step_jepa.data.encoding import Encoding
 from step_jepa.data.example import Example

@@ -10,13 +10,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from step_jepa.batches import attention
-from step_jepa.batches.collate import PlannedRows, PlannedStream
+from step_jepa.batches.planned_rows import PlannedRows, PlannedStream
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.offsets import pieces
 from step_jepa.models.predictors import predictor_ids
 from step_jepa.rows.branches import Pair, Row
 from step_jepa.rows.regions import row_regions
-from step_jepa.run_files import ROWS_FILE, write_whole
+from step_jepa.run_files.names import ROWS_FILE
+from step_jepa.run_files.writing import write_whole
 
 PREVIEWED_ROWS = 16
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from step_jepa.run_files import RUN_FILE, write_whole
+from step_jepa.run_files.names import RUN_FILE
+from step_jepa.run_files.writing import write_whole
 
 ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules")
 LIBRARIES = ("step-jepa", "torch", "transformers", "peft")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from step_jepa.batches.budget import TokenBudgetSampler
-from step_jepa.batches.collate import PlannedRows, PlannedStream
+from step_jepa.batches.planned_rows import PlannedRows, PlannedStream
 from step_jepa.data.dataset import DataSource, PreparedData, Stream
 from step_jepa.data.examples import Examples
 from step_jepa.data.splits import TRAIN, VALIDATION, Splits

@@ -14,7 +14,9 @@ from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import default_of, facts, option_fields, without_secrets
-from step_jepa.run_files import OPTIONS_FILE, run_options, write_json
+from step_jepa.run_files.names import OPTIONS_FILE
+from step_jepa.run_files.reading import run_options
+from step_jepa.run_files.writing import write_json
 from step_jepa.training.config import RepresentationConfig
 from step_jepa.training.jepa_options import StepJEPAOptions, is_of_others, with_registered_options
 

@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from step_jepa import terminal
-from step_jepa.batches.collate import Batch, PlannedRows, to_device
+from step_jepa.batches.batch import Batch, to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.models.forward import Forward
 from step_jepa.objectives.base import Objective

@@ -25,9 +25,10 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from step_jepa.batches.attention import reading
-from step_jepa.batches.collate import Batch, PlannedRows, PlannedStream, row_count, tokens_read, without_branches
+from step_jepa.batches.batch import Batch, row_count, tokens_read, without_branches
 from step_jepa.batches.entropy_filter import kept_pairs
 from step_jepa.batches.even_ranks import fill_with_blanks
+from step_jepa.batches.planned_rows import PlannedRows, PlannedStream
 from step_jepa.data.dataset import DataSource, SplitData
 from step_jepa.data.example import IGNORED
 from step_jepa.data.template import check_same_template, today

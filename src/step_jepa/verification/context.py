@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.batches.collate import Batch, PlannedRows, is_flat, pair_count, to_device
+from step_jepa.batches.batch import Batch, is_flat, pair_count, to_device
+from step_jepa.batches.planned_rows import PlannedRows
 from step_jepa.batches.views import Views
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.example import Example, truncate

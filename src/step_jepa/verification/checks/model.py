@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from step_jepa.batches.collate import pair_count
+from step_jepa.batches.batch import pair_count
 from step_jepa.batches.views import Views
 from step_jepa.data.example import IGNORED, Example, truncate
 from step_jepa.losses import LOSSES, references

@@ -6,10 +6,10 @@ from typing import Any
 
 import shtab
 
+from step_jepa.arguments.help import Page, add_options
 from step_jepa.cli import COMMANDS
-from step_jepa.dispatch import page_of
+from step_jepa.cli.dispatch import page_of
 from step_jepa.errors import UserError
-from step_jepa.help import Page, add_options
 from step_jepa.options import option
 
 SHELLS = ("bash", "zsh", "fish")

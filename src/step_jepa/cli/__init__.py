@@ -33,10 +33,10 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "experiment": ("experiments.experiment", ["ExperimentArguments"], "arms x seeds, and what their differences say"),
     "ab": ("experiments.ab", ["AbArguments"], "does Step-JEPA help your model on your data, in the time you give"),
     "report": ("reporting.report", ["ReportArguments"], "runs and evaluations on one page, to be opened offline"),
-    "card": ("card", ["CardArguments"], "a model's README.md with the figures of evaluations; both to a hub"),
-    "recipes": ("recipes", ["RecipesArguments"], "list, print or copy recipes and experiments that are shipped"),
-    "completion": ("completion", ["CompletionArguments"], "a script for a shell to complete commands and options"),
-    "demo": ("demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
+    "card": ("cli.card", ["CardArguments"], "a model's README.md with the figures of evaluations; both to a hub"),
+    "recipes": ("cli.recipes", ["RecipesArguments"], "list, print or copy recipes and experiments that are shipped"),
+    "completion": ("cli.completion", ["CompletionArguments"], "a script for a shell to complete commands and options"),
+    "demo": ("cli.demo", ["DemoArguments"], "all of it on SmolLM2 and generated problems, before and after"),
     "benchmark": ("benchmark.command", ["BenchmarkArguments"], "time and memory against plain fine-tuning"),
 }
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if not words or words[0] in HELP or words == ["inspect", "--help"] or _menu_without_terminal(words):
         print(_usage())
         sys.exit(0)
-    from step_jepa.dispatch import run_command
+    from step_jepa.cli.dispatch import run_command
 
     sys.exit(run_command(words, COMMANDS, alone=argv is None))
 

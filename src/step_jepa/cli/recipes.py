@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.errors import UserError
 from step_jepa.options import option
-from step_jepa.parsing import SHIPPED
 
 
 @dataclass

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import step_jepa
-from step_jepa import ranks, terminal
-from step_jepa.clock import BEGAN
+from step_jepa import terminal
 from step_jepa.errors import Interrupted, UserError
+from step_jepa.process import ranks
+from step_jepa.process.clock import BEGAN
 
 Command = tuple[str, list[str], str]  # see cli.COMMANDS
 OUR_BUG, RANK_LOST = 1, 3  # exit codes
@@ -99,26 +100,26 @@ def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Comman
         raise UserError(f"no command {name!r} ({meant}there are {', '.join(commands)})")
     plugins = import_module("step_jepa.plugins")
     if {"-h", "--help"} & {*words} and alone and not modules and not plugins.installed_plugins():
-        print(import_module("step_jepa.help").laid_out(name, page_of(name, commands[name])))
+        print(import_module("step_jepa.arguments.help").laid_out(name, page_of(name, commands[name])))
         return 0
     plugins.load_plugins(modules)  # before the dataclasses, which know what is registered
     home, _, function = commands[name][0].partition(":")
     run = getattr(import_module(f"step_jepa.{home}"), function or "run")
     if alone:
         terminal.adopt_libraries()
-    arguments = import_module("step_jepa.parsing").parse(name, dataclasses_of(commands[name]), words)
+    arguments = import_module("step_jepa.arguments.parsing").parse(name, dataclasses_of(commands[name]), words)
     return run(*arguments) or 0
 
 
 def page_of(name: str, command: Command) -> Any:
     """What the help of a command says, without torch and transformers, where the page is kept."""
-    help, help_pages = import_module("step_jepa.help"), import_module("step_jepa.help_pages")
+    help, help_pages = import_module("step_jepa.arguments.help"), import_module("step_jepa.arguments.help_pages")
     return help_pages.kept_page(name, lambda: help.described(dataclasses_of(command), everything=False))
 
 
 def ship_help(commands: Mapping[str, Command]) -> None:
     """Make the pages of all commands for the wheel that is built next."""
-    help, help_pages = import_module("step_jepa.help"), import_module("step_jepa.help_pages")
+    help, help_pages = import_module("step_jepa.arguments.help"), import_module("step_jepa.arguments.help_pages")
     kinds = {name: dataclasses_of(command) for name, command in commands.items()}
     help_pages.ship({name: help.described(types, everything=False) for name, types in kinds.items()})
 

@@ -25,8 +25,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
 from yaml.error import MarkedYAMLError
 
+from step_jepa.arguments.help import page
 from step_jepa.errors import UserError
-from step_jepa.help import page
 from step_jepa.options import (
     default_of,
     facts,
@@ -39,7 +39,7 @@ from step_jepa.options import (
 )
 
 CONFIG, PRINT_CONFIG = "config", "--print_config"
-SHIPPED = Path(__file__).resolve().parent / "shipped"  # recipes/ and experiments/
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # recipes/ and experiments/
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 

@@ -9,7 +9,7 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.popen_fork import Popen
 from typing import Any
 
-from step_jepa.signals import SIGNALS
+from step_jepa.process.signals import SIGNALS
 
 PATIENCE = 10.0  # seconds until a process that was forked has to be awake
 

@@ -1,0 +1,1 @@
+"""From dataclasses to options that are typed or written in YAML, and their help."""

@@ -1,0 +1,1 @@
+"""What scores of conditions over seeds and problems say: differences, and what is left to chance."""
