@@ -1,6 +1,6 @@
 // What scrolls sideways is reached with the keyboard, also where the theme makes it later or takes it for a phone.
 function makeReachable() {
-  for (const box of document.querySelectorAll(":is(pre > code, .md-typeset__scrollwrap):not([tabindex])")) box.tabIndex = 0;
+  for (const box of document.querySelectorAll(":is(pre > code, .md-typeset__scrollwrap, p:has(> img:only-child)):not([tabindex])")) box.tabIndex = 0;
 }
 new MutationObserver(makeReachable).observe(document.body, { subtree: true, childList: true, attributeFilter: ["tabindex"] });
 makeReachable();
