@@ -5,3 +5,6 @@ function makeReachable() {
 new MutationObserver(makeReachable).observe(document.body, { subtree: true, childList: true, attributeFilter: ["tabindex"] });
 makeReachable();
 document.querySelector(".md-search").setAttribute("aria-label", "Search");
+for (const code of document.querySelectorAll(".language-bash code")) {
+  code.innerHTML = code.innerHTML.replace(/--\w+/g, '<span class="option">$&</span>');
+}
