@@ -12,7 +12,7 @@ from step_jepa.training.model_card import public
 
 MOST_NAMED = 3
 NOT_MEASURED = (
-    "Whether the pairing was learned was not measured, and a falling JEPA loss does not prove it: step-jepa pairing."
+    "Whether the pairing was learned was not measured (step-jepa pairing does); a falling JEPA loss does not prove it."
 )
 
 
@@ -77,7 +77,8 @@ def sentences(
     found = []
     if (changed := changes(evaluations)) and evaluations[0].label == BEFORE:
         gained, lost = changed
-        found.append(f"Of {evaluations[0].summary['n']} held-out problems {gained} were gained and {lost} lost.")
+        verb = "was" if gained == 1 else "were"
+        found.append(f"Of {evaluations[0].summary['n']} held-out problems {gained} {verb} gained and {lost} lost.")
     of_retrieval = [
         _of_retrieval(dot, each) for each in retrievals for dot in each.dots[TRAINED] if dot.label in each.leads
     ]
