@@ -119,4 +119,5 @@ def explored_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _has_pairs(run: Run) -> bool:
-    return bool(run.rows) and any(row.get("pairs") for row in run.rows["rows"])
+    rows = run.rows["rows"] if run.rows else []
+    return any(row.get("pairs") for row in rows)
