@@ -16,7 +16,7 @@ from step_jepa.reporting.matching import label_evaluations
 from step_jepa.reporting.report import explored_rows, render
 from step_jepa.reporting.retrieval import retrievals
 from step_jepa.reporting.runs import ReportData, read_folders
-from step_jepa.reporting.scores import answers_side_by_side, changes, scored
+from step_jepa.reporting.scores import answers_side_by_side, changes, figures_table, scored
 from step_jepa.reporting.settings import main_settings
 
 SETTINGS = {
@@ -132,6 +132,17 @@ def test_the_head_says_what_was_trained_and_what_came_of_it(before_and_after):
 def test_the_title_names_the_method(tmp_path, options, method):
     make_run(tmp_path / "model", **options)
     assert title(read(tmp_path)) == f"base, trained on train.jsonl {method}"
+
+
+def test_a_jepa_loss_goes_with_its_name(before_and_after):
+    for part, settings in {"before": {}, "after": {"loss": "infonce"}}.items():
+        summary = json.loads((before_and_after / part / "summary.json").read_text())
+        write(
+            before_and_after / part / "summary.json",
+            {**summary, "jepa_loss": 0.25, "settings": {**summary["settings"], **settings}},
+        )
+    heads, before, after = figures_table(evaluations(read(before_and_after)))
+    assert (before[heads.index("JEPA loss")], after[heads.index("JEPA loss")]) == ("0.2500", "0.2500 infonce")
 
 
 def test_a_margin_has_an_interval_and_what_is_the_same_has_not_grown(tmp_path, before_and_after):

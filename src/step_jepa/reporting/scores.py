@@ -105,15 +105,19 @@ def _figures_row(each: ScoredEvaluation) -> list[str]:
         each.label,
         _accuracy(summary),
         figure_text(**each.margin) if each.margin else MISSING,
-        *(_number(summary.get(metric)) for metric in METRICS.values()),
+        *(_figure(summary, metric) for metric in METRICS.values()),
         *(str(summary.get(count, MISSING)) for count in COUNTS.values()),
         str(summary["n"]),
         public(summary["settings"]["test_file"]),
     ]
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}"
+def _figure(summary: Mapping[str, Any], metric: str) -> str:
+    """The JEPA loss with its name: those of two kinds are not to be compared."""
+    if (value := summary.get(metric)) is None:
+        return MISSING
+    name = summary["settings"].get("loss") if metric == METRICS["JEPA loss"] else None
+    return f"{value:.4f} {name}" if name else f"{value:.4f}"
 
 
 def _accuracy(summary: Mapping[str, Any]) -> str:
