@@ -1,7 +1,13 @@
-"""Draws the pictures of the pages on results from the tables beside them: python docs/make_pictures.py"""
+"""Draws the pictures of the pages on results from the tables beside them: python docs/make_pictures.py
 
+With a page of `report`, also its head, as a browser shows it:
+    PYTHONPATH=tests python docs/make_pictures.py demo/report.html
+"""
+
+import base64
 import csv
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,12 +27,13 @@ def dots(table: str, titles: Mapping[str, str], picture: str, arms: Sequence[str
     lines = [line for line in lines if not arms or line["arm"] in arms]
     lines = [line for line in lines if all(INTERVAL.match(line[column]) for column in titles)]
     with plots.style():
-        figure = Figure(figsize=(3.5 + 3.5 * len(titles), 0.27 * len(lines) + 0.8), layout="constrained")
-        panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+        height = 0.25 * len(lines) + 0.7
+        figure = Figure(figsize=(5, height * len(titles)), layout="constrained")  # narrow: read on phones, too
+        panels = figure.subplots(len(titles), squeeze=False)[:, 0]
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
             axes.set_title(title, loc="left")
+            axes.set_yticks(range(len(lines)), [line["arm"] for line in reversed(lines)])
             _draw(axes, lines, column)
-        panels[0].set_yticks(range(len(lines)), [line["arm"] for line in reversed(lines)])
         plots.save(figure, str(DOCS / "pictures" / picture))
 
 
@@ -46,8 +53,22 @@ def _colour(arm: str) -> str:
     return plots.COLOURS[1] if "." in arm else plots.COLOURS[0]
 
 
+def head(page: Path, picture: str) -> None:
+    """What a reader of the page sees above its sections."""
+    from axe import headless, look, served  # selenium and a browser
+
+    with headless() as browser, served(page.parent) as address:
+        look(browser, f"{address}/{page.name}", 800, "light")
+        height = browser.execute_script(
+            "return document.querySelector('header nav').getBoundingClientRect().bottom + 16"
+        )
+        clip = {"x": 0, "y": 0, "width": 800, "height": height, "scale": 1.5}
+        taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    (DOCS / "pictures" / picture).write_bytes(base64.b64decode(taken["data"]))
+
+
 if __name__ == "__main__":
-    found = "share of next steps that are found among 32 (blue: arms, orange: their controls, grey: free)"
+    found = "share of next steps found among 32"
     dots("pairing_arms.csv", {"retrieval across": found}, "learned.png")
     cells = ["sft", "llm_jepa", "llm_jepa.shuffled_pairs", "sft_no_end", "llm_jepa_no_end"]
     criteria = {"exact match": "exact match", "starts with": "starts with (as published)"}
@@ -62,3 +83,5 @@ if __name__ == "__main__":
     free = ["free: TF-IDF", "free: mean token embedding", "free: shared numbers"]
     shown = [*arms, "infonce.past_target", "infonce.shuffled_steps", "infonce.random_boundaries", *free]
     dots("smollm2_23_november.csv", {"retrieval@1 across (of 32)": found}, "smollm2.png", shown)
+    for page in sys.argv[1:]:
+        head(Path(page).resolve(), "report.png")

@@ -186,7 +186,7 @@ def test_every_target_of_make_that_the_pages_name_exists():
     targets = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set()
     for page in PAGES:
-        named |= set(re.findall(r"(?:^    |`)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        named |= set(re.findall(r"(?:^    |`|^```bash\n)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert len(named) > 8
     assert named <= targets
 

@@ -13,10 +13,11 @@ from step_jepa.reporting import curves, view_maps
 from step_jepa.reporting.answer import sentences, title
 from step_jepa.reporting.dots import Dot, DotPlot, share_dot
 from step_jepa.reporting.matching import label_evaluations
-from step_jepa.reporting.report import render
+from step_jepa.reporting.report import explored_rows, render
 from step_jepa.reporting.retrieval import retrievals
 from step_jepa.reporting.runs import ReportData, read_folders
-from step_jepa.reporting.scores import answers_side_by_side, changes, scored
+from step_jepa.reporting.scores import answers_side_by_side, changes, figures_table, scored
+from step_jepa.reporting.settings import main_settings
 
 SETTINGS = {
     **{"approach": "adapted", "lr_scheduler_type": "linear", "device": "cpu", "dtype": "float32", "lora": None},
@@ -133,6 +134,17 @@ def test_the_title_names_the_method(tmp_path, options, method):
     assert title(read(tmp_path)) == f"base, trained on train.jsonl {method}"
 
 
+def test_a_jepa_loss_goes_with_its_name(before_and_after):
+    for part, settings in {"before": {}, "after": {"loss": "infonce"}}.items():
+        summary = json.loads((before_and_after / part / "summary.json").read_text())
+        write(
+            before_and_after / part / "summary.json",
+            {**summary, "jepa_loss": 0.25, "settings": {**summary["settings"], **settings}},
+        )
+    heads, before, after = figures_table(evaluations(read(before_and_after)))
+    assert (before[heads.index("JEPA loss")], after[heads.index("JEPA loss")]) == ("0.2500", "0.2500 infonce")
+
+
 def test_a_margin_has_an_interval_and_what_is_the_same_has_not_grown(tmp_path, before_and_after):
     margins = [each.margin for each in evaluations(read(before_and_after))]
     assert [margin["low"] < margin["value"] < margin["high"] for margin in margins] == [True, True]
@@ -152,8 +164,13 @@ LEAD, NO_LEAD = figure(0.7, 0.6, 0.8), figure(0.05, -0.05, 0.15)
     [
         ((0.9, 0.85, 0.95), LEAD, (0.3, 0.2, 0.4), "The pairing was learned: model finds"),
         ((0.9, 0.35, 0.95), LEAD, (0.3, 0.2, 0.4), "That the pairing was learned is not shown"),
-        ((0.25, 0.2, 0.3), NO_LEAD, (0.1, 0.0, 0.1), "More than what needs no model is not shown to be known"),
-        ((0.9, 0.85, 0.95), LEAD, None, "only a shuffled control can tell by what"),
+        (
+            (0.25, 0.2, 0.3),
+            NO_LEAD,
+            (0.1, 0.0, 0.1),
+            "Baselines that need no model are not shown to be beaten",
+        ),
+        ((0.9, 0.85, 0.95), LEAD, None, "only a control on shuffled pairs can tell by what"),
     ],
 )
 def test_whether_the_pairing_was_learned(tmp_path, found, lead, control, verdict):
@@ -167,7 +184,23 @@ def test_whether_the_pairing_was_learned(tmp_path, found, lead, control, verdict
     (sentence,) = sentences([], [retrieval], data.runs)
     assert verdict in sentence
     assert f"finds the next step in {found[0]:.0%} [" in sentence
-    assert (f"control: shuffled_pairs in {control[0]:.0%} [" in sentence) if control else ("control:" not in sentence)
+    assert (f"(control: shuffled_pairs) in {control[0]:.0%} [" in sentence) if control else ("control:" not in sentence)
+
+
+def test_a_run_is_held_against_the_control_of_its_own_loss(tmp_path):
+    make_run(tmp_path / "model")
+    trained = {"run": OPTIONS, "found": figure(0.6, 0.55, 0.65, chance=1 / 32), "lead": LEAD}
+    controls = {
+        "shuffled": {**trained, "run": CONTROL, "found": figure(0.3, 0.2, 0.4, chance=1 / 32)},
+        "other": {**trained, "run": {**CONTROL, "loss": "cosine"}, "found": figure(0.9, 0.8, 1.0, chance=1 / 32)},
+    }
+    make_pairing(tmp_path / "pairing", {"other": controls["other"], "model": trained, "shuffled": controls["shuffled"]})
+    data = read(tmp_path)
+    (sentence,) = sentences([], retrievals(data), data.runs)
+    assert sentence == (
+        "The pairing was learned: model finds the next step in 60% [55%, 65%] of cases, shuffled (control: "
+        "shuffled_pairs) in 30% [20%, 40%], the best baseline (TF-IDF) is 70 points behind."
+    )
 
 
 def test_nothing_is_said_of_a_pairing_that_was_not_measured(tmp_path):
@@ -189,7 +222,7 @@ def test_models_of_several_files_stand_in_one_plot(tmp_path):
     labels = {kind: [dot.label for dot in dots] for kind, dots in retrieval.dots.items()}
     assert labels == {
         "trained": ["model"],
-        "control": ["shuffled, control: shuffled_pairs"],
+        "control": ["shuffled (control: shuffled_pairs)"],
         "other": ["base"],
         "baseline": ["TF-IDF"],
     }
@@ -208,7 +241,7 @@ def test_intervals_are_for_new_templates_where_there_are_some(tmp_path):
     data = read(tmp_path)
     (retrieval,) = retrievals(data)
     assert retrieval.dots["trained"][0].text == "90.0% [50.0%, 100.0%]"
-    assert "More than what needs no model is not shown to be known" in sentences([], [retrieval], data.runs)[0]
+    assert "Baselines that need no model are not shown to be beaten" in sentences([], [retrieval], data.runs)[0]
 
 
 def test_places_on_an_axis_by_hand():
@@ -230,8 +263,8 @@ def test_answers_to_one_problem_stand_side_by_side(before_and_after):
     assert [label for label, _ in answers.columns] == ["before", "after"]
     totals = {kind: [rows[0]["index"] for rows in examples.rows] for kind, examples in answers.kinds.items()}
     assert totals == {
-        "Gained: wrong before, right elsewhere": [1, 2],
-        "Lost: right before, wrong elsewhere": [0],
+        "Gained: wrong before, right after": [1, 2],
+        "Lost: right before, wrong after": [0],
         "Wrong": [3],
     }
     assert "gold answer: 7 before wrong: 7 It is 8. after right: 7 It is 7." in Page(render(data)).words()
@@ -284,6 +317,25 @@ def test_runs_are_shown_and_hidden_by_check_boxes(tmp_path):
     assert "2 runs of base" in words
     assert "where runs differ setting a b lbd 1.0 2.0" in words
     assert "seed 7" in words.partition("the same in all")[2]
+
+
+def test_the_settings_of_plain_fine_tuning_name_no_loss_of_the_term(tmp_path):
+    make_run(tmp_path / "model")
+    make_run(tmp_path / "sft", objective=["none"])
+    differing = main_settings(read(tmp_path).runs).differing
+    assert differing == {
+        "objective": ["step_jepa", "none"],
+        "control": ["none", "-"],
+        "loss": ["infonce", "-"],
+        "lbd": ["0.1", "-"],
+    }
+
+
+def test_the_explorer_begins_with_rows_that_have_pairs(tmp_path):
+    plain, paired = ({"rows": [{"pairs": pairs}]} for pairs in ([], [{"step": 1}]))
+    make_run(tmp_path / "a", rows=plain, objective=["none"])
+    make_run(tmp_path / "b", rows=paired)
+    assert explored_rows(read(tmp_path).runs) == [{"run": "b", **paired}, {"run": "a", **plain}]
 
 
 def test_a_single_run_has_no_check_boxes(before_and_after):
@@ -360,8 +412,8 @@ def test_the_page_of_an_experiment_shows_its_verdict_and_its_runs(experiment):
     first, second = words.index("step_jepa - sft (primary) +0.200"), words.index("sft - step_jepa -0.200")
     assert first < second
     assert "sft 0 0.25" in words
-    assert "Gained: wrong step_jepa" not in words
-    assert "Lost: right step_jepa, wrong elsewhere 1 problem" in words
+    assert "step_jepa is wrong, another right" not in words
+    assert "step_jepa is right, another wrong 1 problem" in words
     assert "Not measured" not in words
     assert len(page.all("input")) == 2
 

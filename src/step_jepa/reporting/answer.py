@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from step_jepa.reporting.dots import OTHER, TRAINED, Dot, figure_text, kind_of
 from step_jepa.reporting.matching import BEFORE
-from step_jepa.reporting.retrieval import Retrieval
+from step_jepa.reporting.retrieval import BASELINES, Retrieval
 from step_jepa.reporting.runs import ReportData, Run
 from step_jepa.reporting.scores import ScoredEvaluation, changes
 from step_jepa.rows.controls import CONTROL_MEANINGS
@@ -12,7 +12,7 @@ from step_jepa.training.model_card import public
 
 MOST_NAMED = 3
 NOT_MEASURED = (
-    "Whether the pairing was learned was not measured, and a falling JEPA loss does not prove it: step-jepa pairing."
+    "Whether the pairing was learned was not measured (step-jepa pairing does); a falling JEPA loss does not prove it."
 )
 
 
@@ -77,7 +77,8 @@ def sentences(
     found = []
     if (changed := changes(evaluations)) and evaluations[0].label == BEFORE:
         gained, lost = changed
-        found.append(f"Of {evaluations[0].summary['n']} held-out problems {gained} were gained and {lost} lost.")
+        verb = "was" if gained == 1 else "were"
+        found.append(f"Of {evaluations[0].summary['n']} held-out problems {gained} {verb} gained and {lost} lost.")
     of_retrieval = [
         _of_retrieval(dot, each) for each in retrievals for dot in each.dots[TRAINED] if dot.label in each.leads
     ]
@@ -88,18 +89,19 @@ def sentences(
 
 def _of_retrieval(trained: Dot, retrieval: Retrieval) -> str:
     """Learned is what is found more often than by any baseline and by the control, beyond the intervals."""
-    lead, shuffled = retrieval.leads[trained.label], retrieval.shuffled
+    lead, shuffled = retrieval.leads[trained.label], retrieval.shuffled_of(trained.label)
     parts = [f"{trained.label} finds the next step in {_share(trained)} of cases"]
     parts += [f"{dot.label} in {_share(dot)}" for dot in shuffled]
-    parts.append(f"the best baseline is {abs(lead['value']):.0%} {'behind' if lead['value'] > 0 else 'ahead'}")
+    baseline, points = BASELINES.get(lead["against"], lead["against"]), 100 * lead["value"]
+    parts.append(f"the best baseline ({baseline}) is {abs(points):.0f} points {'behind' if points > 0 else 'ahead'}")
     return f"{_verdict(trained, shuffled, lead)}: {', '.join(parts)}."
 
 
 def _verdict(trained: Dot, shuffled: Sequence[Dot], lead: Mapping[str, float]) -> str:
     if lead["low"] <= 0:
-        return "More than what needs no model is not shown to be known of the next step"
+        return "Baselines that need no model are not shown to be beaten"
     if not shuffled:
-        return "More is known of the next step than without a model, and only a shuffled control can tell by what"
+        return "Baselines that need no model are beaten; only a control on shuffled pairs can tell by what"
     if trained.low > max(dot.high for dot in shuffled):
         return "The pairing was learned"
     return "That the pairing was learned is not shown"

@@ -110,9 +110,14 @@ def _first_of_groups(data: ReportData) -> list[Run]:
 
 
 def explored_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the explorer shows: rows.json of the first runs that differ in it."""
+    """What the explorer shows: rows.json of the first runs that differ in it, those with pairs before others."""
     explored: dict[str, dict[str, Any]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not _has_pairs(run)):
         if run.rows and len(explored) < MOST_EXPLORED:
             explored.setdefault(json.dumps(run.rows), {"run": run.group, **run.rows})
     return list(explored.values())
+
+
+def _has_pairs(run: Run) -> bool:
+    rows = run.rows["rows"] if run.rows else []
+    return any(row.get("pairs") for row in rows)

@@ -20,6 +20,7 @@ BASELINES = {
     POSITION: "position",
 }
 SHUFFLED = "shuffled_pairs"
+METHOD = ("objective", "loss", "lbd", "pairs", "regulariser", "target")  # a run and its control have these in common
 MISSING = "-"
 
 
@@ -31,8 +32,9 @@ class Retrieval:
     chance      of finding the next step by guessing; None where it is not known
     dots        by kind ("trained", "control", "other" models, "baseline"), a line of the plot each
     rows        all measures: model, measure, scorer, value and interval, chance, pairs
-    shuffled    those of controls trained on shuffled pairs
+    shuffled    those of controls trained on shuffled pairs, each with the METHOD of its run
     leads       label of a trained model -> its difference to the best baseline: value, low, high, against
+    methods     label of a trained model -> the METHOD of its run
     templates   of the problems; None where each was written by itself
     """
 
@@ -40,14 +42,19 @@ class Retrieval:
     chance: float | None = None
     dots: dict[str, list[Dot]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     rows: list[list[str]] = field(default_factory=list)
-    shuffled: list[Dot] = field(default_factory=list)
+    shuffled: list[tuple[Dot, list[Any]]] = field(default_factory=list)
     leads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    methods: dict[str, list[Any]] = field(default_factory=dict)
     templates: int | None = None
 
     @property
     def plot(self) -> DotPlot:
         chance = (self.chance, "chance") if self.chance else None
         return DotPlot(self.title, [dot for kind in KINDS for dot in self.dots[kind]], chance, is_share=True)
+
+    def shuffled_of(self, label: str) -> list[Dot]:
+        """The controls on shuffled pairs that were trained as this model otherwise."""
+        return [dot for dot, method in self.shuffled if method == self.methods[label]]
 
 
 def retrievals(data: ReportData) -> list[Retrieval]:
@@ -80,15 +87,17 @@ def _add(retrieval: Retrieval, model: str, result: Mapping[str, Any], run: Run |
         return
     kind = kind_of(result["run"])
     control = result["run"].get("control")
-    label = f"{name}, control: {control}" if kind == CONTROL else name
+    method = [result["run"].get(option) for option in METHOD]
+    label = f"{name} (control: {control})" if kind == CONTROL else name
     of_model = share_dot(label, figures[VIEWS], kind, run.group if run else None)
     retrieval.chance = figures[VIEWS]["chance"]
     retrieval.dots[kind].append(of_model)
     if control == SHUFFLED:
-        retrieval.shuffled.append(of_model)
+        retrieval.shuffled.append((of_model, method))
     lead = result["differences"].get(ACROSS, {}).get(VIEWS)
     if kind == TRAINED and lead and lead["value"] is not None:
         retrieval.leads[label] = _for_new_templates(lead)
+        retrieval.methods[label] = method
     if not retrieval.dots[BASELINE]:
         free = [scorer for scorer in BASELINES if scorer in figures]
         retrieval.dots[BASELINE] = [share_dot(BASELINES[scorer], figures[scorer], BASELINE) for scorer in free]

@@ -202,7 +202,7 @@ def _read_run(folder: Path, name: str, arm: str | None = None) -> Run:
         state=read_json(folder / TRAINER_STATE_NAME, global_step=int, log_history=list),
         options=read_json(folder / OPTIONS_FILE),
         settings=read_json(settings, **SETTINGS) if settings.exists() else {},
-        rows=read_json(rows) if rows.exists() else None,
+        rows=read_json(rows, rows=list) if rows.exists() else None,
     )
 
 

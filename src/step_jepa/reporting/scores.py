@@ -8,7 +8,7 @@ import numpy as np
 from step_jepa.pairing.cosines import MARGIN, cosine_scores
 from step_jepa.pairing.pairs import VIEWS
 from step_jepa.reporting.dots import OTHER, Dot, DotPlot, figure_text, kind_of, share_text
-from step_jepa.reporting.matching import LabelledEvaluation
+from step_jepa.reporting.matching import BEFORE, LabelledEvaluation
 from step_jepa.reporting.runs import Evaluation
 from step_jepa.statistics.bootstrap import bootstrap
 from step_jepa.training.model_card import public
@@ -105,15 +105,19 @@ def _figures_row(each: ScoredEvaluation) -> list[str]:
         each.label,
         _accuracy(summary),
         figure_text(**each.margin) if each.margin else MISSING,
-        *(_number(summary.get(metric)) for metric in METRICS.values()),
+        *(_figure(summary, metric) for metric in METRICS.values()),
         *(str(summary.get(count, MISSING)) for count in COUNTS.values()),
         str(summary["n"]),
         public(summary["settings"]["test_file"]),
     ]
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}"
+def _figure(summary: Mapping[str, Any], metric: str) -> str:
+    """The JEPA loss with its name: those of two kinds are not to be compared."""
+    if (value := summary.get(metric)) is None:
+        return MISSING
+    name = summary["settings"].get("loss") if metric == METRICS["JEPA loss"] else None
+    return f"{value:.4f} {name}" if name else f"{value:.4f}"
 
 
 def _accuracy(summary: Mapping[str, Any]) -> str:
@@ -154,22 +158,30 @@ def answers_side_by_side(evaluations: Sequence[ScoredEvaluation]) -> list[Answer
 
 
 def _answers(evaluations: Sequence[ScoredEvaluation]) -> Answers:
-    rows_by_kind: dict[str, list[list[dict[str, Any]]]] = {}
+    gained, lost = _changed(evaluations[0].label)
+    rows_by_kind: dict[str, list[list[dict[str, Any]]]] = {kind: [] for kind in (gained, lost, "Right", "Wrong")}
     columns = [(each.label, each.group) for each in evaluations]
     for rows in zip(*(each.labelled.evaluation.predictions for each in evaluations), strict=True):
         if rows[0]["correct"] is not None:
-            rows_by_kind.setdefault(_kind(rows, columns[0][0]), []).append(list(rows))
-    shown = {kind: Examples(len(rows), rows[:MOST_EXAMPLES]) for kind, rows in sorted(rows_by_kind.items())}
+            rows_by_kind[_kind(rows, gained, lost)].append(list(rows))
+    shown = {kind: Examples(len(rows), rows[:MOST_EXAMPLES]) for kind, rows in rows_by_kind.items() if rows}
     return Answers(columns, shown)
 
 
-def _kind(rows: Sequence[Mapping[str, Any]], first: str) -> str:
-    """What became of a problem, in words that sort as they are to be shown."""
+def _changed(first: str) -> tuple[str, str]:
+    """What is said of problems that only others than the first column solve, and of those that not all others solve."""
+    if first == BEFORE:
+        return "Gained: wrong before, right after", "Lost: right before, wrong after"
+    return f"{first} is wrong, another right", f"{first} is right, another wrong"
+
+
+def _kind(rows: Sequence[Mapping[str, Any]], gained: str, lost: str) -> str:
+    """What became of a problem."""
     is_right, *others = (row["correct"] for row in rows)
     if is_right and not all(others):
-        return f"Lost: right {first}, wrong elsewhere"
+        return lost
     if not is_right and any(others):
-        return f"Gained: wrong {first}, right elsewhere"
+        return gained
     return "Right" if is_right else "Wrong"
 
 

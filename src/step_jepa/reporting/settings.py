@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from step_jepa.reporting.dots import OTHER, kind_of
 from step_jepa.reporting.runs import Run
 from step_jepa.training.model_card import public
 
 UNKNOWN = "unknown"
-MAIN_OPTIONS = ("objective", "control", "loss", "lbd", "gamma", "predictors", "pairs")
+WITHOUT = "-"  # of an option of the JEPA term, where there is none
+OF_THE_TERM = ("control", "loss", "lbd", "predictors", "pairs")
+MAIN_OPTIONS = ("objective", "gamma", *OF_THE_TERM)
 
 
 class Settings(NamedTuple):
@@ -43,6 +46,8 @@ def _compared(settings: Sequence[Mapping[str, str]]) -> Settings:
 
 def _main_settings(run: Run) -> dict[str, str]:
     options = {name: _text(run.options[name]) for name in MAIN_OPTIONS if name in run.options}
+    if kind_of(run.options) == OTHER:
+        options = {name: WITHOUT if name in OF_THE_TERM else text for name, text in options.items()}
     settings = _in_words(run.settings) if run.settings else {}  # an older version wrote none
     return settings | options | {"steps done": str(run.state["global_step"])}
 
