@@ -1,6 +1,8 @@
 """Raw records to conversations: every format, what is refused, and files that appear whole or not at all."""
 
 import json
+import re
+import shlex
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -291,6 +293,26 @@ def test_a_format_in_place_of_ours(tasks_format):
     records.register_format(replace(ours, read=lambda raw, args: {**ours.read(raw, args), "answer": "mine"}))
     assert to_record(RAW, ReadArguments())["answer"] == "mine"
     assert format_registry.format_names().count("gsm8k") == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "columns"),
+    [
+        ({"q": "How many?", "reasoning": "Two and two.", "final": "4"}, "question=q,solution=reasoning,truth=final"),
+        ({"task": "Add 2 to 2", "worked out": "2 + 2 is\n4."}, "'question=task,solution=worked out'"),
+        ({"why": "It is so. Long.", "what": "Is it so?"}, "question=what,solution=why"),
+        ({"input": "2 + 2", "trace": "2 + 2 is 4", "result": 4}, "question=input,solution=trace,truth=result"),
+    ],
+)
+def test_columns_are_proposed_by_what_they_hold(raw, columns):
+    with pytest.raises(Rejected, match=re.escape(f"perhaps --columns {columns}")):
+        to_record(raw, ReadArguments())
+    assert to_record(raw, ReadArguments(columns=shlex.split(columns)))["steps"]
+
+
+def test_no_columns_are_proposed_where_there_are_no_two_texts():
+    with pytest.raises(Rejected, match="--columns question=KEY,solution=KEY"):
+        to_record({"text": "Two and two are four."}, ReadArguments())
 
 
 def test_unknown_format():
