@@ -278,7 +278,7 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path):
         ("transformers.PreTrainedModel.save_pretrained", SafetensorError("I/O error: (os error 28)")),
     ],
 )
-def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, monkeypatch, writer, error):
+def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, caplog, monkeypatch, writer, error):
     out = tmp_path / "out"
     assert train(model_folder, trained[1], out, "--save_steps", "1", "--max_steps", "1") == 0
 
@@ -287,7 +287,9 @@ def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, monkey
 
     monkeypatch.setattr(writer, full)
     assert train(model_folder, trained[1], out, "--save_steps", "1", *RESUME) == 2
-    assert f"no room to write {out}/" in said_by(capsys)
+    assert f"no room to write {out}/checkpoint-2, " in said_by(capsys)
+    assert not (out / "checkpoint-2").exists()
+    assert not [record for record in caplog.records if "no checkpoint to go on from" in record.message]
     assert train(model_folder, trained[1], out, "--save_steps", "1", *RESUME) == 2
     assert f"--resume_from_checkpoint True goes on from {out}/checkpoint-1" in said_by(capsys)
 
