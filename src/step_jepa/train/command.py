@@ -102,6 +102,14 @@ class _NothingLeft(Exception):
     """The checkpoint has all steps."""
 
 
+class _LastLog(TrainerCallback):
+    """Logs the last step as well, which `logging_steps` may pass over: a run ends with its last losses."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class _Start(TrainerCallback):
     """Whether training has started, and so a checkpoint been read."""
 
@@ -122,6 +130,7 @@ def train(trainer: Trainer, resume: str | None, preemption: Preemption) -> bool:
         Terminated: after SIGTERM or SIGUSR1.
     """
     start = _Start()
+    trainer.add_callback(_LastLog())
     trainer.callback_handler.callbacks[:0] = [start, preemption]  # before those of ours, whose errors are no refusals
     try:
         trainer.train(resume_from_checkpoint=resume)
