@@ -59,11 +59,13 @@ def run(args: DemoArguments) -> None:
     page = f"{folder}/report.html"
     _call(report, "report", [report.ReportArguments], {"runs": [str(folder)], "output": page}, args)
     terminal.show(_table(folder))
-    terminal.note(
+    where = (
         f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl, summary.json and views;\n"
         f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the curves;\n"
         f"{page}: all of it on one page"
     )
+    own = {"input_file": "PROBLEMS.jsonl", "output_file": "train.jsonl"}
+    terminal.ends(where, terminal.typed("prepare", own))
 
 
 def _fetch_missing(model_name: str) -> None:
@@ -108,7 +110,8 @@ def _call(module: Any, command: str, types: list[Any], options: dict[str, Any], 
     if args.overwrite:
         options = {**options, "overwrite": True}
     terminal.heading(terminal.typed(command, options))
-    module.run(*from_values(command, types, options))
+    with terminal.as_part():
+        module.run(*from_values(command, types, options))
 
 
 def _table(folder: Path) -> Table:

@@ -78,8 +78,7 @@ def run(args: AuditArguments) -> None:
         terminal.show_json(result)
     else:
         terminal.result(shown_rows(result), result["statement"][0])
-    following = {"model_name": args.model_name, "train_file": args.train_file, "output_dir": "run"}
-    terminal.ends(where, terminal.typed("train", following))
+    terminal.ends(where, terminal.training(args.model_name, args.train_file))
 
 
 def _check_tables(path: Path, *, overwrite: bool) -> None:

@@ -77,7 +77,15 @@ def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> N
         terminal.result(sorting.rows(), f"{len(sorting.step_counts)} records are written to {output}.")
     if sorting.rejected:
         terminal.note(f"those that cannot be used lie in {rejects}")
-    terminal.note(f"next: {terminal.typed('inspect steps', {'model_name': 'smollm2', 'train_file': output})}")
+    terminal.ends("", *_following(args, output))
+
+
+def _following(args: PrepareArguments, output: Path) -> list[str]:
+    """What one would type next: to look, then to train."""
+    model = {"model_name": "smollm2"}
+    if args.for_evaluation:
+        return [terminal.typed("evaluate", {**model, "test_file": output, "output_dir": "scores"})]
+    return [terminal.typed("inspect steps", {**model, "train_file": output}), terminal.training("smollm2", output)]
 
 
 @dataclass

@@ -85,4 +85,4 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     )
     of = f"{found['engine']} on {found['processes']}"
     terminal.result({}, f"Each device needs {found['device'] / MIB:,.1f} MiB ({of}).")
-    terminal.note("next: the same command without --estimate")
+    terminal.ends("", "the same command without --estimate")

@@ -69,6 +69,7 @@ def run(
             terminal.show_json({name: asdict(cost) for name, cost in costs.items()})
         else:
             terminal.show(cost_table(costs, left, args.workers))
+        terminal.ends("", "the same command without --dry_run")
         return 0
     failed = execute_runs(left, len(runs), args, may_start)
     finished = _collected(plan.runs)

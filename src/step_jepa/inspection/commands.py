@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.prompt import Prompt
@@ -19,6 +20,7 @@ from step_jepa.inspection.picture import draw
 from step_jepa.inspection.stages import STAGES, colour_steps, describe_tokens, show_tokens, steps_of
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import check_bounds, option
+from step_jepa.plurals import counted
 
 
 def _console() -> Console:
@@ -29,6 +31,7 @@ def _console() -> Console:
 # inspect steps
 
 EXAMPLES_SHOWN = 3  # by default
+ANOTHER = "--index N shows another one"
 
 
 @dataclass
@@ -57,14 +60,23 @@ def run_steps(args: StepsArguments) -> None:
     examples = data.examples if args.index is None else [example_at(args.index, data.examples, args.train_file)]
     if args.json:
         terminal.show_json([describe_example(example) for example in examples])
-        return
+    else:
+        _show_steps(examples, tokenizer)
+    _end(ANOTHER if args.index is not None else "", args)
+
+
+def _show_steps(examples: Sequence[Example], tokenizer: Any) -> None:
     console = _console()
     for example in examples:
-        console.rule(f"example {example.index}: {len(example.input_ids)} tokens, {len(example.steps)} steps")
+        tokens, steps = counted(len(example.input_ids), "token"), counted(len(example.steps), "step")
+        console.rule(f"example {example.index}: {tokens}, {steps}")
         console.print(colour_steps(example, pieces(tokenizer, example.input_ids)))
     console.print("A step's tokens are parted by |; underlined tokens are labelled.")
+
+
+def _end(where: str, args: StepsArguments | RowArguments) -> None:
     following = {"model_name": args.model_name, "train_file": args.train_file}
-    terminal.note(f"next: {terminal.typed('verify', following)}")
+    terminal.ends(where, terminal.typed("verify", following))
 
 
 def describe_example(example: Example) -> dict[str, object]:
@@ -93,10 +105,11 @@ def run_tokens(args: TokensArguments) -> None:
     inspected = inspect_example(args)
     if args.json:
         terminal.show_json({"index": args.index, "tokens": describe_tokens(inspected)})
-        return
-    console = _console()
-    console.rule(f"example {args.index}: the row's tokens, and where views are read")
-    console.print(show_tokens(inspected))
+    else:
+        console = _console()
+        console.rule(f"example {args.index}: the row's tokens, and where views are read")
+        console.print(show_tokens(inspected))
+    _end(ANOTHER, args)
 
 
 # inspect mask
@@ -124,12 +137,12 @@ def run_mask(args: MaskArguments) -> None:
             plots.save(draw(inspected), args.output)
     if args.json:
         terminal.show_json({"index": args.index, **describe_mask(inspected)})
-        return
-    console = _console()
-    console.rule(f"example {args.index}: a row looks, a column is seen")
-    console.print(show_mask(inspected))
-    if args.output:
-        terminal.note(f"the picture, token by token, lies in {args.output}")
+    else:
+        console = _console()
+        console.rule(f"example {args.index}: a row looks, a column is seen")
+        console.print(show_mask(inspected))
+    drawn = f"the picture, token by token, lies in {args.output}"
+    _end(drawn if args.output else f"{ANOTHER}; --output mask.png draws it token by token", args)
 
 
 # inspect pipeline
@@ -149,11 +162,12 @@ def run_pipeline(args: PipelineArguments) -> None:
     if args.json:
         described = {name: stage.describe(inspected) for name, stage in STAGES.items()}
         terminal.show_json({"index": args.index, **described})
-        return
-    console = _console()
-    for number, (name, stage) in enumerate(STAGES.items(), 1):
-        console.rule(f"{number} {name}, example {args.index}")
-        console.print(stage.show(inspected))
+    else:
+        console = _console()
+        for number, (name, stage) in enumerate(STAGES.items(), 1):
+            console.rule(f"{number} {name}, example {args.index}")
+            console.print(stage.show(inspected))
+    _end(ANOTHER, args)
 
 
 # inspect: the menu. Screens are numbered through: those of example 0, then those of example 1, one for each stage.
@@ -181,6 +195,7 @@ def run_menu(args: MenuArguments) -> None:
         examples = inspector.examples()
         example_at(args.index, examples, args.train_file)  # before the first screen
         walk(inspector, examples, args.index, console, lambda: _ask(console))
+        _end("", args)
     except EOFError:  # Ctrl-D
         console.print()
 

@@ -13,7 +13,7 @@ from peft import PeftConfig
 from torch import Tensor, tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-from step_jepa import standalone
+from step_jepa import standalone, terminal
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.encoding import Encoding
@@ -158,6 +158,7 @@ class Inspector:
             encoding=self.encoding,
             reading=self.args,
         )
+        terminal.note(f"{self.args.train_file}: {data}")
         return data.examples
 
     def inspect(self, example: Example) -> InspectedExample:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from step_jepa import plots, terminal
+from step_jepa.data.reading import say_what_was_read
 from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
@@ -53,6 +54,7 @@ class SurpriseArguments(ReadingOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(42, help="Of resamples.", least=0, most=MOST_SEED)
     overwrite: bool = option(False, help="Replace the results that output_dir holds.")
+    json: bool = option(False, help="JSON on stdout instead of tables.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -72,10 +74,11 @@ def _run_alone(args: SurpriseArguments) -> None:
     for name in filter(None, (args.model_name, args.base_model)):
         load_tokenizer(name)  # a wrong name should not be found out after an hour
     answers = given_answers(args.test_file, args, args.limit)
+    say_what_was_read(args.test_file, answers.records)
     settings = _settings(args, answers)
     if summary := _finished(folder, settings, overwrite=args.overwrite):
-        _print(folder, summary)
         terminal.note("it was finished before, by the same command; --overwrite makes it anew")
+        _show(args, summary)
         return
     remove_unfinished(folder)
     steps = _measured(args, folder, settings, answers)
@@ -84,12 +87,12 @@ def _run_alone(args: SurpriseArguments) -> None:
     plots.save(picture(summary), str(folder / SURPRISE_PICTURE))
     write_json(folder / SUMMARY_FILE, summary)
     (folder / SURPRISE_PARTIAL).unlink()
-    _print(folder, summary)
+    _show(args, summary)
 
 
 def _settings(args: SurpriseArguments, answers: GivenAnswers) -> dict[str, Any]:
     """What the results are of; how records were read, their digest tells."""
-    others = {"output_dir", "overwrite", *reading_values(args)}
+    others = {"output_dir", "overwrite", "json", *reading_values(args)}
     return {
         **{name: value for name, value in asdict(args).items() if name not in others},
         "records": records_digest(answers.records),
@@ -173,7 +176,13 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 7)
 
 
-def _print(folder: Path, summary: Mapping[str, Any]) -> None:
-    for table in summary_tables(summary):
-        terminal.show(table)
-    terminal.ends(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {folder}")
+def _show(args: SurpriseArguments, summary: Mapping[str, Any]) -> None:
+    if args.json:
+        terminal.show_json(summary)
+    else:
+        for table in summary_tables(summary):
+            terminal.show(table)
+    samples = {"samples": 4, "select": ["vote", "vote+surprise"]}
+    selecting = {"model_name": args.model_name, "test_file": "TEST.jsonl", **samples, "output_dir": "selected"}
+    where = f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {args.output_dir}"
+    terminal.ends(where, terminal.typed("evaluate", selecting))

@@ -140,7 +140,9 @@ def run(args: CompareArguments) -> int:
         _show(comparison)
     if not comparison.agree:
         terminal.error(f"the implementations disagree: {comparison.first_difference}")
-    return 0 if comparison.agree else 1
+        return 1
+    terminal.ends("", terminal.training(args.model_name, args.train_file))
+    return 0
 
 
 def compare(args: CompareArguments) -> Comparison:
