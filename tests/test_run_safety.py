@@ -368,7 +368,7 @@ def test_an_export_ends_where_training_taught_it_to(trained, tmp_path):
         ),
         (["--logging_steps", "inf"], "logging_steps = inf: give a finite number"),
         (["--lr_scheduler_kwargs", '{"num_cycels": 2}'], "unexpected keyword argument 'num_cycels'"),
-        (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "20"], "drops all 9 rows"),
+        (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "20"], "drops all of 9 rows"),
         (["--lbd", "auto", "--activation_checkpointing_kwargs", '{"use_reentrant": true}'], "use_reentrant hides"),
         (["--approach", "standalone", "--train_sampling_strategy", "group_by_length"], "random or sequential"),
     ],

@@ -17,6 +17,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_file, from_values
+from step_jepa.plurals import counted
 from step_jepa.reporting import report
 from step_jepa.run_files import SUMMARY_FILE, read_json
 from step_jepa.train import command as train
@@ -120,7 +121,7 @@ def _table(folder: Path) -> Table:
         before["jepa_loss"] = None  # losses of two kinds are not compared
     history = read_json(folder / "model" / "trainer_state.json")["log_history"]
     seconds = next(1 / entry["train_steps_per_second"] for entry in history if "train_steps_per_second" in entry)
-    table = Table(title=f"{after['n']} held-out problems, templates that training never saw")
+    table = Table(title=f"{counted(after['n'], 'held-out problem')}, templates that training never saw")
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for title, name in FIGURES.items():

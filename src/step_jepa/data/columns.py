@@ -6,7 +6,7 @@ Names are looked up in small letters; "a.b" is a key of the object under "a"; th
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

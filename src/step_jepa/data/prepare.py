@@ -21,6 +21,7 @@ from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading, has_solution, noted
 from step_jepa.errors import UserError
 from step_jepa.options import option
+from step_jepa.plurals import counted
 from step_jepa.run_files import write_whole
 
 NO_SOLUTION = "for evaluation only: a truth, but no solution"
@@ -66,15 +67,15 @@ def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> N
     else:
         rejects.unlink(missing_ok=True)
     if first is None:
-        reject = sorting.rejected[0]
+        reject, count = sorting.rejected[0], counted(len(sorting.rejected), "record")
         raise UserError(
-            f"{args.input_file}: none of {len(sorting.rejected)} records can be used; line {reject['line']}: "
-            f"{reject['reason']}; {rejects} says why of each"
+            f"{args.input_file}: none of {count} can be used; line {reject['line']}: {reject['reason']}; "
+            f"{rejects} says why of each"
         )
     if args.json:
         terminal.show_json(sorting.summary())
     else:
-        terminal.result(sorting.rows(), f"{len(sorting.step_counts)} records are written to {output}.")
+        terminal.result(sorting.rows(), f"{counted(len(sorting.step_counts), 'record')} written to {output}.")
     if sorting.rejected:
         terminal.note(f"those that cannot be used lie in {rejects}")
     terminal.ends("", *_following(args, output))

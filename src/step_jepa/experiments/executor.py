@@ -24,6 +24,7 @@ from step_jepa.errors import UserError
 from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import LOG_FILE, execute, finished_result
 from step_jepa.plugins import load_plugins, named_plugins
+from step_jepa.plurals import counted
 
 REFUSED = 2  # exit code of a process whose run raised UserError
 OUT_OF_TIME = "it was stopped, as its time was up"
@@ -207,7 +208,7 @@ class Progress:
         return f"; {timedelta(seconds=round(seconds * (len(self.runs) - self.ended_runs)))} left"
 
     def _table(self) -> Table:
-        table = Table(title=f"{self.ended_runs} of {len(self.runs)} cells{self._time_left()}")
+        table = Table(title=f"{self.ended_runs} of {counted(len(self.runs), 'cell')}{self._time_left()}")
         for column in ("arm", "finished now", f"mean {self.measure}", "running"):
             table.add_column(column, justify="left" if column == "arm" else "right")
         for condition, scores in self.scores.items():

@@ -156,7 +156,7 @@ def _ends_before(trainer: Any) -> bool:
     state = folder / TRAINER_STATE_NAME  # what is saved last
     exported = is_readable(state) and state_of(str(folder)).global_step == steps
     if exported:
-        terminal.note(f"{folder} holds the model after all of the {steps} steps: raise --max_steps to train on")
+        terminal.note(f"{folder} holds the model after all of its steps ({steps}): raise --max_steps to train on")
     return not exported
 
 

@@ -26,6 +26,7 @@ from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 
@@ -405,7 +406,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _show(comparison: Comparison) -> None:
     cut = f", {comparison.cut} of them up to {MOST_READ:,} tokens" if comparison.cut else ""
-    table = Table(title=f"standalone against adapted, {comparison.n} rows{cut}")
+    table = Table(title=f"standalone against adapted, {counted(comparison.n, 'row')}{cut}")
     for column in ("", "standalone", "adapted", "difference"):
         table.add_column(column, justify="right" if column else "left")
     for name, loss in (("lm_loss", comparison.lm_loss), ("jepa_loss", comparison.jepa_loss)):
