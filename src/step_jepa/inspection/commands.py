@@ -13,6 +13,7 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.example import Example
 from step_jepa.data.offsets import pieces
 from step_jepa.data.reading_options import ReadingOptions
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.inspection.example import Inspector, RowArguments, example_at, inspect_example
 from step_jepa.inspection.mask import describe_mask, show_mask
@@ -35,13 +36,14 @@ ANOTHER = "--index N shows another one"
 
 
 @dataclass
-class StepsArguments(ReadingOptions):
+class StepsArguments(TemplateOptions, ReadingOptions):
     """Which conversations, by which tokenizer. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     limit: int | None = option(None, help=f"How many examples; {EXAMPLES_SHOWN} by default.", least=1)
     index: int | None = option(None, help="This one alone, counted from 0.", least=0)
+    plain: bool = option(False, help="No chat framing, as --plain of train.")
     max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
     json: bool = option(False, help="One JSON list on stdout instead of colours.")
 
@@ -53,7 +55,7 @@ class StepsArguments(ReadingOptions):
 
 def run_steps(args: StepsArguments) -> None:
     """Print the examples; as JSON a list of what `describe_example` has. Raises UserError."""
-    tokenizer = load_tokenizer(args.model_name)
+    tokenizer = load_tokenizer(args.model_name, plain=args.plain, template=args)
     limit = None if args.index is not None else args.limit or EXAMPLES_SHOWN
     data = load_and_prepare_dataset(args.train_file, tokenizer, max_length=args.max_length, limit=limit, reading=args)
     terminal.note(f"{args.train_file}: {data}")

@@ -10,6 +10,7 @@ import numpy as np
 from step_jepa import plots, terminal
 from step_jepa.data.reading import say_what_was_read
 from step_jepa.data.reading_options import ReadingOptions, reading_values
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
@@ -37,7 +38,7 @@ from step_jepa.training.saved_options import take_reading_of_run
 
 
 @dataclass
-class SurpriseArguments(ReadingOptions):
+class SurpriseArguments(TemplateOptions, ReadingOptions):
     """Whose surprise, at which answers. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; best of a run with step_jepa.", is_path=True)
@@ -114,7 +115,7 @@ def _finished(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> 
 
 
 def _check_settings(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if differing := [name for name in settings if name not in there or there[name] != settings[name]]:
+    if differing := [name for name in settings if there.get(name) != settings[name]]:
         names = ", ".join(differing)
         raise UserError(f"{path} holds results of another {names}: give another --output_dir, or --overwrite")
 
@@ -130,7 +131,7 @@ def _measured(args: SurpriseArguments, folder: Path, settings: dict[str, Any], a
     for prefix, name in models.items():
         if name is not None and prefix not in kept["models"]:
             loading: dict[str, Any] = {"seed": args.seed, "model_init_kwargs": {"dtype": args.dtype}}
-            representation = load(name, views_like=args.model_name if prefix else None, **loading)
+            representation = load(name, views_like=args.model_name if prefix else None, asked=args, **loading)
             kept["models"][prefix] = _to_json(measure(representation, answers.records, batch_size=args.batch_size))
             write_json(path, kept, indent=None)
     return _joined(kept["models"], len(answers.records))
