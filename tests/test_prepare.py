@@ -365,7 +365,7 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cra
 def test_nothing_usable(tmp_path):
     source = write(tmp_path / "in.jsonl", "{oops")
     output = tmp_path / "out.jsonl"
-    reason = r"none of 1 records can be used; line 1: not JSON: Expecting .*; .*out\.rejected\.jsonl says why of each$"
+    reason = r"none of 1 record can be used; line 1: not JSON: Expecting .*; .*out\.rejected\.jsonl says why of each$"
     for _ in range(2):  # what the first call leaves is in the way of no other
         with pytest.raises(UserError, match=reason):
             run(PrepareArguments(input_file=source, output_file=str(output)))

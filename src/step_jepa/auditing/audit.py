@@ -34,6 +34,7 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.run_files import write_whole
 from step_jepa.statistics import bootstrap
 
@@ -122,8 +123,8 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     usable = len(segmentations["record"].examples)
     if usable < 2:
         raise UserError(
-            f"{args.train_file}: {usable} of {len(records)} rows have two steps beside their answer: give two such "
-            "rows or more, or cut others with step-jepa prepare --split_by"
+            f"{args.train_file}: {usable} of {counted(len(records), 'row')} with two steps beside the answer: give two "
+            "or more, or cut others with step-jepa prepare --split_by"
         )
     model = model.to(PartialState().device).eval()
     flat = attention.obstacle(model) is None

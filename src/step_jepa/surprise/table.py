@@ -36,7 +36,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 def _means(summary: Mapping[str, Any]) -> Table:
     counts = f"{counted(summary['answers'], 'answer')}, {counted(summary['steps'], 'step')}"
-    title = f"{counts}, predicted of these {summary['predicted']}"
+    title = f"{counts} ({summary['predicted']} predicted)"
     table = Table("score", "mean over steps", title=title)
     for name, value in summary["means"].items():
         table.add_row(name, "-" if value is None else f"{value:.3f}")

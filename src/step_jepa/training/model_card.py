@@ -194,7 +194,7 @@ def _origin(base: str | None, run: Mapping[str, Any], options: Mapping[str, Any]
 
 def _settings(run: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in run["data"].items())
-    steps = counted(run["max_steps"], "step") if run["max_steps"] > 0 else f"{run['num_train_epochs']:g} epochs"
+    steps = counted(run["max_steps"], "step") if run["max_steps"] > 0 else counted(run["num_train_epochs"], "epoch")
     return {
         "base model": public(run["model_name"]),
         "data": public(run["train_file"]) + (f" ({counts})" if counts else ""),

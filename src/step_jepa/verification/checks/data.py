@@ -21,7 +21,7 @@ def check_steps(context: VerificationContext) -> CheckResult:
     """Some row has a pair."""
     counts = [len(example.steps) for example in context.examples]
     unpaired = sum(not count_pairs(example) for example in context.examples)
-    steps = f"{min(counts)} to {max(counts)} steps (median {median_high(counts)})"
+    steps = f"{min(counts)} to {counted(max(counts), 'step')} (median {median_high(counts)})"
     return CheckResult(unpaired < len(counts), f"{counted(len(counts), 'row')}, {steps}; {unpaired} without a pair")
 
 
