@@ -20,7 +20,7 @@ from step_jepa.options import check_bounds, option
 from step_jepa.parsing import from_values, parse, relative_to
 from step_jepa.reporting import report
 from step_jepa.reporting.report import ReportArguments
-from step_jepa.run_files import read_json
+from step_jepa.run_files import cache_folder, read_json
 from step_jepa.train import command as train_command
 from step_jepa.train.arguments import TrainArguments, peft_config
 
@@ -535,6 +535,13 @@ def test_a_page_of_help_has_every_name_that_is_parsed(command):
     parser = parsing._Parser(command, dispatch.dataclasses_of(cli.COMMANDS[command]))
     named = help.names_of(dispatch.page_of(command, cli.COMMANDS[command]))
     assert {*named} == {*parser.names, "--print_config"}
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder().is_relative_to(tmp_path)
 
 
 def test_plugins_make_their_own_pages(kept, capsys, monkeypatch):

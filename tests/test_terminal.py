@@ -229,7 +229,7 @@ def test_one_bar_at_a_time():
     [
         (2, 20, ""),
         (3, 20, "cut off at 16 tokens; the longest solution in the file has 20: --max_new_tokens 21 would be"),
-        (3, 9, "3 of 8 answers were cut off at 16 tokens; raise --max_new_tokens"),
+        (3, 9, "3 of 8 answers cut off at 16 tokens; raise --max_new_tokens"),
     ],
 )
 def test_more_than_a_quarter_cut_off_is_a_warning(cut, longest, said, caplog):

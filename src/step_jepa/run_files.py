@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -224,7 +225,9 @@ def run_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Where what can be made again is kept, of one user."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa")
+    home = os.path.expanduser("~")
+    without_home = Path(tempfile.gettempdir(), f"cache-{os.getuid()}") if home == "~" else None  # as in some containers
+    return Path(os.environ.get("XDG_CACHE_HOME") or without_home or Path(home, ".cache"), "step-jepa")
 
 
 # Identity

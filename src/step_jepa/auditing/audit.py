@@ -124,7 +124,7 @@ def audit(args: AuditArguments) -> dict[str, Any]:
     if usable < 2:
         raise UserError(
             f"{args.train_file}: {usable} of {counted(len(records), 'row')} with two steps beside the answer: give two "
-            "or more, or cut others with step-jepa prepare --split_by"
+            "such rows or more, or cut others with step-jepa prepare --split_by"
         )
     model = model.to(PartialState().device).eval()
     flat = attention.obstacle(model) is None
