@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_line(tokenizer, records, cache, monkeypatch):
 def test_what_is_left_out_is_said_once(tokenizer, records, caplog):
     with caplog.at_level(logging.WARNING, "step_jepa"):
         load_and_prepare_dataset([*records, *[conversation("x" * 200)] * 2], tokenizer, max_length=150)
-    assert caplog.messages == ["the data set: 2 examples are left out, of which no whole step fits"]
+    assert caplog.messages == ["the data set: left out as no whole step fits: 2 examples"]
 
 
 def test_rows_of_a_data_frame(tokenizer, records, tmp_path):

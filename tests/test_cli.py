@@ -216,13 +216,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("command", ["train", "inspect steps", "compare", "benchmark", "evaluate", "pairing"])
+@pytest.mark.parametrize(
+    "command", ["train", "inspect steps", "compare", "benchmark", "evaluate", "pairing", "surprise"]
+)
 def test_bad_files_are_refused_in_one_line(kind, command, model_folder, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     good = '{"question": "a", "answer": "b\\n#### 1"}\n' if kind != "empty" else ""
     path.write_text(good + BAD[kind][0] + "\n" if good else "")
-    file = "--test_file" if command in ("evaluate", "pairing") else "--train_file"
-    out = ["--output_dir", tmp_path / "out"] if command in ("train", "evaluate", "pairing") else []
+    testing = command in ("evaluate", "pairing", "surprise")
+    file = "--test_file" if testing else "--train_file"
+    out = ["--output_dir", tmp_path / "out"] if testing or command == "train" else []
     assert code(*command.split(), "--model_name", model_folder, file, path, *out) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("step-jepa: ")
@@ -278,7 +281,7 @@ def test_other_bad_input(model_folder, train_file, tmp_path, capsys):
     refused("is no run's folder", "pairing", *model, "--test_file", train_file, *out, "--views_like", model_folder)
     refused("cannot load", "pairing", *model, tmp_path.name, "--test_file", train_file, *out)
     refused("running means", "evaluate", *model, "--test_file", train_file, *out, "--loss", "centred_cosine")
-    refused("2 weights for 1 objectives", "train", *model, *data, *out, "--weights", "1", "2")
+    refused("2 weights for 1 objective:", "train", *model, *data, *out, "--weights", "1", "2")
     refused("--variants fly", "benchmark", *model, *data, "--variants", "fly")
     refused("batch_size = 0: give 1 or more", "benchmark", *model, *data, "--batch_size", "0")
     refused("lbd = 0.0: give more than 0", "compare", *model, *data, "--lbd", "0")
@@ -340,7 +343,7 @@ def test_resuming_what_is_finished_or_incomplete(model_folder, train_file, tmp_p
     again = ["--resume_from_checkpoint", "True"]
     weights, written = (out / "model.safetensors").read_bytes(), (out / "model.safetensors").stat().st_mtime_ns
     assert train(model_folder, train_file, out, *again) == 0
-    assert "after all of the 3 steps" in capsys.readouterr().err
+    assert "after all of its steps (3)" in capsys.readouterr().err
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     (out / "trainer_state.json").unlink()  # killed while it was exported: straight to the export
     (out / "model.safetensors").unlink()

@@ -502,7 +502,7 @@ def test_a_killed_run_goes_on(solver, tmp_path):
     assert 3 <= done < 120
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"{done} of 120 answers are there" in again.stderr
+    assert f"there before: {done} of 120 answers" in again.stderr
     run(arguments(solver, tmp_path / "whole", test_file=str(tmp_path / "test.jsonl"), batch_size=16))
     killed, whole = results(tmp_path / "killed"), results(tmp_path / "whole")
     assert killed[0] == whole[0]
@@ -657,13 +657,37 @@ def test_a_finished_call_is_not_made_again(solver, tmp_path, capsys, monkeypatch
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     run(arguments(solver, folder, json=True, **options))
     assert json.loads(capsys.readouterr().out) == json.loads(files["summary.json"])
-    with pytest.raises(UserError, match=r"finished results of another match: .*--overwrite"):
-        run(arguments(solver, folder, match="exact", **options))
+    with pytest.raises(UserError, match=r"finished results of another max_new_tokens: .*--overwrite"):
+        run(arguments(solver, folder, max_new_tokens=1, **options))
     os.utime(model / "model.safetensors", (2e9, 2e9))
     with pytest.raises(UserError, match=r"finished results of another model_written: .*--overwrite"):
         run(arguments(solver, folder, **options))
     run(arguments(solver, folder, overwrite=True, **options))
     assert results(folder)[1]["settings"]["model_written"] == 2e9
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"match": "starts_with", "also": ["exact"]}),
+        ({"samples": 2}, {"samples": 2, "select": ["likelihood", "vote"]}),
+        ({"samples": 3}, {"samples": 2}),
+    ],
+)
+def test_answers_that_are_there_are_judged_anew(solver, tmp_path, capsys, monkeypatch, first, then):
+    folder = tmp_path / "out"
+    run(arguments(solver, folder, **first))
+    before, _ = results(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("step_jepa.evaluation.answering.transformers_engine", lambda *_: None)  # nothing is written
+        run(arguments(solver, folder, **then))
+    assert "there before: " in capsys.readouterr().err
+    after, summary = results(folder)
+    run(arguments(solver, tmp_path / "alone", **then))
+    alone, of_alone = results(tmp_path / "alone")
+    assert after == alone
+    assert before != after
+    assert {**summary, "seconds": 0, "settings": 0} == {**of_alone, "seconds": 0, "settings": 0}
 
 
 @pytest.mark.parametrize("damaged", ["", "7\n", '{"model_name"\n', '{"model_name": "m"}\n{"index": 0}\n'])

@@ -13,7 +13,7 @@ import yaml
 
 from step_jepa import cli, plugins
 from step_jepa.adapted import StepJEPAConfig, StepJEPARepresentationTrainer
-from step_jepa.arguments import help_pages
+from step_jepa.arguments import help, help_pages, parsing
 from step_jepa.arguments.parsing import from_values, parse, relative_to
 from step_jepa.cli import dispatch
 from step_jepa.errors import UserError
@@ -22,6 +22,7 @@ from step_jepa.objectives import OBJECTIVES
 from step_jepa.options import check_bounds, option
 from step_jepa.reporting import report
 from step_jepa.reporting.report import ReportArguments
+from step_jepa.run_files.names import cache_folder
 from step_jepa.run_files.reading import read_json
 from step_jepa.train import command as train_command
 from step_jepa.train.arguments import TrainArguments, peft_config
@@ -440,10 +441,19 @@ def test_help_shows_what_needs_no_name(capsys):
     assert capsys.readouterr().out.startswith("usage: step-jepa report [RUNS ...] [--config FILE.yaml]")
 
 
-@pytest.mark.parametrize(("word", "meant"), [("tran", "train"), ("inspect mas", "inspect mask")])
-def test_a_command_that_is_misspelt(word, meant, capsys):
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tran", "did you mean train?"),
+        ("inspect mas", "did you mean inspect mask"),
+        ("quux", "step-jepa --help lists all"),
+    ],
+)
+def test_a_command_that_is_misspelt(word, said, capsys):
     assert code(*word.split()) == 2
-    assert f"no command '{word}' (did you mean {meant}? there are prepare, " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"no command '{word}': {said}" in error
+    assert "completion" not in error  # which is not like any of them
 
 
 def test_help_of_a_small_command(capsys):
@@ -502,6 +512,39 @@ def test_a_page_of_help_that_was_kept_is_the_page(command, kept, capsys, monkeyp
     assert list(json.loads((tmp_path / "step-jepa" / "help_pages.json").read_text())["pages"]) == [command]
     monkeypatch.setattr(dispatch, "dataclasses_of", None)  # nothing of the command is loaded
     assert kept(capsys, *command.split()) == page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --modle_name m", "unknown: --modle_name (did you mean --model_name? step-jepa train --help lists"),
+        ("train --learning-rat=1", "unknown: --learning-rat (did you mean --learning_rate?"),
+        ("inspect tokens --no_plain", "unknown: --no_plain (did you mean --plain?"),
+    ],
+)
+@pytest.mark.usefixtures("kept")
+def test_a_misspelt_option_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
+    name = words.partition(" --")[0]
+    dispatch.page_of(name, cli.COMMANDS[name])
+    monkeypatch.setattr(dispatch, "dataclasses_of", None)
+    assert dispatch.run_command(words.split(), cli.COMMANDS, alone=True) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_page_of_help_has_every_name_that_is_parsed(command):
+    """Those with - in place of _ are compared as if they had it."""
+    parser = parsing._Parser(command, dispatch.dataclasses_of(cli.COMMANDS[command]))
+    named = help.names_of(dispatch.page_of(command, cli.COMMANDS[command]))
+    assert {*named} == {*parser.names, "--print_config"}
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder().is_relative_to(tmp_path)
 
 
 def test_plugins_make_their_own_pages(kept, capsys, monkeypatch):

@@ -131,7 +131,7 @@ def test_one_command_starts_and_starts_again(model_folder, train_file, tmp_path,
     assert train(model_folder, train_file, out, "--save_steps", "2", *RESUME) == 0
     assert f"{out} holds no checkpoint yet: training starts from the beginning" in caplog.text
     assert train(model_folder, train_file, out, "--save_steps", "2", *RESUME) == 0
-    assert "holds the model after all of the 3 steps" in capsys.readouterr().err
+    assert "holds the model after all of its steps (3)" in capsys.readouterr().err
     for checkpoint in out.glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     assert train(model_folder, train_file, out, "--save_steps", "2", *RESUME) == 2

@@ -1,6 +1,8 @@
 """Raw records to conversations: every format, what is refused, and files that appear whole or not at all."""
 
 import json
+import re
+import shlex
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -293,6 +295,26 @@ def test_a_format_in_place_of_ours(tasks_format):
     assert format_registry.format_names().count("gsm8k") == 1
 
 
+@pytest.mark.parametrize(
+    ("raw", "columns"),
+    [
+        ({"q": "How many?", "reasoning": "Two and two.", "final": "4"}, "question=q,solution=reasoning,truth=final"),
+        ({"task": "Add 2 to 2", "worked out": "2 + 2 is\n4."}, "'question=task,solution=worked out'"),
+        ({"why": "It is so. Long.", "what": "Is it so?"}, "question=what,solution=why"),
+        ({"input": "2 + 2", "trace": "2 + 2 is 4", "result": 4}, "question=input,solution=trace,truth=result"),
+    ],
+)
+def test_columns_are_proposed_by_what_they_hold(raw, columns):
+    with pytest.raises(Rejected, match=re.escape(f"perhaps --columns {columns}")):
+        to_record(raw, ReadArguments())
+    assert to_record(raw, ReadArguments(columns=shlex.split(columns)))["steps"]
+
+
+def test_no_columns_are_proposed_where_there_are_no_two_texts():
+    with pytest.raises(Rejected, match="--columns question=KEY,solution=KEY"):
+        to_record({"text": "Two and two are four."}, ReadArguments())
+
+
 def test_unknown_format():
     with pytest.raises(UserError, match=r"^format = gsm9k: give one of prepared, .*, messages, .*, gsm8k, problem$"):
         ReadArguments(format="gsm9k")
@@ -343,7 +365,7 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cra
 def test_nothing_usable(tmp_path):
     source = write(tmp_path / "in.jsonl", "{oops")
     output = tmp_path / "out.jsonl"
-    reason = r"none of 1 records can be used; line 1: not JSON: Expecting .*; .*out\.rejected\.jsonl says why of each$"
+    reason = r"none of 1 record can be used; line 1: not JSON: Expecting .*; .*out\.rejected\.jsonl says why of each$"
     for _ in range(2):  # what the first call leaves is in the way of no other
         with pytest.raises(UserError, match=reason):
             run(PrepareArguments(input_file=source, output_file=str(output)))

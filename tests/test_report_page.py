@@ -111,7 +111,7 @@ def test_the_head_says_what_was_trained_and_what_came_of_it(before_and_after):
     words = Page(render(read(before_and_after))).words().partition("Figures")[0]
     assert "base, trained on train.jsonl with step_jepa, loss infonce, lbd 0.1" in words
     assert "3 optimisation steps, all weights, learning rate 0.001, seed 7; 5 examples, 8 pairs." in words
-    assert "Of 4 held-out problems 2 were gained and 1 lost." in words
+    assert "Of 4 held-out problems 2 gained and 1 lost." in words
     assert "The margin of true pairs grew (0." in words
     assert "before 25.0% [10.0%, 90.0%]" in words
     assert "after 50.0% [10.0%, 90.0%]" in words

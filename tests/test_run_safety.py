@@ -281,7 +281,7 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path):
         ("transformers.PreTrainedModel.save_pretrained", SafetensorError("I/O error: (os error 28)")),
     ],
 )
-def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, monkeypatch, writer, error):
+def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, caplog, monkeypatch, writer, error):
     out = tmp_path / "out"
     assert train(model_folder, trained[1], out, "--save_steps", "1", "--max_steps", "1") == 0
 
@@ -290,7 +290,9 @@ def test_a_full_disk_is_one_line(trained, model_folder, tmp_path, capsys, monkey
 
     monkeypatch.setattr(writer, full)
     assert train(model_folder, trained[1], out, "--save_steps", "1", *RESUME) == 2
-    assert f"no room to write {out}/" in said_by(capsys)
+    assert f"no room to write {out}/checkpoint-2, " in said_by(capsys)
+    assert not (out / "checkpoint-2").exists()
+    assert not [record for record in caplog.records if "no checkpoint to go on from" in record.message]
     assert train(model_folder, trained[1], out, "--save_steps", "1", *RESUME) == 2
     assert f"--resume_from_checkpoint True goes on from {out}/checkpoint-1" in said_by(capsys)
 
@@ -369,7 +371,7 @@ def test_an_export_ends_where_training_taught_it_to(trained, tmp_path):
         ),
         (["--logging_steps", "inf"], "logging_steps = inf: give a finite number"),
         (["--lr_scheduler_kwargs", '{"num_cycels": 2}'], "unexpected keyword argument 'num_cycels'"),
-        (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "20"], "drops all 9 rows"),
+        (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "20"], "drops all of 9 rows"),
         (["--lbd", "auto", "--activation_checkpointing_kwargs", '{"use_reentrant": true}'], "use_reentrant hides"),
         (["--approach", "standalone", "--train_sampling_strategy", "group_by_length"], "random or sequential"),
     ],

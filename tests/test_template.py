@@ -1,6 +1,7 @@
 """Chat templates of every kind, small and written by hand: what is rendered, labelled, refused and said."""
 
 import copy
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from conftest import CHATML, conversation
 from test_tokens import labelled, merging, pieces, with_template
 
+from step_jepa import cli
+from step_jepa.cli import dispatch
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.encoding import Encoding
 from step_jepa.data.example import IGNORED
@@ -23,10 +26,13 @@ from step_jepa.data.template import (
 from step_jepa.data.template_notes import prompt_difference, say_what_is_special
 from step_jepa.data.tokens import encode, encode_rows
 from step_jepa.errors import UserError, say_once
+from step_jepa.options import options_of
 from step_jepa.run_files.names import OPTIONS_FILE
 from step_jepa.run_files.writing import write_json
 from step_jepa.training.saved_options import view_options
 
+# Commands that read no conversation, or have others read it by their own options; benchmark only takes the time
+WITHOUT_CONVERSATIONS = {"prepare", "experiment", "ab", "report", "card", "recipes", "completion", "demo", "benchmark"}
 LINES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 THINKING = CHATML.replace("m['content']", "('<think>' if m['role'] == 'assistant' else '') + m['content']").replace(
@@ -343,3 +349,16 @@ def test_a_row_that_does_not_fit_the_frame_is_looked_at_by_itself(tokenizer):
     short, long = encode_rows(shouts, [rows[0], Conversation(**conversation("a", question="q" * 21))])
     assert (short.text[:5], long.text[:5], long.user) == ("<|sta", "Long.", None)
     assert label_texts(shouts, long) == ["a", "<|end|>"]
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in WITHOUT_CONVERSATIONS])
+def test_every_command_that_frames_conversations_can_be_told_how(command):
+    options = options_of(dispatch.dataclasses_of(cli.COMMANDS[command]))
+    assert {each.name for each in fields(TemplateOptions)} <= {each.name for each, _ in options}
+
+
+def test_what_is_asked_for_goes_before_the_runs_own(tmp_path):
+    (tmp_path / "step_jepa.json").write_text('{"chat_template_date": "2026-01-02", "end_of_turn": "<|end|>"}')
+    assert view_options(tmp_path, TemplateOptions()) == view_options(tmp_path)
+    asked = view_options(tmp_path, TemplateOptions(chat_template_date="2026-03-04"))
+    assert asked == {"chat_template_date": "2026-03-04", "end_of_turn": "<|end|>"}

@@ -5,11 +5,11 @@ import re
 import shutil
 import subprocess
 from types import SimpleNamespace
-from weakref import WeakSet
 
 import pytest
 import yaml
 from conftest import tiny_model
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from step_jepa import StepJEPAConfig, StepJEPARepresentationTrainer, terminal
 from step_jepa.adapted import train_config
@@ -17,6 +17,7 @@ from step_jepa.arguments.parsing import parse
 from step_jepa.cli import COMMANDS, main
 from step_jepa.errors import UserError
 from step_jepa.evaluation.evaluate import _say_what_is_cut_off
+from step_jepa.plurals import counted
 from step_jepa.train.arguments import TrainArguments
 from step_jepa.training.progress import Progress, duration, number, outcome, sentence, shown_figures
 from step_jepa.training.saved_options import own_options
@@ -105,7 +106,54 @@ def test_training_shows_a_line_for_each_log_and_nothing_else(records, tokenizer,
     assert len(lines) == 3
     found = outcome(trainer.state)
     assert (found["steps"], list(found["held_out"])) == (4, ["eval_"])
-    assert re.fullmatch(r"4 steps in 0:\d\d; held out  loss [\d.]+  lm [\d.]+  jepa [\d.]+", sentence(found))
+    losses = r"loss [\d.]+  lm [\d.]+  jepa [\d.]+"
+    assert re.fullmatch(rf"4 steps in 0:\d\d; last  {losses}; held out  {losses}", sentence(found))
+
+
+def test_an_interrupted_training_leaves_no_bar_open(records, tokenizer, tmp_path, monkeypatch):
+    """As in a notebook, whose later bars would not be shown."""
+    config = StepJEPAConfig(
+        str(tmp_path), max_steps=4, eval_strategy="steps", eval_steps=1, use_cpu=True, report_to="none",
+        per_device_eval_batch_size=2,
+    )  # fmt: skip
+    trainer = StepJEPARepresentationTrainer(tiny_model(), config, records, records[:4], processing_class=tokenizer)
+    predict = trainer.prediction_step
+
+    def interrupted(*args, **kwargs):
+        if any(not bar.disable for bar in terminal._bars):
+            raise KeyboardInterrupt
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "prediction_step", interrupted)
+    for call in (trainer.train, trainer.evaluate):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert not any(not bar.disable for bar in terminal._bars)
+    assert is_progress_bar_enabled()  # those of transformers
+
+
+@pytest.mark.usefixtures("spoken")
+def test_transformers_shows_no_bars_beside_those_of_a_command(monkeypatch):
+    monkeypatch.setattr(terminal, "LIBRARIES", ())  # their logs stay as they are
+    try:
+        terminal.adopt_libraries()
+        assert not is_progress_bar_enabled()
+    finally:
+        enable_progress_bar()
+
+
+def test_a_command_within_another_says_no_next_one(capsys):
+    with terminal.as_part():
+        terminal.result({}, "2 records are written.")
+        terminal.ends("they lie there", "step-jepa train")
+    terminal.ends("", "step-jepa evaluate")
+    assert capsys.readouterr() == ("", "2 records are written.\nthey lie there\nnext: step-jepa evaluate\n")
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 batches"), (1, "1 batch"), (1234, "1,234 batches")])
+def test_numbers_of_things(number, said):
+    assert counted(number, "batch", "batches") == said
+    assert counted(2, "step") == "2 steps"
 
 
 def test_other_ranks_are_silent(monkeypatch, capsys):
@@ -167,8 +215,7 @@ def test_quiet_is_an_option_of_every_command(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_one_bar_at_a_time(monkeypatch):
-    monkeypatch.setattr(terminal, "_bars", WeakSet())  # without one that an interrupted training left open
+def test_one_bar_at_a_time():
     with terminal.bar(label="checks", unit="check", total=2) as outer:
         inner = terminal.bar(range(2), label="rows", unit="row")
         assert (outer.disable, inner.disable) == (False, True)
@@ -182,7 +229,7 @@ def test_one_bar_at_a_time(monkeypatch):
     [
         (2, 20, ""),
         (3, 20, "cut off at 16 tokens; the longest solution in the file has 20: --max_new_tokens 21 would be"),
-        (3, 9, "3 of 8 answers were cut off at 16 tokens; raise --max_new_tokens"),
+        (3, 9, "3 of 8 answers cut off at 16 tokens; raise --max_new_tokens"),
     ],
 )
 def test_more_than_a_quarter_cut_off_is_a_warning(cut, longest, said, caplog):
@@ -224,7 +271,7 @@ def test_the_options_of_a_run_are_printed_as_a_file(tmp_path, capsys):
 def test_shells_complete_commands_and_options(shell, capsys, tmp_path):
     assert code("completion", shell) == 0
     script = capsys.readouterr().out
-    for words in ("audit", "pipeline", "train_file", "print_config", *(name.split()[0] for name in COMMANDS)):
+    for words in ("audit", "pipeline", "learning_rate", "print_config", *(name.split()[0] for name in COMMANDS)):
         assert words in script
     if found := shutil.which(shell):
         file = tmp_path / "script"

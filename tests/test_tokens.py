@@ -388,8 +388,8 @@ def test_a_data_set_numbers_what_it_keeps_and_passes_the_options_on(tokenizer):
     assert all(IGNORED not in example.labels for example in data.examples)
     assert [example.answer for example in data.examples] == [None, 1, None]
     tokens = sum(len(example.input_ids) for example in data.examples)
-    assert str(data).startswith(f"3 examples, 4 steps, {tokens} tokens; 1 end with an answer step; 1 cut")
-    assert str(load_and_prepare_dataset(records[3:], tokenizer)).startswith("1 examples, 1 steps, ")
+    assert str(data).startswith(f"3 examples, 4 steps, {tokens} tokens; 1 with an answer step at the end; 1 cut")
+    assert str(load_and_prepare_dataset(records[3:], tokenizer)).startswith("1 example, 1 step, ")
 
 
 def test_turns_that_are_too_long_do_not_count_as_cut(tokenizer):

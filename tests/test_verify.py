@@ -389,7 +389,7 @@ def test_rows_without_a_pair_fail_the_first_check(tmp_path):
     with VerificationContext("none", [conversation("It is 9.") for _ in range(3)]) as unpaired:
         unpaired.tokenizer = byte_tokenizer()
         results = dict(check_results(unpaired, ["steps", "labels", "accumulation", "training"]))
-    assert results["steps"].figure == "3 rows, 1 to 1 steps (median 1); 3 without a pair"
+    assert results["steps"].figure == "3 rows, 1 to 1 step (median 1); 3 without a pair"
     assert "prepare" in results["steps"].remedy
     assert [result.passed for result in results.values()] == [False, True, False, None]
     assert results["accumulation"].figure.startswith("the data: none of the 3 rows")

@@ -11,8 +11,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -24,6 +24,7 @@ LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers"
 IN_A_FILE = 30.0  # seconds between two lines of what would be a bar
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_part: ContextVar[bool] = ContextVar("part", default=False)  # of another command
 _bars: WeakSet[Any] = WeakSet()
 
 
@@ -49,11 +50,16 @@ def set_up(*, quiet: bool, alone: bool) -> None:
 
 
 def adopt_libraries() -> None:
-    """Have what libraries log, once they are imported, shown as ours is."""
+    """Have what libraries log, once they are imported, shown as ours is, and the bars of transformers not beside
+    ours."""
     for name in LIBRARIES:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class Messages(logging.Handler):
@@ -105,11 +111,23 @@ def error(text: str) -> None:
     _aside(text, "step-jepa: ", "bold red")
 
 
-def ends(where: str, *following: str) -> None:
-    """Where things lie; and the commands that one would type next."""
-    note(where)
-    for command in following:
+def ends(where: str = "", *following: str) -> None:
+    """Where things lie, if anywhere; and the commands that one would type next."""
+    if where:
+        note(where)
+    for command in () if _part.get() else following:
         note(f"next: {command}")
+
+
+@contextmanager
+def as_part() -> Iterator[None]:
+    """Around a command that another one calls: its figures are no result, and what comes next is the other's to say."""
+    token = _part.set(True)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _part.reset(token)
 
 
 def typed(command: str, options: Mapping[str, Any]) -> str:
@@ -120,6 +138,12 @@ def typed(command: str, options: Mapping[str, Any]) -> str:
         if value is not True:
             words += map(str, value if isinstance(value, list) else [value])
     return shlex.join(words)
+
+
+def training(model_name: str, train_file: Any) -> str:
+    """The recommended training of a model on a file, as one would type it."""
+    files = {"model_name": model_name, "train_file": train_file, "output_dir": "run"}
+    return typed("train", {"config": "recipes/adapted.yaml", **files})
 
 
 def bar(things: Iterable[Any] | None = None, *, label: str, unit: str, total: int | None = None) -> Any:

@@ -1,13 +1,19 @@
-"""What `--help` prints: our options by purpose; those of transformers.TrainingArguments with `--help-all`."""
+"""What `--help` prints: our options by purpose; those of transformers.TrainingArguments with `--help-all`. And what is
+said of an option that is not among them."""
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Collection, Iterable
 from dataclasses import MISSING, Field
+from difflib import get_close_matches
 from enum import Enum
 from types import NoneType
 from typing import Any, Literal, TypedDict, get_args, get_origin
 
+from step_jepa.errors import UserError
 from step_jepa.options import default_of, facts, is_required, members_of, options_of
 
+ASKS = {"-h", "--help", "--help-all"}
+CONFIG, PRINT_CONFIG = "--config", "--print_config"
 REQUIRED, OTHERS = "required", "transformers.TrainingArguments"
 PLACEHOLDERS = {int: "N", float: "X", dict: "TABLE"}
 OF_EVERY_COMMAND = """\
@@ -40,29 +46,50 @@ def page(command: str, types: list[Any], *, everything: bool) -> str:
         types: the dataclasses of its arguments.
         everything: with the options of transformers.TrainingArguments.
     """
-    return laid_out(command, described(types, everything=everything))
+    return laid_out(command, described(types), everything=everything)
 
 
-def described(types: list[Any], *, everything: bool) -> Page:
-    """What a page of help says of the dataclasses of a command's arguments; TrainingArguments' own only with
-    `everything`, else their heading alone."""
-    groups = groups_of(types)
-    if OTHERS in groups and not everything:
-        groups[OTHERS] = []
-    described = {heading: [_described(*option) for option in options] for heading, options in groups.items()}
-    return {"words_alone": _words_alone(types), "groups": described}
+def described(types: list[Any]) -> Page:
+    """What a page of help says of the dataclasses of a command's arguments."""
+    groups = {heading: [_described(*option) for option in options] for heading, options in groups_of(types).items()}
+    return {"words_alone": _words_alone(types), "groups": groups}
 
 
-def laid_out(command: str, page: Page) -> str:
-    """The same as text, as wide as the terminal."""
+def laid_out(command: str, page: Page, *, everything: bool) -> str:
+    """The same as text, as wide as the terminal; TrainingArguments' own options only with `everything`."""
+    left_out = OTHERS in page["groups"] and not everything
     parser = ArgumentParser(
         usage=f"step-jepa {command}{page['words_alone']} [--config FILE.yaml] [--option value ...]",
         formatter_class=RawDescriptionHelpFormatter,
         add_help=False,
-        epilog=_epilog(command, others_left_out=page["groups"].get(OTHERS) == []),
+        epilog=_epilog(command, others_left_out=left_out),
     )
-    add_options(parser, page)
+    shown = {heading: options for heading, options in page["groups"].items() if heading != OTHERS or everything}
+    add_options(parser, {**page, "groups": shown})
     return parser.format_help().rstrip()
+
+
+def names_of(page: Page) -> list[str]:
+    """What may be typed: the names of all options."""
+    names = [CONFIG, PRINT_CONFIG]
+    for options in page["groups"].values():
+        for option in options:
+            names += option["names"]
+    return names
+
+
+def check_names(command: str, words: Iterable[str], names: Collection[str]) -> None:
+    """Raises UserError for a word that begins as an option does and is the name of none, with - or with _."""
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and " " not in name and f"--{name[2:].replace('-', '_')}" not in names:
+            raise unknown(command, name, names)
+
+
+def unknown(command: str, name: str, names: Iterable[str]) -> UserError:
+    """Of an option that there is not, with the one that may be meant."""
+    meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
+    return UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
 
 
 def add_options(parser: ArgumentParser, page: Page) -> None:

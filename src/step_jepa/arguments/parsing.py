@@ -12,7 +12,6 @@ from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from datetime import date
-from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache
 from itertools import pairwise
@@ -25,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
 from yaml.error import MarkedYAMLError
 
-from step_jepa.arguments.help import page
+from step_jepa.arguments.help import ASKS, PRINT_CONFIG, check_names, page, unknown
 from step_jepa.errors import UserError
 from step_jepa.options import (
     default_of,
@@ -38,7 +37,7 @@ from step_jepa.options import (
     without_secrets,
 )
 
-CONFIG, PRINT_CONFIG = "config", "--print_config"
+CONFIG = "config"
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # recipes/ and experiments/
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
@@ -56,7 +55,7 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
         UserError: for options that are unknown, missing or refused.
         SystemExit: after --help, --help-all or --print_config.
     """
-    if help_asked := {"-h", "--help", "--help-all"} & set(argv):
+    if help_asked := ASKS & set(argv):
         print(page(command, types, everything="--help-all" in help_asked))
         raise SystemExit(0)
     if PRINT_CONFIG in argv:
@@ -89,7 +88,7 @@ def _checked(command: str, types: list[Any], values: Mapping[str, Any]) -> dict[
     options = {field.name: field for field, _ in options_of(types)}
     for name in values:
         if name not in options:
-            raise _unknown(command, f"--{name}", [f"--{known}" for known in options])
+            raise unknown(command, f"--{name}", [f"--{known}" for known in options])
     _check_required(command, options.values(), values)
     hints = {field.name: hint for field, hint in options_of(types)}
     return {name: _converted(name, hints[name], value) for name, value in values.items()}
@@ -193,10 +192,9 @@ class _Parser(ArgumentParser):
         else:
             self.add_argument(*names, dest=field.name, nargs="+" if list in kinds else None)
         if bool in kinds and field.default is True:
-            opposite = _spellings(f"no_{field.name}")
-            self.add_argument(*opposite, dest=field.name, action="store_false")
-            names += opposite
-        self.names += names
+            self.add_argument(*_spellings(f"no_{field.name}"), dest=field.name, action="store_false")
+            self.names.append(f"--no_{field.name}")
+        self.names.append(f"--{field.name}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (step-jepa {self.command} --help lists the options)")
@@ -209,10 +207,7 @@ def _spellings(name: str) -> list[str]:
 def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
     """Option -> word, words, or a truth value, of the options that the command line has."""
     parser = _Parser(command, types)
-    for word in argv:  # before argparse, as a misspelt option is the reason for the one that then is missing
-        name = word.split("=")[0]
-        if name.startswith("--") and " " not in name and name not in parser.names:
-            raise _unknown(command, name, parser.names)
+    check_names(command, argv, parser.names)  # a misspelt option is the reason for the one that then is missing
     namespace, leftover = parser.parse_known_args(_written_out(argv, parser.flags))
     given = vars(namespace)
     if len(given.get(CONFIG, [])) > 1:
@@ -231,11 +226,6 @@ def _written_out(argv: list[str], flags: set[str]) -> list[str]:
         f"{word}=yes" if word in flags and after.lower() not in (*YES, *NO) else word
         for word, after in pairwise([*argv, ""])
     ]
-
-
-def _unknown(command: str, name: str, names: list[str]) -> UserError:
-    meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, names, n=1))
-    return UserError(f"unknown: {name} ({meant}step-jepa {command} --help lists the options)")
 
 
 # Values

@@ -34,6 +34,7 @@ from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.run_files.writing import write_whole
 from step_jepa.statistics.bootstrap import bootstrap
 
@@ -78,8 +79,7 @@ def run(args: AuditArguments) -> None:
         terminal.show_json(result)
     else:
         terminal.result(shown_rows(result), result["statement"][0])
-    following = {"model_name": args.model_name, "train_file": args.train_file, "output_dir": "run"}
-    terminal.ends(where, terminal.typed("train", following))
+    terminal.ends(where, terminal.training(args.model_name, args.train_file))
 
 
 def _check_tables(path: Path, *, overwrite: bool) -> None:
@@ -139,8 +139,8 @@ def _check_usable(usable: int, rows: int, file: str) -> None:
     """Raises UserError where too few rows of the file can be used."""
     if usable < 2:
         raise UserError(
-            f"{file}: {usable} of {rows} rows have two steps beside their answer: give two such "
-            "rows or more, or cut others with step-jepa prepare --split_by"
+            f"{file}: {usable} of {counted(rows, 'row')} with two steps beside the answer: give two such rows or more, "
+            "or cut others with step-jepa prepare --split_by"
         )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from step_jepa import markdown, plots
 from step_jepa.auditing.segmentation import SEGMENTATIONS
+from step_jepa.plurals import counted
 
 Array = NDArray[Any]
 
@@ -119,7 +120,7 @@ def shown_rows(result: Mapping[str, Any]) -> dict[str, str]:
     best = best_segmentations(result["ways"])
     numbers = _share(figures["shared_numbers"])
     return {
-        "steps": f"{figures['count']} of {way['rows']} rows, {figures['length']:.1f} tokens each",
+        "steps": f"{figures['count']} of {counted(way['rows'], 'row')}, {figures['length']:.1f} tokens each",
         "the past tells": f"{per_token['past']['value']:.2f} nats a token: {parts}",
         "its own past alone": f"{_interval(per_token['specific'])} nats a token; {figures['left']:.2f} stay open",
         "free": f"TF-IDF with the past {figures['tfidf']:.2f}; {numbers} of a step's numbers were said before",

@@ -52,3 +52,5 @@ def _give(args: BenchmarkArguments, result: dict[Any, Any], print_table: Any) ->
         terminal.show_json(result)
     else:
         print_table()
+    where = f"the picture lies in {args.output}" if args.output else ""
+    terminal.ends(where, terminal.training(args.model_name, args.train_file or "TRAIN.jsonl"))

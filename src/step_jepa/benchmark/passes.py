@@ -69,6 +69,7 @@ def _examples(representation: Representation, args: BenchmarkArguments) -> list[
     """Those that Step-JEPA finds a pair in. Raises UserError."""
     assert args.train_file is not None
     data = representation.prepare(args.train_file)
+    terminal.note(f"{args.train_file}: {data}")
     rows = PlannedRows(data.examples, representation.training_planner(data.examples))
     representation.check_attention(rows)
     return with_pairs(data, args.batch_size, args.train_file)

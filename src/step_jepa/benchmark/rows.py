@@ -11,6 +11,7 @@ from step_jepa.data.example import IGNORED, Example
 from step_jepa.errors import UserError
 from step_jepa.objectives import StepJEPA
 from step_jepa.objectives.planner import Planner
+from step_jepa.plurals import counted
 
 STEP_TOKENS = (40, 120)  # 50 steps in 4,096 tokens
 PROMPT_TOKENS = 64  # most of a made row's prompt
@@ -21,7 +22,7 @@ def with_pairs(data: PreparedData, batch_size: int, name: Any) -> list[Example]:
     plan = Planner([StepJEPA()])
     examples = [example for example in data.examples if plan(example).pairs]
     if len(examples) < batch_size:
-        raise UserError(f"{name} has {len(examples)} rows with two steps: give a smaller --batch_size")
+        raise UserError(f"{name} has {counted(len(examples), 'row')} with two steps: give a smaller --batch_size")
     return examples
 
 

@@ -87,6 +87,7 @@ class Bench:
         data = load_and_prepare_dataset(
             file, self.tokenizer, max_length=self.args.max_length, limit=limit, reading=self.args
         )
+        terminal.note(f"{file}: {data}")
         return batches_of(with_pairs(data, size, f"{file} (its first {limit} records)"), count, size)
 
     def arm(self, name: str, examples: list[Example]) -> "Arm":

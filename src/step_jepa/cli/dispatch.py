@@ -96,11 +96,12 @@ def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Comman
     length = 2 if argv[:1] == ["inspect"] and argv[1:] and not argv[1].startswith("-") else 1
     name, words = " ".join(argv[:length]), argv[length:]
     if name not in commands:
-        meant = "".join(f"did you mean {other}? " for other in get_close_matches(name, commands, n=1))
-        raise UserError(f"no command {name!r} ({meant}there are {', '.join(commands)})")
+        meant = " or ".join(get_close_matches(name, commands))
+        remedy = f"did you mean {meant}?" if meant else "step-jepa --help lists all"
+        raise UserError(f"no command {name!r}: {remedy}")
     plugins = import_module("step_jepa.plugins")
-    if {"-h", "--help"} & {*words} and alone and not modules and not plugins.installed_plugins():
-        print(import_module("step_jepa.arguments.help").laid_out(name, page_of(name, commands[name])))
+    as_shipped = alone and not modules and not plugins.installed_plugins()
+    if as_shipped and _answered(name, commands[name], words):
         return 0
     plugins.load_plugins(modules)  # before the dataclasses, which know what is registered
     home, _, function = commands[name][0].partition(":")
@@ -111,17 +112,28 @@ def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Comman
     return run(*arguments) or 0
 
 
+def _answered(name: str, command: Command, words: list[str]) -> bool:
+    """What takes no torch and transformers, where the command's page of help is kept: whether the words ask for help,
+    which is printed. Raises UserError for an option that is misspelt."""
+    help, page = import_module("step_jepa.arguments.help"), page_of(name, command)
+    if help.ASKS & {*words}:
+        print(help.laid_out(name, page, everything="--help-all" in words))
+        return True
+    help.check_names(name, words, help.names_of(page))
+    return False
+
+
 def page_of(name: str, command: Command) -> Any:
     """What the help of a command says, without torch and transformers, where the page is kept."""
     help, help_pages = import_module("step_jepa.arguments.help"), import_module("step_jepa.arguments.help_pages")
-    return help_pages.kept_page(name, lambda: help.described(dataclasses_of(command), everything=False))
+    return help_pages.kept_page(name, lambda: help.described(dataclasses_of(command)))
 
 
 def ship_help(commands: Mapping[str, Command]) -> None:
     """Make the pages of all commands for the wheel that is built next."""
     help, help_pages = import_module("step_jepa.arguments.help"), import_module("step_jepa.arguments.help_pages")
     kinds = {name: dataclasses_of(command) for name, command in commands.items()}
-    help_pages.ship({name: help.described(types, everything=False) for name, types in kinds.items()})
+    help_pages.ship({name: help.described(types) for name, types in kinds.items()})
 
 
 def dataclasses_of(command: Command) -> list[Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from step_jepa import terminal
 from step_jepa.arguments.parsing import SHIPPED
 from step_jepa.errors import UserError
 from step_jepa.options import option
@@ -31,6 +32,7 @@ def run(args: RecipesArguments) -> None:
     else:
         described = [file for file in files if "tokenizer" not in file.parent.name]  # it says nothing of itself
         print("\n".join(f"{file.relative_to(SHIPPED)!s:42} {_first_sentence(file)}" for file in described))
+        terminal.ends("", terminal.training("smollm2", "TRAIN.jsonl"))
 
 
 def _files(name: str) -> list[Path]:

@@ -6,7 +6,7 @@ Names are looked up in small letters; "a.b" is a key of the object under "a"; th
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ TRUTH = (
     "target",
     "reward_model.ground_truth", "correct", "answer", "solution", "ground_truth_solution", "label",
 )  # fmt: skip
+RESULTS = ("answer", "final", "result", "truth", "gold", "target")  # in names of columns that are not known
 # What says whether a solution is right; only what is known to mean yes is learned from.
 VERDICTS = ("is_correct", "final_answer_correct", "solution_is_valid", "problem_is_valid", "deepseek_grade")
 SWITCHES = ("label", "correct")  # the same, where they are true or false: others have a number or a letter there
@@ -210,6 +211,23 @@ def only_entry(text: str) -> Any:
     if not entries or not all(isinstance(entry, str) for entry in entries):
         return text
     return entries[0] if len(entries) == 1 else entries
+
+
+def proposed_columns(raw: RawRecord) -> str:
+    """What `--columns` may be for a record that no format fits, by its texts of several words: the question is the one
+    that is called or ends so, else the first; the solution the longest other one. Nothing where there are no two."""
+    texts = [key for key, value in raw.items() if isinstance(value, str) and len(value.split()) > 1]
+    if len(texts) < 2:
+        return ""
+    question = min(texts, key=lambda key: (not _is_called(key, QUESTION, "q"), not raw[key].rstrip().endswith("?")))
+    solution = max((key for key in texts if key != question), key=lambda key: len(raw[key]))
+    results = [key for key in raw if _is_called(key, RESULTS) and key != solution and is_result(raw[key])]
+    columns = {"question": question, "solution": solution} | ({"truth": results[0]} if results else {})
+    return ",".join(f"{ours}={theirs}" for ours, theirs in columns.items() if ours != theirs)
+
+
+def _is_called(key: str, names: Sequence[str], start: str = "\0") -> bool:
+    return key.lower().startswith(start) or any(name in key.lower() for name in names)
 
 
 class Reader:

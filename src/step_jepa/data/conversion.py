@@ -1,9 +1,11 @@
 """One raw record -> a conversation with steps, by the format that the record has. Knows no file, tokenizer or model."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any, cast
 
+from step_jepa.data.columns import proposed_columns
 from step_jepa.data.format_registry import fitting_format, known_keys, record_format
 from step_jepa.data.raw_record import RawRecord, Rejected, column, plain
 from step_jepa.data.reading_options import ReadArguments
@@ -88,10 +90,9 @@ def format_of(raw: RawRecord) -> str:
     if null := [key for key, value in raw.items() if value is None and key.lower() in known_keys()]:
         raise Rejected(f"null: {', '.join(null)}, and no format fits the other columns")
     shown = ", ".join(list(raw)[:_SHOWN_KEYS]) + (", ..." if len(raw) > _SHOWN_KEYS else "")
-    raise Rejected(
-        f"format not recognised: keys {shown}; question and solution columns are looked for, see docs/formats.md; "
-        "name them by --columns question=KEY,solution=KEY"
-    )
+    columns = proposed_columns(raw)
+    named = f"perhaps {shlex.join(['--columns', columns])}" if columns else "--columns question=KEY,solution=KEY"
+    raise Rejected(f"format not recognised: keys {shown}; name the columns of question and solution: {named}")
 
 
 def _keys(raw: RawRecord) -> frozenset[str]:

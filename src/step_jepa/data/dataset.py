@@ -26,6 +26,7 @@ from step_jepa.data.sources import Line, Source, numbered, of_dataset, open_sour
 from step_jepa.data.splits import TRAIN, Splits
 from step_jepa.data.tokens import encode_rows
 from step_jepa.errors import UserError
+from step_jepa.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def load_and_prepare_dataset(
         raise UserError(f"{name}: no example to use, {reason}")
     log_notes(name, prepared.notes)
     if prepared.left_out:
-        logger.warning("%s: %d examples are left out, of which no whole step fits", name, prepared.left_out)
+        logger.warning("%s: left out as no whole step fits: %s", name, counted(prepared.left_out, "example"))
     return prepared
 
 

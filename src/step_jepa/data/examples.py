@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from step_jepa.data.example import IGNORED, Example, Turn, Turns
 from step_jepa.data.offsets import Span
+from step_jepa.plurals import counted
 
 _IDS = pa.list_(pa.int32())
 _TURN = pa.struct({"input_ids": _IDS, "content": _IDS})
@@ -151,13 +152,14 @@ class PreparedData:
         step_counts = examples.step_counts()
         steps, tokens = int(step_counts.sum()), int(examples.token_counts().sum())
         notes = {
-            "end with an answer step": examples.with_answer(),
+            "with an answer step at the end": examples.with_answer(),
             "cut to whole steps within max_length": self.cut,
             "left out, as not one whole step fits into max_length": self.left_out,
             "with fewer than two steps, which train the language model only": int((step_counts < 2).sum()),
         }
         parts = [f"{number} {note}" for note, number in notes.items() if number]
-        return "; ".join([f"{len(examples):,} examples, {steps:,} steps, {tokens:,} tokens", *parts])
+        sizes = {"example": len(examples), "step": steps, "token": tokens}
+        return "; ".join([", ".join(counted(number, noun) for noun, number in sizes.items()), *parts])
 
 
 def table(examples: Sequence[Example]) -> pa.RecordBatch:

@@ -21,6 +21,7 @@ from step_jepa.data.reading_options import ReadArguments
 from step_jepa.data.records import Reading, has_solution, noted
 from step_jepa.errors import UserError
 from step_jepa.options import option
+from step_jepa.plurals import counted
 from step_jepa.run_files.writing import write_whole
 
 NO_SOLUTION = "for evaluation only: a truth, but no solution"
@@ -66,18 +67,26 @@ def run(args: PrepareArguments, at_each: Callable[[], None] = lambda: None) -> N
     else:
         rejects.unlink(missing_ok=True)
     if first is None:
-        reject = sorting.rejected[0]
+        reject, count = sorting.rejected[0], counted(len(sorting.rejected), "record")
         raise UserError(
-            f"{args.input_file}: none of {len(sorting.rejected)} records can be used; line {reject['line']}: "
-            f"{reject['reason']}; {rejects} says why of each"
+            f"{args.input_file}: none of {count} can be used; line {reject['line']}: {reject['reason']}; "
+            f"{rejects} says why of each"
         )
     if args.json:
         terminal.show_json(sorting.summary())
     else:
-        terminal.result(sorting.rows(), f"{len(sorting.step_counts)} records are written to {output}.")
+        terminal.result(sorting.rows(), f"{counted(len(sorting.step_counts), 'record')} written to {output}.")
     if sorting.rejected:
         terminal.note(f"those that cannot be used lie in {rejects}")
-    terminal.note(f"next: {terminal.typed('inspect steps', {'model_name': 'smollm2', 'train_file': output})}")
+    terminal.ends("", *_following(args, output))
+
+
+def _following(args: PrepareArguments, output: Path) -> list[str]:
+    """What one would type next: to look, then to train."""
+    model = {"model_name": "smollm2"}
+    if args.for_evaluation:
+        return [terminal.typed("evaluate", {**model, "test_file": output, "output_dir": "scores"})]
+    return [terminal.typed("inspect steps", {**model, "train_file": output}), terminal.training("smollm2", output)]
 
 
 @dataclass

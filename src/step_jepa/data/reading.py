@@ -14,6 +14,7 @@ from step_jepa.data.records import Reading, Record, noted
 from step_jepa.data.sources import Line, generator_of, open_source
 from step_jepa.data.splits import TRAIN, Splits
 from step_jepa.errors import UserError
+from step_jepa.plurals import counted
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def raw_records(source: str, args: ReadArguments, wanted: Splits = TRAIN) -> Ite
     rows = islice(open_source(source, args, wanted).rows(), args.skip, None)
     first = list(islice(rows, 1))
     if not first and args.skip:
-        raise UserError(f"{source} holds no more than {args.skip} records: give a smaller --skip")
+        raise UserError(f"{source} holds no more than {counted(args.skip, 'record')}: give a smaller --skip")
     if not first:
         raise no_records(source)
     yield from chain(first, rows)
@@ -85,11 +86,13 @@ def no_records(source: str) -> UserError:
 def log_notes(source: str, notes: Mapping[str, int]) -> None:
     """Say what was changed in records and what of them is not used, in a line each."""
     for note, count in noted(notes).items():
-        logger.info("%s: %s: %d records (%s)", source, note, count, REMEDY)
+        logger.info("%s: %s: %s (%s)", source, note, counted(count, "record"), REMEDY)
 
 
 def say_what_was_read(source: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Say how many there are, and how many steps and pairs of steps that follow one another."""
     counts = [len(record["steps"]) for record in records]
     pairs = sum(max(0, count - 1) for count in counts)
-    logger.info("%s: %d records, %d steps, %d pairs of consecutive steps", source, len(records), sum(counts), pairs)
+    numbers = {"record": len(records), "step": sum(counts), "pair": pairs}
+    found = ", ".join(counted(number, noun) for noun, number in numbers.items())
+    logger.info("%s: %s of consecutive steps", source, found)

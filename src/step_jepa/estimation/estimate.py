@@ -10,6 +10,7 @@ from rich.table import Table
 from step_jepa import terminal
 from step_jepa.estimation.parallelism import ParallelismName, parts
 from step_jepa.estimation.profile import Profile, profile, trainer_without_numbers
+from step_jepa.plurals import counted
 from step_jepa.training.config import RepresentationConfig
 
 MIB = 2**20
@@ -78,11 +79,12 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     for part, size in found["parts"].items():
         table.add_row(part, f"{size / MIB:,.1f}")
     terminal.show(table)
+    rows = f"{counted(found['rows'], 'row')} of {found['tokens']:,} tokens"
     terminal.show(
-        f"At the largest moment of a step on {found['rows']} rows of {found['tokens']:,} tokens, the largest "
+        f"At the largest moment of a step on {rows}, the largest "
         "micro-batch of the first epoch. Not counted: the libraries themselves (on CUDA about 500 MiB) and what the "
         f"allocator holds unused. The export needs {found['export'] / MIB:,.1f} MiB of the main process's own memory."
     )
     of = f"{found['engine']} on {found['processes']}"
     terminal.result({}, f"Each device needs {found['device'] / MIB:,.1f} MiB ({of}).")
-    terminal.note("next: the same command without --estimate")
+    terminal.ends("", "the same command without --estimate")

@@ -18,6 +18,7 @@ from step_jepa.evaluation.judging import Match, truth_of
 from step_jepa.evaluation.resumable import Answers, append
 from step_jepa.models.builtin import resolve
 from step_jepa.options import MOST_SEED, Needs, option
+from step_jepa.plurals import counted
 from step_jepa.run_files.identity import last_modified, records_digest
 
 DRAWN = Needs("--samples above 1", lambda args: args.samples > 1)
@@ -133,5 +134,5 @@ def collect(path: Path, generations: Iterable[Generation], answers: Answers, wan
         append(path, generations, answers)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted after {len(answers)} of {wanted} answers: the same command goes on from there"
+            f"interrupted after {len(answers)} of {counted(wanted, 'answer')}: the same command goes on from there"
         ) from None

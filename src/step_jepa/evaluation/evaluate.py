@@ -20,7 +20,7 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import DRAWN, AnsweringOptions, collect, identity, read_problems, written_here
 from step_jepa.evaluation.figures import ModelFigures, model_figures, no_figures, save_views
 from step_jepa.evaluation.judging import judge, summarise
-from step_jepa.evaluation.resumable import Answers, begun, finished, resume, start
+from step_jepa.evaluation.resumable import IDENTITY, Answers, begun, finished, resume, start
 from step_jepa.evaluation.scoring import Scorer, centred_surprise, mean_nll, score_samples
 from step_jepa.evaluation.selection import NLL, RULES, SCORE, SURPRISE, compared, select
 from step_jepa.evaluation.texts import CRITERIA
@@ -30,6 +30,7 @@ from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import MOST_SEED, Needs, check_bounds, check_needs, option
+from step_jepa.plurals import counted
 from step_jepa.run_files.identity import last_modified, records_digest
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.names import PARTIAL_FILE, PREDICTIONS_FILE, STATE_FILE, SUMMARY_FILE, VIEWS_FILE
@@ -100,9 +101,9 @@ def run(args: EvaluateArguments) -> None:
     this call, once the model is loaded) and views.safetensors (see `save_views`), and print
     the figures.
 
-    Interrupted, the same call goes on where it stopped; finished, it prints what there is. Raises UserError for
-    unusable input, if no record has a known answer, rather than mix or replace results, and where another process
-    writes into the folder."""
+    Interrupted, the same call goes on where it stopped; finished, it prints what there is, or judges the answers anew
+    where only that is asked for in another way. Raises UserError for unusable input, if no record has a known answer,
+    rather than mix or replace results, and where another process writes into the folder."""
     with locked(Path(args.output_dir)):
         _run_alone(args)
 
@@ -112,7 +113,7 @@ def _run_alone(args: EvaluateArguments) -> None:
     take_reading_of_run(resolve(args.model_name), args)
     options, records = _heldout_options(args), read_problems(args.test_file, TEST, args)
     folder, about, settings = Path(args.output_dir), identity(args, records), _settings(args, records, options)
-    if not args.overwrite and (summary := finished(folder, _compared(settings))):
+    if not args.overwrite and (summary := finished(folder, about, _compared(settings))):
         (folder / PARTIAL_FILE).unlink(missing_ok=True)  # should the call have been killed just before that
         terminal.note("they were finished before, by the same command; --overwrite makes them anew")
         _show(args, summary)
@@ -135,6 +136,7 @@ def _run_alone(args: EvaluateArguments) -> None:
         "left_out": held_out.data.left_out,
         "seconds": time.perf_counter() - ready,
         "settings": settings,
+        IDENTITY: about,
     }
     _write_results(folder, rows, held_out.views, summary)
     _show(args, summary)
@@ -212,7 +214,7 @@ def _answer(
         torch.cuda.empty_cache()
     wanted = args.samples * len(records)
     if answers:
-        terminal.note(f"{len(answers)} of {wanted} answers are there")
+        terminal.note(f"there before: {len(answers)} of {counted(wanted, 'answer')}")
     generations = written_here(args, model, model.generation_config, tokenizer, records, answers)
     collect(Path(args.output_dir, PARTIAL_FILE), generations, answers, wanted)
 
@@ -279,17 +281,15 @@ def _say_what_is_cut_off(summary: Mapping[str, Any]) -> None:
     too_short = bool(limit and longest >= limit)
     remedy = enough if too_short else "raise --max_new_tokens, unless the model does not know where to stop"
     if cut > MANY * answers:
-        logger.warning("%d of %d answers were cut off at %s tokens; %s", cut, answers, limit, remedy)
+        logger.warning("%d of %s cut off at %s tokens; %s", cut, counted(answers, "answer"), limit, remedy)
     elif cut and too_short:
-        terminal.note(f"{cut} answers were cut off at {limit} tokens; {enough}")
+        terminal.note(f"{counted(cut, 'answer')} cut off at {limit} tokens; {enough}")
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
     settings = summary["settings"]
-    solved = (
-        f"{settings['model_name']} solves {summary['correct']} of {summary['n']} problems of {settings['test_file']}"
-    )
-    return f"{solved}: accuracy {_accuracy(summary)}."
+    problems = f"{summary['correct']} of {counted(summary['n'], 'problem')} of {settings['test_file']}"
+    return f"{settings['model_name']} solves {problems}: accuracy {_accuracy(summary)}."
 
 
 def _rows(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -298,15 +298,15 @@ def _rows(summary: Mapping[str, Any]) -> dict[str, str]:
     rows = {"answers": ", ".join(f"{summary[kind]} {kind.replace('_', ' ')}" for kind in kinds)}
     rows |= _selection_rows(summary) if summary.get("selection") else {}
     rows |= dict(_heldout_row(name, summary[name], summary["settings"]) for name in ("lm_loss", "jepa_loss"))
-    paired, unpaired, pairs = (_number(summary[name]) for name in ("cosine_paired", "cosine_unpaired", "pairs"))
-    return rows | {"cosine of views": f"{paired} paired, {unpaired} unpaired, {pairs} pairs"}
+    paired, unpaired = (_number(summary[name]) for name in ("cosine_paired", "cosine_unpaired"))
+    return rows | {"cosine of views": f"{paired} paired, {unpaired} unpaired, {counted(summary['pairs'] or 0, 'pair')}"}
 
 
 def _selection_rows(summary: Mapping[str, Any]) -> dict[str, str]:
     """Where a problem has several answers."""
     selection, rows = summary["selection"], {"accuracy of single samples": f"{summary['sample_accuracy']:.1%}"}
     for rule, figures in selection["rules"].items():
-        rows[f"selected by {rule}"] = f"{_accuracy(figures)}, {figures['tokens_read']} tokens read"
+        rows[f"selected by {rule}"] = f"{_accuracy(figures)}, {counted(figures['tokens_read'], 'token')} read"
     rows[f"any of {summary['settings']['samples']} right"] = _accuracy(selection["any"])
     return rows | {"tokens written": str(selection["tokens_written"])}
 
@@ -322,7 +322,8 @@ def _heldout_row(name: str, value: float | None, settings: Mapping[str, Any]) ->
     if name != "jepa_loss":
         return title, text
     objectives = " + ".join(settings["objective"])
-    predictors = f"{settings['predictors']} {'trained' if settings['trained_predictors'] else 'untrained'} predictors"
+    kind = "trained predictor" if settings["trained_predictors"] else "untrained predictor"
+    predictors = counted(settings["predictors"], kind)
     ahead = "" if settings["horizon"] == 1 else f", {settings['horizon']} steps ahead"
     return f"{title} ({objectives}, {settings['loss']}, pairs {settings['pairs']}{ahead})", f"{text} ({predictors})"
 

@@ -9,9 +9,10 @@ from typing import Any
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
 from step_jepa.run_files.names import LOCK_FILE, PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE, VIEWS_FILE
-from step_jepa.run_files.reading import read_summary
+from step_jepa.run_files.reading import read_lines, read_summary
 from step_jepa.run_files.writing import json_lines, unfinished_files, write_whole
 
+IDENTITY = "answers_to"  # in a summary: what the answers are answers to
 REMEDY = "give another --output_dir, or --overwrite"
 
 Answers = dict[tuple[int, int], Generation]  # by record and sample
@@ -28,27 +29,31 @@ def begun(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary that a finished call left in the folder; None where there is none. Raises UserError for one of other
-    settings."""
+def finished(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary that a finished call left in the folder; None where there is none, or its answers serve and are to be
+    judged in another way. Raises UserError for one of other settings."""
     path = folder / SUMMARY_FILE
     if not path.exists():
         return None
     summary = read_summary(path)
-    if others := differing(settings, summary["settings"]):
+    others = differing(settings, summary["settings"])
+    if others and differing(identity, summary.get(IDENTITY, {})):
         raise UserError(f"{folder} holds finished results of another {others}: {REMEDY}")
-    return summary
+    return None if others else summary
 
 
 def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Answers:
-    """The answers that an interrupted call left in the folder. Changes nothing there. Raises UserError rather than mix
-    or replace results."""
-    partial = folder / PARTIAL_FILE
+    """The answers that an interrupted call, or a finished one, left in the folder. Changes nothing there. Raises
+    UserError rather than mix or replace results."""
+    partial, summary = folder / PARTIAL_FILE, folder / SUMMARY_FILE
     if overwrite or not folder.is_dir() or set(folder.iterdir()) <= {folder / LOCK_FILE, *unfinished_files(partial)}:
         return {}
-    if not partial.exists():
+    if summary.exists():
+        identity_there, answers = read_summary(summary).get(IDENTITY, {}), _judged_answers(folder / PREDICTIONS_FILE)
+    elif partial.exists():
+        identity_there, answers = read_answers(partial)
+    else:
         raise UserError(f"{folder} is not empty: {REMEDY}")
-    identity_there, answers = read_answers(partial)
     if others := differing(identity, identity_there):
         raise UserError(f"{folder} holds answers begun with another {others}: {REMEDY}")
     return answers
@@ -67,6 +72,19 @@ def read_answers(partial: Path, remedy: str = REMEDY) -> tuple[dict[str, Any], A
         return dict(identity), {(row["index"], row["sample"]): Generation(**row) for row in rows}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{partial} is not what an interrupted call leaves: {remedy}") from error
+
+
+def _judged_answers(predictions: Path) -> Answers:
+    """Those of a finished call. Raises UserError."""
+    answers: Answers = {}
+    try:
+        for row in map(json.loads, read_lines(predictions)):
+            for number, sample in enumerate(row.get("samples", [row])):
+                written = (sample[name] for name in ("prediction", "truncated", "new_tokens"))
+                answers[row["index"], number] = Generation(row["index"], number, *written)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{predictions} is not what a finished call leaves: {REMEDY}") from error
+    return answers
 
 
 def start(folder: Path, identity: Mapping[str, Any], answers: Answers) -> None:

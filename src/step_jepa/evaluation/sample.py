@@ -19,6 +19,7 @@ from step_jepa.evaluation.traces import GOES_ON, Keep, Traces
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
+from step_jepa.plurals import counted
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.writing import json_lines, write_whole
 from step_jepa.training.saved_options import take_reading_of_run, view_options
@@ -71,7 +72,8 @@ def run(args: SampleArguments) -> None:
         traces = _kept(args, problems, answers)
         _write(args, traces, output, answers_file)
     rows = _rows(args, problems, answers, traces)
-    kept = f"{len(traces.kept)} answers of {args.model_name} are kept, of {traces.solved} of {len(problems)} problems."
+    solved = f"{traces.solved} of {counted(len(problems), 'problem')}"
+    kept = f"{counted(len(traces.kept), 'answer')} of {args.model_name} kept, of {solved}."
     if args.json:
         terminal.show_json(rows)
     else:
@@ -105,7 +107,7 @@ def _all_answers(args: SampleArguments, problems: Sequence[Record], file: Path) 
     if not missing:
         return answers
     if Path(args.output_file).exists() and not args.overwrite:
-        raise UserError(f"{args.output_file} exists, and {len(missing)} answers are wanting: {REMEDY}")
+        raise UserError(f"{args.output_file} exists, and more is wanted, {counted(len(missing), 'answer')}: {REMEDY}")
     generations = _written(args, problems, answers, missing)
     write_answers(file, about, answers)
     collect(file, generations, answers, len(wanted))
@@ -161,8 +163,8 @@ def _rows(args: SampleArguments, problems: Sequence[Record], answers: Answers, t
     looked_at = [answers[each] for each in product(range(len(problems)), range(args.samples))]
     rows = {
         "problems": str(len(problems)),
-        "answers": f"{len(looked_at)} of {sum(answer.new_tokens for answer in looked_at)} tokens",
-        "kept": f"{len(traces.kept)}, of {traces.solved} problems",
+        "answers": f"{len(looked_at)} of {counted(sum(answer.new_tokens for answer in looked_at), 'token')}",
+        "kept": f"{len(traces.kept)}, of {counted(traces.solved, 'problem')}",
     }
     for reason, count in traces.counts.most_common():
         rows[reason if reason == GOES_ON else f"not kept: {reason}"] = str(count)

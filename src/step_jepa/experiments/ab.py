@@ -22,6 +22,7 @@ from step_jepa.experiments.executor import importing
 from step_jepa.experiments.plan import planned
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults
 from step_jepa.options import check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.process.clock import command_began
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.names import EXPERIMENT_FILE
@@ -167,8 +168,9 @@ def _prepare_until(end: float, arguments: ExperimentArguments, args: AbArguments
 
 def _what_fits(budget: str, extent: Extent, cost: Cost) -> str:
     """Chosen for the budget, and out of how much."""
-    steps = f"{extent.steps} of {cost.steps} optimisation steps"
-    return f"Chosen for {budget}: {extent.seeds} seeds, {steps} and {extent.answers} of {cost.answers} answers a cell."
+    steps = f"{extent.steps} of {counted(cost.steps, 'optimisation step')}"
+    answers = f"{extent.answers} of {counted(cost.answers, 'answer')}"
+    return f"Chosen for {budget}: {extent.seeds} seeds, {steps} and {answers} a cell."
 
 
 def _unfitted_options(args: AbArguments) -> dict[str, Any]:
@@ -207,7 +209,8 @@ def fitted_extent(costs: Sequence[Cost], available: float) -> Extent:
         few_steps = min(FEWEST_STEPS, steps)
         least = FEWEST_SEEDS * (start + few_steps * step + fewest * answer) / SPARE
         raise UserError(
-            f"{few_steps} steps and {fewest} answers of {len(costs)} arms take {ceil(least / 60)}m: raise --budget"
+            f"{counted(few_steps, 'step')} and {counted(fewest, 'answer')} of {len(costs)} arms "
+            f"take {ceil(least / 60)}m: raise --budget"
         )
     return Extent(fitting_steps, fitting_answers, FEWEST_SEEDS)
 

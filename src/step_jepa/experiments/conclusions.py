@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.results import ConditionResult, ExperimentResults
+from step_jepa.plurals import counted
 
 MANY = 0.5  # of an arm's answers, cut off
 EXTREME = 0.02  # accuracies that are so near to 0 or to 1 can show no difference
@@ -29,7 +30,7 @@ def conclusions(results: ExperimentResults) -> list[str]:
             sentences.append(f"Primary. {comparison.measure}, {comparison.sentence} {sign_flips}")
     sentences += [f"{comparison.measure}, {comparison.sentence}" for comparison in shown]
     if count := len(others) - len(shown):
-        of = f"{count} of the other {len(others)} comparisons"
+        of = f"{count} of {counted(len(others), 'other comparison')}"
         sentences.append(f"No difference is shown by {of}; see their intervals.")
     return sentences
 

@@ -22,6 +22,7 @@ from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.executor import OUT_OF_TIME, execute_all, importing
 from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import RunResult
+from step_jepa.plurals import counted
 from step_jepa.run_files.names import CELL_FILE
 from step_jepa.run_files.reading import read_lines
 
@@ -85,7 +86,7 @@ def _timed_costs(first_runs: Mapping[str, Run], scratch: Path, threads: int, dea
     with closing(execute_all(probes, 1, threads, lambda _: None, deadline=deadline)) as ended_runs:
         for probe, failure in ended_runs:
             if failure == OUT_OF_TIME:
-                raise OutOfTime(f"{len(costs)} of {len(probes)} arms were timed")
+                raise OutOfTime(f"{len(costs)} of {counted(len(probes), 'arm')} timed")
             if failure:
                 raise UserError(f"{probe.condition}: {failure}")
             result = RunResult.read(probe.folder / CELL_FILE)
@@ -148,7 +149,8 @@ def _answers(run: Run) -> int:
 def cost_table(costs: Mapping[str, Cost], runs: Sequence[Run], workers: int) -> Table:
     """What the runs that are left will take."""
     seconds = sum(costs[run.condition].seconds for run in runs) / workers
-    table = Table(title=f"{len(runs)} cells, about {timedelta(seconds=round(seconds))} with {workers} at a time")
+    time_left = timedelta(seconds=round(seconds))
+    table = Table(title=f"{counted(len(runs), 'cell')}, about {time_left} with {workers} at a time")
     for column in ("arm", "seeds", "steps", "s each", "answers", "s each", "a cell"):
         table.add_column(column, justify="left" if column in ("arm", "seeds") else "right", overflow="fold")
     for condition, cost in costs.items():

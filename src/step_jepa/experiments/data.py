@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from step_jepa import terminal
 from step_jepa.data import prepare
 from step_jepa.data.prepare import PrepareArguments
 from step_jepa.errors import UserError
@@ -40,8 +41,9 @@ def prepare_data(data: Mapping[str, Any], folder: Path, at_each: Callable[[], No
         _check_identity(identity, folder)
         return
     _claim(folder)
-    for options in arguments.values():
-        prepare.run(options, at_each)
+    with terminal.as_part():
+        for options in arguments.values():
+            prepare.run(options, at_each)
     _check_overlap(folder)
     write_json(folder / IDENTITY_FILE, identity)
 

@@ -31,6 +31,7 @@ from step_jepa.experiments.results import About, ExperimentResults
 from step_jepa.experiments.run import RunResult, finished_result
 from step_jepa.experiments.summary import summarise
 from step_jepa.experiments.tables import arms_rows
+from step_jepa.plurals import counted
 from step_jepa.process.signals import ending_at_once
 from step_jepa.run_files.names import RESULTS_CSV, RESULTS_FILE, RESULTS_PICTURE, RESULTS_TEXT
 from step_jepa.run_files.reading import read_json, read_lines
@@ -72,12 +73,13 @@ def run(
             terminal.show_json({name: asdict(cost) for name, cost in costs.items()})
         else:
             terminal.show(cost_table(costs, left, args.workers))
+        terminal.ends("", "the same command without --dry_run")
         return 0
     failed = execute_runs(left, len(runs), args, may_start)
     finished = _collected(plan.runs)
     if finished.missing:
-        count = f"{len(finished.missing)} of {len(plan.runs)} cells"
-        logger.warning("%s are not finished, and the tables are without them", count)
+        count = f"{len(finished.missing)} of {counted(len(plan.runs), 'cell')}"
+        logger.warning("not finished, and not in the tables: %s", count)
     if not finished.results:
         return 1
     _conclude(args, plan, finished, power, closing)
@@ -121,7 +123,8 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     problems = min(problems, run.evaluate.get("limit") or problems)
     seeds, others = len(args.seeds), len(plan.comparisons) * len(args.measures) - 1
     if min(seeds, problems) < 2:
-        return f"Seeds {args.seeds} and {problems} problems: with fewer than two of either no difference can be tested."
+        found = f"{counted(seeds, 'seed')} and {counted(problems, 'problem')}"
+        return f"Of {found} no difference can be tested: that takes two of each."
     assumed = Components(**{**ASSUMED, **args.assumed})
     alone = detectable(assumed, seeds, problems)
     first = detectable(assumed, seeds, problems, comparisons=max(1, others))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from step_jepa.experiments.plan import Run
 from step_jepa.experiments.run import finished_result
+from step_jepa.plurals import counted
 
 
 class Progress:
@@ -64,7 +65,7 @@ class Progress:
         return f"; {timedelta(seconds=round(seconds * (len(self.runs) - self.ended_runs)))} left"
 
     def _table(self) -> Table:
-        table = Table(title=f"{self.ended_runs} of {len(self.runs)} cells{self._time_left()}")
+        table = Table(title=f"{self.ended_runs} of {counted(len(self.runs), 'cell')}{self._time_left()}")
         for column in ("arm", "finished now", f"mean {self.measure}", "running"):
             table.add_column(column, justify="left" if column == "arm" else "right")
         for condition, scores in self.scores.items():

@@ -5,6 +5,7 @@ from math import isfinite
 from step_jepa import markdown
 from step_jepa.evaluation.texts import ERRORS
 from step_jepa.experiments.results import ComparisonResult, ExperimentResults
+from step_jepa.plurals import counted
 from step_jepa.statistics.significance import Interval
 
 
@@ -90,5 +91,5 @@ def arms_rows(results: ExperimentResults) -> dict[str, str]:
     measure, rows = results.measures[0], {}
     for name, condition in results.conditions.items():
         summary = condition.measures[measure]
-        rows[name] = f"{measure} {summary.mean:.4f} {_interval(summary.new_problems)}, {summary.seeds} seeds"
+        rows[name] = f"{measure} {summary.mean:.4f} {_interval(summary.new_problems)}, {counted(summary.seeds, 'seed')}"
     return rows

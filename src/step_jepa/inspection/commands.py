@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.prompt import Prompt
@@ -12,6 +13,7 @@ from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.example import Example
 from step_jepa.data.offsets import pieces
 from step_jepa.data.reading_options import ReadingOptions
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.inspection.example import Inspector, RowArguments, example_at, inspect_example
 from step_jepa.inspection.mask import describe_mask, show_mask
@@ -19,6 +21,7 @@ from step_jepa.inspection.picture import draw
 from step_jepa.inspection.stages import STAGES, colour_steps, describe_tokens, show_tokens, steps_of
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import check_bounds, option
+from step_jepa.plurals import counted
 
 
 def _console() -> Console:
@@ -29,16 +32,18 @@ def _console() -> Console:
 # inspect steps
 
 EXAMPLES_SHOWN = 3  # by default
+ANOTHER = "--index N shows another one"
 
 
 @dataclass
-class StepsArguments(ReadingOptions):
+class StepsArguments(TemplateOptions, ReadingOptions):
     """Which conversations, by which tokenizer. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; it may hold only a tokenizer.", is_path=True)
     train_file: str = option(help="Prepared records, or whatever `step-jepa prepare` reads.", is_path=True)
     limit: int | None = option(None, help=f"How many examples; {EXAMPLES_SHOWN} by default.", least=1)
     index: int | None = option(None, help="This one alone, counted from 0.", least=0)
+    plain: bool = option(False, help="No chat framing, as --plain of train.")
     max_length: int | None = option(None, help="Cut rows to whole steps within this many tokens.", least=1)
     json: bool = option(False, help="One JSON list on stdout instead of colours.")
 
@@ -50,21 +55,30 @@ class StepsArguments(ReadingOptions):
 
 def run_steps(args: StepsArguments) -> None:
     """Print the examples; as JSON a list of what `describe_example` has. Raises UserError."""
-    tokenizer = load_tokenizer(args.model_name)
+    tokenizer = load_tokenizer(args.model_name, plain=args.plain, template=args)
     limit = None if args.index is not None else args.limit or EXAMPLES_SHOWN
     data = load_and_prepare_dataset(args.train_file, tokenizer, max_length=args.max_length, limit=limit, reading=args)
     terminal.note(f"{args.train_file}: {data}")
     examples = data.examples if args.index is None else [example_at(args.index, data.examples, args.train_file)]
     if args.json:
         terminal.show_json([describe_example(example) for example in examples])
-        return
+    else:
+        _show_steps(examples, tokenizer)
+    _end(ANOTHER if args.index is not None else "", args)
+
+
+def _show_steps(examples: Sequence[Example], tokenizer: Any) -> None:
     console = _console()
     for example in examples:
-        console.rule(f"example {example.index}: {len(example.input_ids)} tokens, {len(example.steps)} steps")
+        tokens, steps = counted(len(example.input_ids), "token"), counted(len(example.steps), "step")
+        console.rule(f"example {example.index}: {tokens}, {steps}")
         console.print(colour_steps(example, pieces(tokenizer, example.input_ids)))
     console.print("A step's tokens are parted by |; underlined tokens are labelled.")
+
+
+def _end(where: str, args: StepsArguments | RowArguments) -> None:
     following = {"model_name": args.model_name, "train_file": args.train_file}
-    terminal.note(f"next: {terminal.typed('verify', following)}")
+    terminal.ends(where, terminal.typed("verify", following))
 
 
 def describe_example(example: Example) -> dict[str, object]:
@@ -93,10 +107,11 @@ def run_tokens(args: TokensArguments) -> None:
     inspected = inspect_example(args)
     if args.json:
         terminal.show_json({"index": args.index, "tokens": describe_tokens(inspected)})
-        return
-    console = _console()
-    console.rule(f"example {args.index}: the row's tokens, and where views are read")
-    console.print(show_tokens(inspected))
+    else:
+        console = _console()
+        console.rule(f"example {args.index}: the row's tokens, and where views are read")
+        console.print(show_tokens(inspected))
+    _end(ANOTHER, args)
 
 
 # inspect mask
@@ -124,12 +139,12 @@ def run_mask(args: MaskArguments) -> None:
             plots.save(draw(inspected), args.output)
     if args.json:
         terminal.show_json({"index": args.index, **describe_mask(inspected)})
-        return
-    console = _console()
-    console.rule(f"example {args.index}: a row looks, a column is seen")
-    console.print(show_mask(inspected))
-    if args.output:
-        terminal.note(f"the picture, token by token, lies in {args.output}")
+    else:
+        console = _console()
+        console.rule(f"example {args.index}: a row looks, a column is seen")
+        console.print(show_mask(inspected))
+    drawn = f"the picture, token by token, lies in {args.output}"
+    _end(drawn if args.output else f"{ANOTHER}; --output mask.png draws it token by token", args)
 
 
 # inspect pipeline
@@ -149,11 +164,12 @@ def run_pipeline(args: PipelineArguments) -> None:
     if args.json:
         described = {name: stage.describe(inspected) for name, stage in STAGES.items()}
         terminal.show_json({"index": args.index, **described})
-        return
-    console = _console()
-    for number, (name, stage) in enumerate(STAGES.items(), 1):
-        console.rule(f"{number} {name}, example {args.index}")
-        console.print(stage.show(inspected))
+    else:
+        console = _console()
+        for number, (name, stage) in enumerate(STAGES.items(), 1):
+            console.rule(f"{number} {name}, example {args.index}")
+            console.print(stage.show(inspected))
+    _end(ANOTHER, args)
 
 
 # inspect: the menu. Screens are numbered through: those of example 0, then those of example 1, one for each stage.
@@ -181,6 +197,7 @@ def run_menu(args: MenuArguments) -> None:
         examples = inspector.examples()
         example_at(args.index, examples, args.train_file)  # before the first screen
         walk(inspector, examples, args.index, console, lambda: _ask(console))
+        _end("", args)
     except EOFError:  # Ctrl-D
         console.print()
 

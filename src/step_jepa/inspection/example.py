@@ -13,7 +13,7 @@ from peft import PeftConfig
 from torch import Tensor, tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
-from step_jepa import standalone
+from step_jepa import standalone, terminal
 from step_jepa.batches import attention
 from step_jepa.data.dataset import load_and_prepare_dataset
 from step_jepa.data.encoding import Encoding
@@ -30,6 +30,7 @@ from step_jepa.objectives.planner import Planner
 from step_jepa.objectives.registry import objectives_that_read
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import Needs, check_bounds, check_needs, option
+from step_jepa.plurals import counted
 from step_jepa.rows.branches import TRUNK, Row
 from step_jepa.rows.regions import Region, in_place_regions, row_regions
 from step_jepa.training.jepa_options import StepJEPAOptions, with_registered_options
@@ -158,6 +159,7 @@ class Inspector:
             encoding=self.encoding,
             reading=self.args,
         )
+        terminal.note(f"{self.args.train_file}: {data}")
         return data.examples
 
     def inspect(self, example: Example) -> InspectedExample:
@@ -216,7 +218,8 @@ def inspect_example(args: RowArguments) -> InspectedExample:
 def example_at(index: int, examples: Sequence[Example], file: str) -> Example:
     """The example of a file with that index. Raises UserError where there is none."""
     if index >= len(examples):
-        raise UserError(f"--index {index}: {file} has {len(examples)} examples: give 0 to {len(examples) - 1}")
+        count = len(examples)
+        raise UserError(f"--index {index}: {file} has {counted(count, 'example')}: give 0 to {count - 1}")
     return examples[index]
 
 

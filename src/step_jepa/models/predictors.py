@@ -20,6 +20,7 @@ from step_jepa.batches.views import at_least_float32
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.sharding import reshard, spread_like, whole
+from step_jepa.plurals import counted
 from step_jepa.run_files.names import PREDICTORS_FILE
 
 
@@ -118,7 +119,8 @@ def add_predictors(model: Any, tokenizer: Any, count: int, folder: str | None, s
     if hasattr(model, "predictor_tokens"):
         present = len(predictor_ids(model))
         if present != count:
-            raise UserError(f"the model carries {present} predictor rows, not {count}: use --predictors {present}")
+            carried = counted(present, "predictor row")
+            raise UserError(f"the model carries {carried}, not {count}: use --predictors {present}")
         return
     rows = base_rows(model)
     if len(tokenizer) > rows:
@@ -180,7 +182,8 @@ def _saved_rows(folder: str | None, count: int) -> Tensor | None:
         return None
     trained = load_tensors(path)["predictors"]
     if len(trained) != count:
-        raise UserError(f"{path} holds {len(trained)} predictor rows: use --predictors {len(trained)}, or move it away")
+        rows = counted(len(trained), "predictor row")
+        raise UserError(f"{path} holds {rows}: use --predictors {len(trained)}, or move it away")
     return trained
 
 

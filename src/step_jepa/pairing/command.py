@@ -20,6 +20,7 @@ from step_jepa.data.example import Example
 from step_jepa.data.reading import read_records, say_what_was_read
 from step_jepa.data.reading_options import ReadingOptions, reading_values
 from step_jepa.data.splits import TEST
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PairingArguments(ReadingOptions):
+class PairingArguments(TemplateOptions, ReadingOptions):
     """Whose views, of which steps. Raises UserError for a number out of range."""
 
     model_name: list[str] = option(help="One or more models: hub id, folder, or smollm2.", is_path=True)
@@ -137,7 +138,7 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
     for name in results["models"]:
         check_fields(results["models"][name], path, run=dict, lm_loss=float, measures=dict, differences=dict)
     known = results["settings"]
-    if differing := [name for name in settings if name not in known or known[name] != settings[name]]:
+    if differing := [name for name in settings if known.get(name) != settings[name]]:
         names = ", ".join(differing)
         raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")
     return results
@@ -187,7 +188,7 @@ def measure_model(args: PairingArguments, name: str, records: Records, base: Rea
 
 def _view_options(args: PairingArguments, model: str) -> dict[str, Any]:
     """How the model's views are read."""
-    return view_options(resolve(args.views_like or model))
+    return view_options(resolve(args.views_like or model), args)
 
 
 def _read_base(args: PairingArguments, model: str, records: Records, readings: dict[str, Reading]) -> Reading | None:

@@ -122,7 +122,7 @@ def _numbered_or_none(names: Array | None) -> Array | None:
 
 def _check(pairs: HeldOutPairs, problem: Array) -> None:
     if len(np.unique(problem)) < 2:
-        raise UserError(f"held-out pairs of {len(np.unique(problem))} problems: nothing to compare; give more records")
+        raise UserError("held-out pairs of one problem alone: nothing to compare; give more records")
     for name in ("predicted", "target", "base_target"):
         views = getattr(pairs, name)
         if views is not None and not np.isfinite(views).all():

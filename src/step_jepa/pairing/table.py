@@ -8,6 +8,7 @@ from step_jepa.pairing.cosines import MARGIN
 from step_jepa.pairing.measures import ENOUGH
 from step_jepa.pairing.pairs import POSITION, VIEWS
 from step_jepa.pairing.retrieval import ACROSS, WITHIN
+from step_jepa.plurals import counted
 from step_jepa.run_files.names import OPTIONS_FILE
 
 Figure = Mapping[str, Any]
@@ -56,13 +57,14 @@ def _training(run: Mapping[str, Any]) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """How many pairs there are, and what that means for the intervals."""
     left_out = [f"{count} from {_words(name)}" for name, count in result["left_out"].items() if count]
-    parts = [f"{result['pairs']} pairs of {result['problems']} problems; left out: {', '.join(left_out) or 'none'}"]
+    pairs = f"{counted(result['pairs'], 'pair')} of {counted(result['problems'], 'problem')}"
+    parts = [f"{pairs}; left out: {', '.join(left_out) or 'none'}"]
     if not result["enough"]:
         parts.append(f"fewer than {ENOUGH} pairs: intervals are wide")
     if "templates" in result:
         parts.append(
-            f"problems of {result['templates']} templates: intervals are over problems, which are near copies within a "
-            "template, so they are too narrow for new templates"
+            f"problems of {counted(result['templates'], 'template')}: intervals are over problems, which are near "
+            "copies within a template, so they are too narrow for new templates"
         )
     return "; ".join(parts)
 

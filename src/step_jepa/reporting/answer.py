@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from step_jepa.plurals import counted
 from step_jepa.reporting.dots import OTHER, TRAINED, Dot, figure_text, kind_of
 from step_jepa.reporting.matching import BEFORE
 from step_jepa.reporting.retrieval import BASELINES, Retrieval
@@ -63,7 +64,8 @@ def how(runs: Sequence[Run]) -> str:
     if run.options.get("pretrain"):
         weights = "from random weights"
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in settings["data"].items() if count]
-    trained = f"{run.state['global_step']} optimisation steps, {weights}, learning rate {settings['learning_rate']:g}"
+    steps = counted(run.state["global_step"], "optimisation step")
+    trained = f"{steps}, {weights}, learning rate {settings['learning_rate']:g}"
     return f"{trained}, seed {settings['seed']}; {', '.join(counts)}."
 
 
@@ -78,7 +80,8 @@ def sentences(
     if (changed := changes(evaluations)) and evaluations[0].label == BEFORE:
         gained, lost = changed
         verb = "was" if gained == 1 else "were"
-        found.append(f"Of {evaluations[0].summary['n']} held-out problems {gained} {verb} gained and {lost} lost.")
+        problems = counted(evaluations[0].summary["n"], "held-out problem")
+        found.append(f"Of {problems} {gained} {verb} gained and {lost} lost.")
     of_retrieval = [
         _of_retrieval(dot, each) for each in retrievals for dot in each.dots[TRAINED] if dot.label in each.leads
     ]

@@ -12,6 +12,7 @@ from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.options import option
 from step_jepa.plots import COLOURS, InlineFigures
+from step_jepa.plurals import counted
 from step_jepa.reporting.answer import how, sentences, title
 from step_jepa.reporting.comparisons import experiment_section
 from step_jepa.reporting.curves import curve_sections
@@ -50,12 +51,23 @@ def run(args: ReportArguments) -> None:
     output = Path(args.output)
     _check_output(output, overwrite=args.overwrite)
     data = read_folders(args.runs)
+    _say_what_was_read(data)
     check_tracked(data.runs, args.report_to)
     page = render(data)
     write_whole(output, page)
     terminal.note(f"the report lies in {output} ({len(page.encode()) / 2**20:.1f} MB): open it in a browser")
     for line in publish(data.runs, data.evaluations, output, args.report_to):
         terminal.note(line)
+
+
+def _say_what_was_read(data: ReportData) -> None:
+    found = {
+        "run": len(data.runs),
+        "evaluation": len(data.evaluations),
+        "measured pairing": len(data.pairings),
+        "experiment": len(data.experiments),
+    }
+    terminal.note(", ".join(counted(number, noun) for noun, number in found.items() if number))
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from step_jepa.experiments.results import ConditionResult, ExperimentResults
 from step_jepa.pairing.pairs import EMBEDDING, NUMBERS, POSITION, TFIDF, VIEWS
 from step_jepa.pairing.retrieval import ACROSS
+from step_jepa.plurals import counted
 from step_jepa.reporting.dots import BASELINE, CONTROL, KINDS, TRAINED, Dot, DotPlot, figure_text, kind_of, share_dot
 from step_jepa.reporting.matching import runs_by_folder, runs_of_model
 from step_jepa.reporting.runs import Experiment, ReportData, Run
@@ -73,7 +74,7 @@ def retrievals(data: ReportData) -> list[Retrieval]:
 
 
 def _empty(result: Mapping[str, Any]) -> Retrieval:
-    pairs = f"{result['pairs']} pairs of {result['problems']} problems"
+    pairs = f"{counted(result['pairs'], 'pair')} of {counted(result['problems'], 'problem')}"
     return Retrieval(f"Next steps found among {result['pool']} ({pairs})", templates=result.get("templates"))
 
 

@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 
 from step_jepa.pairing.cosines import centred
 from step_jepa.plots import COLOURS, MARKERS, InlineFigures, style
+from step_jepa.plurals import counted
 from step_jepa.reporting.scores import ScoredEvaluation
 
 Views = Mapping[str, np.ndarray]
@@ -120,7 +121,8 @@ def _maps(shown: Sequence[ScoredEvaluation], views: Sequence[Views], figures: In
     points, share = plane(mapped)
     charts = []
     for each, of_views, places in zip(shown, mapped, points, strict=True):
-        description = f"{len(of_views['step'])} pairs of a predicted and a target embedding in a plane, {each.label}"
+        pairs = counted(len(of_views["step"]), "pair")
+        description = f"{pairs} of a predicted and a target embedding in a plane, {each.label}"
         svg = figures.svg(map_chart(places, of_views["step"], np.concatenate(points)), description)
         charts.append({"label": each.label, "group": each.group, "svg": svg, "pairs": len(of_views["step"])})
     return {"share": share, "charts": charts}

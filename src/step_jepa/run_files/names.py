@@ -1,6 +1,7 @@
 """The names of the files that commands write, and what lies beside a model."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Beside a model
@@ -42,4 +43,6 @@ RESULTS = (
 
 def cache_folder() -> Path:
     """Where what can be made again is kept, of one user."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "step-jepa")
+    home = os.path.expanduser("~")
+    without_home = Path(tempfile.gettempdir(), f"cache-{os.getuid()}") if home == "~" else None  # as in some containers
+    return Path(os.environ.get("XDG_CACHE_HOME") or without_home or Path(home, ".cache"), "step-jepa")

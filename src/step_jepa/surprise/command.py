@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from step_jepa import plots, terminal
+from step_jepa.data.reading import say_what_was_read
 from step_jepa.data.reading_options import ReadingOptions, reading_values
+from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
@@ -27,7 +29,7 @@ from step_jepa.training.saved_options import take_reading_of_run
 
 
 @dataclass
-class SurpriseArguments(ReadingOptions):
+class SurpriseArguments(TemplateOptions, ReadingOptions):
     """Whose surprise, at which answers. Raises UserError for a number out of range."""
 
     model_name: str = option(help="Hub id, folder, or smollm2; best of a run with step_jepa.", is_path=True)
@@ -44,6 +46,7 @@ class SurpriseArguments(ReadingOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="Of the weights.")
     seed: int = option(42, help="Of resamples.", least=0, most=MOST_SEED)
     overwrite: bool = option(False, help="Replace the results that output_dir holds.")
+    json: bool = option(False, help="JSON on stdout instead of tables.")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -63,10 +66,11 @@ def _run_alone(args: SurpriseArguments) -> None:
     for name in filter(None, (args.model_name, args.base_model)):
         load_tokenizer(name)  # a wrong name should not be found out after an hour
     answers = given_answers(args.test_file, args, args.limit)
+    say_what_was_read(args.test_file, answers.records)
     settings = _settings(args, answers)
     if summary := _finished(folder, settings, overwrite=args.overwrite):
-        _print(folder, summary)
         terminal.note("it was finished before, by the same command; --overwrite makes it anew")
+        _show(args, summary)
         return
     remove_unfinished(folder)
     steps = _measured(args, folder, settings, answers)
@@ -75,12 +79,12 @@ def _run_alone(args: SurpriseArguments) -> None:
     plots.save(picture(summary), str(folder / SURPRISE_PICTURE))
     write_json(folder / SUMMARY_FILE, summary)
     (folder / SURPRISE_PARTIAL).unlink()
-    _print(folder, summary)
+    _show(args, summary)
 
 
 def _settings(args: SurpriseArguments, answers: GivenAnswers) -> dict[str, Any]:
     """What the results are of; how records were read, their digest tells."""
-    others = {"output_dir", "overwrite", *reading_values(args)}
+    others = {"output_dir", "overwrite", "json", *reading_values(args)}
     return {
         **{name: value for name, value in asdict(args).items() if name not in others},
         "records": records_digest(answers.records),
@@ -102,7 +106,7 @@ def _finished(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> 
 
 
 def _check_settings(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if differing := [name for name in settings if name not in there or there[name] != settings[name]]:
+    if differing := [name for name in settings if there.get(name) != settings[name]]:
         names = ", ".join(differing)
         raise UserError(f"{path} holds results of another {names}: give another --output_dir, or --overwrite")
 
@@ -118,7 +122,7 @@ def _measured(args: SurpriseArguments, folder: Path, settings: dict[str, Any], a
     for prefix, name in models.items():
         if name is not None and prefix not in kept["models"]:
             loading: dict[str, Any] = {"seed": args.seed, "model_init_kwargs": {"dtype": args.dtype}}
-            representation = load(name, views_like=args.model_name if prefix else None, **loading)
+            representation = load(name, views_like=args.model_name if prefix else None, asked=args, **loading)
             kept["models"][prefix] = _to_json(measure(representation, answers.records, batch_size=args.batch_size))
             write_json(path, kept, indent=None)
     return _joined(kept["models"], len(answers.records))
@@ -164,7 +168,13 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 7)
 
 
-def _print(folder: Path, summary: Mapping[str, Any]) -> None:
-    for table in summary_tables(summary):
-        terminal.show(table)
-    terminal.ends(f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {folder}")
+def _show(args: SurpriseArguments, summary: Mapping[str, Any]) -> None:
+    if args.json:
+        terminal.show_json(summary)
+    else:
+        for table in summary_tables(summary):
+            terminal.show(table)
+    samples = {"samples": 4, "select": ["vote", "vote+surprise"]}
+    selecting = {"model_name": args.model_name, "test_file": "TEST.jsonl", **samples, "output_dir": "selected"}
+    where = f"{SURPRISE_FILE}, {SUMMARY_FILE} and {SURPRISE_PICTURE} lie in {args.output_dir}"
+    terminal.ends(where, terminal.typed("evaluate", selecting))

@@ -22,6 +22,7 @@ from step_jepa.batches.views import Trajectories, Views
 from step_jepa.data.conversations import Conversation, to_conversation
 from step_jepa.data.example import IGNORED, Example
 from step_jepa.data.raw_record import Rejected
+from step_jepa.data.template import TemplateOptions
 from step_jepa.data.tokens import encode_rows
 from step_jepa.losses.distances import cosine
 from step_jepa.losses.registry import LOSSES
@@ -53,13 +54,17 @@ Place = tuple[int, int]  # of a step: answer, and number among its steps
 logger = logging.getLogger(__name__)
 
 
-def surprise_options(model_name: str, views_like: str | None = None) -> StepJEPAOptions:
+def surprise_options(
+    model_name: str, views_like: str | None = None, template: TemplateOptions | None = None
+) -> StepJEPAOptions:
     """How the steps of a model are read: each predicted from all that precedes it, views as its run reads them, or
-    another model's. Without trained predictor tokens, K = 0: the state of the last token predicts. Raises UserError."""
+    another model's; conversations framed as there, unless `template` asks for something else. Without trained predictor
+    tokens, K = 0: the state of the last token predicts. Raises UserError."""
     folder = resolve(model_name)
-    views = view_options(folder)
-    if views_like is not None:  # but for the head, which is each model's own
-        views = view_options(resolve(views_like)) | {"predictor_head": views.get("predictor_head", "identity")}
+    views = view_options(folder, template)
+    if views_like is not None:
+        head = views.get("predictor_head", "identity")  # which is each model's own
+        views = view_options(resolve(views_like), template) | {"predictor_head": head}
     return StepJEPAOptions(
         pairs="all",
         max_length=None,
@@ -75,19 +80,27 @@ def _centred_loss(saved: Mapping[str, Any]) -> str | None:
     return loss.name if loss and loss.centred and OBJECTIVE in saved.get("objective", ()) else None
 
 
-def load(model_name: str, *, views_like: str | None = None, seed: int = 42, **loading: Any) -> Representation:
+def load(
+    model_name: str,
+    *,
+    views_like: str | None = None,
+    asked: TemplateOptions | None = None,
+    seed: int = 42,
+    **loading: Any,
+) -> Representation:
     """A model that `measure` takes.
 
     Args:
         model_name: hub id or folder, best of a run with the objective step_jepa.
         views_like: a model, to read views as its run does.
+        asked: what frames conversations, where not as in that run.
         seed: of what is not trained, if anything.
         **loading: more arguments of `setup_model_and_tokenizer`.
 
     Raises:
         UserError: where the model cannot be had.
     """
-    return Representation.load(model_name, surprise_options(model_name, views_like), seed=seed, **loading)
+    return Representation.load(model_name, surprise_options(model_name, views_like, asked), seed=seed, **loading)
 
 
 def _trained_predictors(model_name: str) -> int:

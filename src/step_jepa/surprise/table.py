@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from step_jepa.plots import COLOURS, style
+from step_jepa.plurals import counted
 from step_jepa.surprise.localisation import MINUS
 from step_jepa.surprise.scores import LATENT
 
@@ -25,7 +26,8 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
         located = {name: figures["located"] for name, figures in _either_sign(summary["located"]).items()}
         table = _table("first wrong step: has it the greatest score", located, summary["located_beyond_free"])
         table.caption = (
-            f"{summary['errors']} answers with an error; shuffled among an answer's steps: {summary['chance']:.3f}; "
+            f"{counted(summary['errors'], 'answer')} with an error; "
+            f"shuffled among an answer's steps: {summary['chance']:.3f}; "
             f"left out: {summary['left_out']}; F1 and both signs: summary.json"
         )
         tables.append(table)
@@ -33,7 +35,8 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _means(summary: Mapping[str, Any]) -> Table:
-    title = f"{summary['answers']} answers, {summary['steps']} steps, of which {summary['predicted']} are predicted"
+    counts = f"{counted(summary['answers'], 'answer')}, {counted(summary['steps'], 'step')}"
+    title = f"{counts} ({summary['predicted']} predicted)"
     table = Table("score", "mean over steps", title=title)
     for name, value in summary["means"].items():
         table.add_row(name, "-" if value is None else f"{value:.3f}")

@@ -105,6 +105,14 @@ class _NothingLeft(Exception):
     """The checkpoint has all steps."""
 
 
+class _LastLog(TrainerCallback):
+    """Logs the last step as well, which `logging_steps` may pass over: a run ends with its last losses."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class _Start(TrainerCallback):
     """Whether training has started, and so a checkpoint been read."""
 
@@ -125,6 +133,7 @@ def train(trainer: Trainer, resume: str | None, preemption: Preemption) -> bool:
         Terminated: after SIGTERM or SIGUSR1.
     """
     start = _Start()
+    trainer.add_callback(_LastLog())
     trainer.callback_handler.callbacks[:0] = [start, preemption]  # before those of ours, whose errors are no refusals
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -150,7 +159,7 @@ def _ends_before(trainer: Any) -> bool:
     state = folder / TRAINER_STATE_NAME  # what is saved last
     exported = is_readable(state) and state_of(str(folder)).global_step == steps
     if exported:
-        terminal.note(f"{folder} holds the model after all of the {steps} steps: raise --max_steps to train on")
+        terminal.note(f"{folder} holds the model after all of its steps ({steps}): raise --max_steps to train on")
     return not exported
 
 

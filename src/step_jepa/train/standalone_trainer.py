@@ -18,6 +18,7 @@ from step_jepa.data.splits import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError, library_refusals
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.options import changed, facts
+from step_jepa.plurals import counted
 from step_jepa.run_files.identity import examples_digest
 from step_jepa.train.arguments import TrainArguments, peft_config, quantization_config
 from step_jepa.training.checkpoints import check_complete, check_resumed, say_other_schedule, without_known_keys
@@ -149,7 +150,7 @@ def _standalone_examples(file: str, splits: Splits, tokenizer: Any, config: Step
         raise UserError(f"{file}: no whole step fits into max_length = {config.max_length}: raise it")
     single = sum(not example.second_step[1] for example in kept)
     logger.info(
-        "%d examples, %d left out, as not one whole step fits into max_length; %d without a pair of steps",
-        *(len(kept), len(examples) - len(kept), single),
+        "%s, %d left out, as not one whole step fits into max_length; %d without a pair of steps",
+        *(counted(len(kept), "example"), len(examples) - len(kept), single),
     )
     return kept

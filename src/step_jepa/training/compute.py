@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from step_jepa.batches.batch import Batch, tokens_read
+from step_jepa.plurals import counted
 
 logger = logging.getLogger(__name__)
 TRAINED, READ = 6, 2  # operations per parameter and token (arXiv 2001.08361, section 2.1)
@@ -23,5 +24,5 @@ def shorten(args: Any, plain: int, branching: int, *, target_encoder: bool) -> N
     if args.max_steps > 0:
         args.max_steps = max(1, round(args.max_steps * factor))
     args.num_train_epochs *= factor
-    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:.3g} epochs"
+    length = counted(args.max_steps, "step") if args.max_steps > 0 else f"{args.num_train_epochs:.3g} epochs"
     logger.info("same_flop: a step costs %.3f of a plain one, so this run has %s", 1 / factor, length)

@@ -19,6 +19,7 @@ from step_jepa.objectives.llm_jepa import TurnOptions
 from step_jepa.objectives.registry import objectives_that_read
 from step_jepa.objectives.step_jepa import StepOptions
 from step_jepa.options import Needs, changed, check_bounds, check_needs, facts, option, option_fields
+from step_jepa.plurals import counted
 from step_jepa.rows.controls import RANDOM_CONTROLS, Control
 
 # Deviations of the published LLM-JEPA code (docs/from-llm-jepa.md), each to be set alone; "llm_jepa" means all of them.
@@ -326,7 +327,8 @@ class StepJEPAOptions(StepOptions, RepresentationOptions):
         if len(set(self.objective)) < len(self.objective) or ("none" in self.objective and len(self.objective) > 1):
             raise UserError(f"objective = {names}: give each once, and none alone")
         if self.weights and len(self.weights) != len(self.objective):
-            raise UserError(f"{len(self.weights)} weights for {len(self.objective)} objectives: give one each")
+            weights = counted(len(self.weights), "weight")
+            raise UserError(f"{weights} for {counted(len(self.objective), 'objective')}: give one each")
         if any(not 0 < weight < math.inf for weight in self.weights):
             raise UserError(f"weights = {' '.join(map(str, self.weights))}: give more than 0 each")
         super()._check_values()

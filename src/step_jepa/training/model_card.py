@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from step_jepa.options import default_of, facts, option_fields
+from step_jepa.plurals import counted
 from step_jepa.rows.controls import CONTROL_MEANINGS
 from step_jepa.run_files.names import CARD_FILE, PREDICTORS_FILE, RUN_FILE, SUMMARY_FILE
 from step_jepa.run_files.reading import read_json, read_summary, run_options
@@ -186,7 +187,7 @@ def _origin(base: str | None, run: Mapping[str, Any], options: Mapping[str, Any]
 
 def _settings(run: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in run["data"].items())
-    steps = f"{run['max_steps']} steps" if run["max_steps"] > 0 else f"{run['num_train_epochs']:g} epochs"
+    steps = counted(run["max_steps"], "step") if run["max_steps"] > 0 else counted(run["num_train_epochs"], "epoch")
     return {
         "base model": public(run["model_name"]),
         "data": public(run["train_file"]) + (f" ({counts})" if counts else ""),

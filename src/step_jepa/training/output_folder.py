@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from step_jepa.errors import UserError
 from step_jepa.models.export import is_exported, is_folder_of
 from step_jepa.run_files.names import LOCK_FILE, ROWS_FILE, RUN_FILE
-from step_jepa.training.checkpoints import checkpoints_in, last_checkpoint
+from step_jepa.training.checkpoints import checkpoints_in, fault_of, last_checkpoint
 
 WRITTEN = (TRAINER_STATE_NAME, RUN_FILE, ROWS_FILE)  # into the output folder, beside the export
 # How Python, safetensors and torch.save say that a disk is full
@@ -44,16 +45,30 @@ def remove_run(folder: Path) -> None:
 
 @contextmanager
 def enough_room(folder: Path) -> Iterator[None]:
-    """Raises UserError where the disk is full, whichever way a library says so."""
+    """Raises UserError where the disk is full, whichever way a library says so; the checkpoint that was being written
+    is taken away."""
+    start = time.time()
     try:
         yield
     except Exception as error:  # every library has its own
         if not FULL.search(str(error)):
             raise
         files = [path for path in folder.rglob("*") if path.is_file()]
-        written = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
-        free = shutil.disk_usage(folder).free
+        begun, free = _begun_checkpoint(folder, start), shutil.disk_usage(folder).free
+        written = begun or max(files, key=_changed, default=folder)
+        if begun is not None:
+            shutil.rmtree(begun, ignore_errors=True)
         raise UserError(f"no room to write {written}, {_megabytes(free)} are left: {_way_on(folder)}") from error
+
+
+def _begun_checkpoint(folder: Path, start: float) -> Path | None:
+    """The last checkpoint, where it was begun since the start and is not complete."""
+    last = max(checkpoints_in(folder), key=_changed, default=None)
+    return last if last is not None and _changed(last) >= start and fault_of(last) else None
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _way_on(folder: Path) -> str:

@@ -3,7 +3,8 @@ trainer_state.json."""
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
@@ -11,6 +12,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging as transformers_logging
 
 from step_jepa import terminal
+from step_jepa.plurals import counted
 
 SHOWN = {"loss": "loss", "lm_loss": "lm", "jepa_loss": "jepa"}  # of what is logged
 MARGIN = "centred_margin"
@@ -26,6 +28,18 @@ def shows_progress(trainer: Trainer) -> None:
         trainer.add_callback(Progress())
 
 
+@contextmanager
+def closing_bars(trainer: Trainer) -> Iterator[None]:
+    """Around training and evaluation: one that ends by an exception leaves no bar open, which would hide others."""
+    try:
+        yield
+    except BaseException:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress):
+                callback.close()
+        raise
+
+
 def _is_theirs(callback: TrainerCallback) -> bool:
     return type(callback) in (PrinterCallback, ProgressCallback) or "Notebook" in type(callback).__name__
 
@@ -37,6 +51,7 @@ class Progress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: Any = None
         self.held_out_bar: Any = None
+        self.library_bars = False  # to be shown again
         self.margin: float | None = None
         self.read = 0  # batches of held-out rows
         self.began, self.first_step = 0.0, 0
@@ -54,14 +69,16 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._close()
+        self.close()
+
+    def close(self) -> None:
+        """No bar stays open, and those of transformers are as they were."""
+        for bar in filter(None, (self.bar, self.held_out_bar)):
+            bar.close()
+        self.bar = self.held_out_bar = None
         if self.library_bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.bar = None
+        self.library_bars = False
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -135,19 +152,23 @@ def _name(prefix: str) -> str:
 
 
 def outcome(state: TrainerState) -> dict[str, Any]:
-    """Of a run that has ended: its steps, the seconds that they took, and the last figures of held-out rows (of each
-    set, by the prefix of its names)."""
-    seconds, held_out = 0.0, {}
+    """Of a run that has ended: its steps, the seconds that they took, the last losses, and the last figures of held-out
+    rows (of each set, by the prefix of its names)."""
+    seconds, losses, held_out = 0.0, {}, {}
     for entry in state.log_history:
         seconds = entry.get("train_runtime", seconds)
+        if "loss" in entry:
+            losses = {name: entry[name] for name in SHOWN if name in entry}
         if (prefix := _held_out_prefix(entry)) is not None:
             held_out[prefix] = {name.removeprefix(prefix): value for name, value in entry.items() if name != "step"}
-    return {"steps": state.global_step, "seconds": seconds, "held_out": held_out}
+    return {"steps": state.global_step, "seconds": seconds, "losses": losses, "held_out": held_out}
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """The same in words."""
-    parts = [f"{found['steps']} steps in {duration(found['seconds'])}"]
+    parts = [f"{counted(found['steps'], 'step')} in {duration(found['seconds'])}"]
+    if found["losses"]:
+        parts.append("  ".join(["last", *shown_figures(found["losses"], None)]))
     for prefix, figures in found["held_out"].items():
         parts.append("  ".join(shown_figures({prefix + name: value for name, value in figures.items()}, None)))
     return "; ".join(parts)

@@ -12,6 +12,7 @@ from step_jepa.data.splits import TRAIN, VALIDATION, Splits
 from step_jepa.errors import UserError
 from step_jepa.losses import LOSSES
 from step_jepa.objectives.planner import unchanged_pairs
+from step_jepa.plurals import counted
 from step_jepa.rows.branches import Row
 from step_jepa.training.compute import shorten
 from step_jepa.training.config import RepresentationConfig
@@ -91,9 +92,8 @@ class RunRows:
             name, length = named(data), self.args.max_length
             logger.info("%s: %s", name, prepared)
             if prepared.cut:
-                logger.warning(
-                    "%s: %d examples are cut to whole steps within max_length %s", name, prepared.cut, length
-                )
+                count = counted(prepared.cut, "example")
+                logger.warning("%s: cut to whole steps within max_length %s: %s", name, length, count)
         return prepared
 
     def _check_training_rows(self, rows: PlannedRows) -> int:
@@ -139,10 +139,10 @@ class RunRows:
         sample = rows.sample
         if len(sample) < len(rows):
             logger.info("pairs and tokens are counted on %d of the %d rows, evenly spaced", len(sample), len(rows))
-        logger.info("%d pairs of views", round(pairs * len(rows) / len(sample)))
+        logger.info("%s of views", counted(round(pairs * len(rows) / len(sample)), "pair"))
         for objective in self.representation.objectives:
             for reason, count in objective.left_out(sample).items():
-                logger.info("left out: %d pairs %s", count, reason)
+                logger.info("left out: %s %s", counted(count, "pair"), reason)
         if same:
             logger.warning("control %s leaves %d of %d pairs as they are", self.args.control, same, pairs)
         if not pairs:
@@ -153,7 +153,8 @@ def check_row_count(args: Any, count: int) -> None:
     """Raises UserError where dataloader_drop_last would drop all of so many training rows."""
     batch = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and count < batch:
-        raise UserError(f"--dataloader_drop_last drops all {count} rows, as a batch has {batch}: leave it out")
+        rows = counted(count, "row")
+        raise UserError(f"--dataloader_drop_last drops all of {rows}, as a batch has {batch}: leave it out")
 
 
 def check_negatives(args: Any, pairs_of_examples: Sequence[Sequence[int]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils import CHAT_TEMPLATE_FILE
 
 from step_jepa.data.reading_options import ReadingOptions, reading_values
+from step_jepa.data.template import TemplateOptions
 from step_jepa.models.predictors import saved_predictors
 from step_jepa.objectives.step_jepa import Pairs
 from step_jepa.options import default_of, facts, option_fields, without_secrets
@@ -99,11 +100,13 @@ def take_reading_of_run(folder: str | os.PathLike[str], args: ReadingOptions) ->
             logger.info("records are read as the run of %s read its own: %s = %s", folder, name, saved[name])
 
 
-def view_options(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """How the run that a model comes from read its views; nothing where none lies beside it. Raises UserError."""
+def view_options(folder: str | os.PathLike[str], template: TemplateOptions | None = None) -> dict[str, Any]:
+    """How the run that a model comes from read its views, but for what frames conversations where that is asked for;
+    nothing where no run lies beside it. Raises UserError."""
     saved = run_options(folder)
     names = [each.name for each in option_fields(StepJEPAOptions) if facts(each).changes_views]
     values = {name: saved[name] for name in names if name in saved}
     if values.get("chat_template"):  # the file that was given may have gone; the model has a copy
         values["chat_template"] = str(Path(folder, CHAT_TEMPLATE_FILE))
-    return values
+    asked = {each.name: getattr(template, each.name) for each in option_fields(TemplateOptions) if template}
+    return values | {name: value for name, value in asked.items() if value is not None}

@@ -51,7 +51,7 @@ from step_jepa.training.metrics import MetricSums, Observation
 from step_jepa.training.model_card import write_card
 from step_jepa.training.monitor import Monitor
 from step_jepa.training.preemption import PreemptibleTrainer
-from step_jepa.training.progress import shows_progress
+from step_jepa.training.progress import closing_bars, shows_progress
 from step_jepa.training.representation import Representation
 from step_jepa.training.row_preview import save_rows
 from step_jepa.training.run_metadata import named, save_settings, settings_of
@@ -205,6 +205,11 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
         """Whether `Trainer` asks for one of several evaluation sets."""
         known = getattr(self, "eval_dataset", None)
         return isinstance(data, str) and isinstance(known, dict) and data in known
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`."""
+        with closing_bars(self):
+            return super().train(*args, **kwargs)
 
     def evaluate(
         self,
@@ -364,7 +369,7 @@ class RepresentationTrainer(HubTrainer, PreemptibleTrainer):
     ) -> EvalLoopOutput:
         """Held-out figures: the LM loss is weighted by tokens, what the views show by pairs."""
         self._held_out = []
-        with self.sums.paused():
+        with closing_bars(self), self.sums.paused():
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
             reshard(self.model)  # else only a backward pass does
             assert isinstance(output.predictions, np.ndarray)

@@ -19,6 +19,7 @@ from step_jepa.data.reading_options import ReadingOptions
 from step_jepa.data.template import TemplateOptions
 from step_jepa.errors import UserError
 from step_jepa.options import MOST_SEED, check_bounds, option
+from step_jepa.plurals import counted
 from step_jepa.training.jepa_options import StepJEPAOptions
 from step_jepa.training.representation import Representation
 from step_jepa.verification.agreement import Comparison, comparison_of
@@ -61,7 +62,9 @@ def run(args: CompareArguments) -> int:
         _show(comparison)
     if not comparison.agree:
         terminal.error(f"the implementations disagree: {comparison.first_difference}")
-    return 0 if comparison.agree else 1
+        return 1
+    terminal.ends("", terminal.training(args.model_name, args.train_file))
+    return 0
 
 
 def compare(args: CompareArguments) -> Comparison:
@@ -137,7 +140,7 @@ def _representation(model: Any, args: CompareArguments, processing_class: Any) -
 
 def _show(comparison: Comparison) -> None:
     cut = f", {comparison.cut} of them up to {MOST_READ:,} tokens" if comparison.cut else ""
-    table = Table(title=f"standalone against adapted, {comparison.n} rows{cut}")
+    table = Table(title=f"standalone against adapted, {counted(comparison.n, 'row')}{cut}")
     for column in ("", "standalone", "adapted", "difference"):
         table.add_column(column, justify="right" if column else "left")
     for name, loss in (("lm_loss", comparison.lm_loss), ("jepa_loss", comparison.jepa_loss)):

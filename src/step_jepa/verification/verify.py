@@ -63,8 +63,7 @@ def run(args: VerifyArguments) -> int:
     else:
         _show(args, results, time.monotonic() - start)
     if not failed:
-        train = {"model_name": args.model_name, "train_file": args.train_file, "output_dir": "run"}
-        terminal.note(f"next: {terminal.typed('train', train)}")
+        terminal.ends("", terminal.training(args.model_name, args.train_file))
     return 1 if failed else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from step_jepa.data.conversations import to_conversation
 from step_jepa.data.example import IGNORED, Example, truncate
 from step_jepa.data.template_notes import mending_switch, prompt_difference
+from step_jepa.plurals import counted
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.context import VerificationContext, count_pairs
 
@@ -20,8 +21,8 @@ def check_steps(context: VerificationContext) -> CheckResult:
     """Some row has a pair."""
     counts = [len(example.steps) for example in context.examples]
     unpaired = sum(not count_pairs(example) for example in context.examples)
-    steps = f"{min(counts)} to {max(counts)} steps (median {median_high(counts)})"
-    return CheckResult(unpaired < len(counts), f"{len(counts)} rows, {steps}; {unpaired} without a pair")
+    steps = f"{min(counts)} to {counted(max(counts), 'step')} (median {median_high(counts)})"
+    return CheckResult(unpaired < len(counts), f"{counted(len(counts), 'row')}, {steps}; {unpaired} without a pair")
 
 
 @register_check("step spans", remedy="look at the row: step-jepa inspect steps --index N; then prepare the data anew")
@@ -127,8 +128,8 @@ def _of_all_rows(context: VerificationContext, wrong: Sequence[int], claim: str)
     """Passed where the claim holds of every row. wrong: the places of those that it does not hold of."""
     count = len(context.examples)
     if not wrong:
-        return CheckResult(True, f"{count} of {count} rows: {claim}")
-    return CheckResult(False, f"{len(wrong)} of {count} rows not so, first example {wrong[0]}: {claim}")
+        return CheckResult(True, f"{count} of {counted(count, 'row')}: {claim}")
+    return CheckResult(False, f"{len(wrong)} of {counted(count, 'row')} not so, first example {wrong[0]}: {claim}")
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:

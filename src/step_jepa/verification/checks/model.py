@@ -19,6 +19,7 @@ from step_jepa.losses.criterion import Criterion
 from step_jepa.losses.regularisers import sigreg, vicreg
 from step_jepa.models.predictors import base_rows, predictor_ids
 from step_jepa.models.target_encoder import evaluating
+from step_jepa.plurals import counted
 from step_jepa.rows.branches import TRUNK, Pair, Row
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.compare import CompareArguments, compare_on
@@ -41,7 +42,8 @@ def check_predictors(context: VerificationContext) -> CheckResult:
     for place, example in enumerate(context.rows.examples):
         row = context.rows[place]
         fine &= all(_predictors_follow_the_step(example, row, pair, ids) for pair in row.pairs)
-    return CheckResult(fine, f"{pair_count(context.batch)} predicted views, {count} predictor tokens each")
+    views = counted(pair_count(context.batch), "predicted view")
+    return CheckResult(fine, f"{views}, {counted(count, 'predictor token')} each")
 
 
 @torch.no_grad()
@@ -164,9 +166,9 @@ def check_parts(context: VerificationContext) -> CheckResult:
         for parts, mask in zip(by_parts, by_mask, strict=True)
     )
     cut = sum(len(example.input_ids) > MOST_DENSE for example in context.rows.examples)
-    figure = f"views of {len(rows)} rows: {difference:.1e} apart, relative"
+    figure = f"views of {counted(len(rows), 'row')}: {difference:.1e} apart, relative"
     return CheckResult(
-        difference < DENSE_TOLERANCE, figure + (f"; {cut} rows up to {MOST_DENSE} tokens" if cut else "")
+        difference < DENSE_TOLERANCE, figure + (f"; {counted(cut, 'row')} up to {MOST_DENSE} tokens" if cut else "")
     )
 
 

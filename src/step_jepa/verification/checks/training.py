@@ -13,6 +13,7 @@ from step_jepa.models.export import end_of_turn
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.models.predictors import base_rows
 from step_jepa.models.target_encoder import evaluating
+from step_jepa.plurals import counted
 from step_jepa.verification.checks.registry import CheckResult, register_check
 from step_jepa.verification.context import VerificationContext, logged_losses, trained_parameters
 
@@ -68,7 +69,7 @@ def check_training(context: VerificationContext) -> CheckResult:
     count = len(run.predictors_after)
     moved = int((run.predictors_before != run.predictors_after).any(-1).sum())
     first, second = run.losses
-    figure = f"losses {first:.4f}, {second:.4f}; {moved} of {count} predictor rows moved"
+    figure = f"losses {first:.4f}, {second:.4f}; {moved} of {counted(count, 'predictor row')} moved"
     finite = math.isfinite(first) and math.isfinite(second)
     return CheckResult(finite and moved == count == context.predictors, figure)
 
