@@ -125,6 +125,7 @@ def test_an_interrupted_training_leaves_no_bar_open(records, tokenizer, tmp_path
         return predict(*args, **kwargs)
 
     monkeypatch.setattr(trainer, "prediction_step", interrupted)
+    enable_progress_bar()  # a command of an earlier test may have put them out
     for call in (trainer.train, trainer.evaluate):
         with pytest.raises(KeyboardInterrupt):
             call()
