@@ -79,9 +79,6 @@ if __name__ == "__main__":
         "own_located": "found by surprise alone",
     }
     dots("surprise_arms.csv", surprise, "surprise.png")
-    arms = ["before training", "SFT", "cosine", "cosine.shuffled_pairs", "infonce", "infonce.shuffled_pairs"]
-    free = ["free: TF-IDF", "free: mean token embedding", "free: shared numbers"]
-    shown = [*arms, "infonce.past_target", "infonce.shuffled_steps", "infonce.random_boundaries", *free]
-    dots("smollm2_23_november.csv", {"retrieval@1 across (of 32)": found}, "smollm2.png", shown)
+    dots("smollm2_arms.csv", {"retrieval across": found}, "smollm2.png")
     for page in sys.argv[1:]:
         head(Path(page).resolve(), "report.png")
