@@ -519,11 +519,12 @@ def test_a_page_of_help_that_was_kept_is_the_page(command, kept, capsys, monkeyp
     [
         ("train --modle_name m", "unknown: --modle_name (did you mean --model_name? step-jepa train --help lists"),
         ("train --learning-rat=1", "unknown: --learning-rat (did you mean --learning_rate?"),
+        ("train --train-file t --output_dir=o", "the following arguments are required: --model_name (step-jepa train"),
         ("inspect tokens --no_plain", "unknown: --no_plain (did you mean --plain?"),
     ],
 )
 @pytest.mark.usefixtures("kept")
-def test_a_misspelt_option_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
+def test_a_misspelt_or_missing_option_is_refused_before_anything_is_loaded(words, said, capsys, monkeypatch):
     name = words.partition(" --")[0]
     dispatch.page_of(name, cli.COMMANDS[name])
     monkeypatch.setattr(dispatch, "dataclasses_of", None)

@@ -2,7 +2,7 @@
 said of an option that is not among them."""
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import MISSING, Field
 from difflib import get_close_matches
 from enum import Enum
@@ -78,12 +78,37 @@ def names_of(page: Page) -> list[str]:
     return names
 
 
+def check_words(command: str, words: Sequence[str], page: Page) -> None:
+    """Raises UserError for what the page of help shows to be wrong: an option that there is not, and one that must be
+    given and is not, unless a file may have it."""
+    check_names(command, words, names_of(page))
+    given = set(map(_name_in, words))
+    required = [option["names"][0] for option in page["groups"].get(REQUIRED, ())]
+    left_out = [name for name in required if name not in given]
+    if left_out and CONFIG not in given and not page["words_alone"]:
+        raise missing(command, left_out)
+
+
 def check_names(command: str, words: Iterable[str], names: Collection[str]) -> None:
     """Raises UserError for a word that begins as an option does and is the name of none, with - or with _."""
     for word in words:
         name = word.partition("=")[0]
-        if name.startswith("--") and " " not in name and f"--{name[2:].replace('-', '_')}" not in names:
+        if name.startswith("--") and " " not in name and _name_in(word) not in names:
             raise unknown(command, name, names)
+
+
+def _name_in(word: str) -> str:
+    """The name of the option that the word begins with, if any."""
+    name = word.partition("=")[0]
+    return f"--{name[2:].replace('-', '_')}" if name.startswith("--") else ""
+
+
+def missing(command: str, names: Collection[str]) -> UserError:
+    """Of options that must be given."""
+    if "--output_dir" in names:
+        return UserError("--output_dir is required: say where the results go")
+    listed = ", ".join(names)
+    return UserError(f"the following arguments are required: {listed} (step-jepa {command} --help lists the options)")
 
 
 def unknown(command: str, name: str, names: Iterable[str]) -> UserError:

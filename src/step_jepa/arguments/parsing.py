@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
 from yaml.error import MarkedYAMLError
 
-from step_jepa.arguments.help import ASKS, PRINT_CONFIG, check_names, page, unknown
+from step_jepa.arguments.help import ASKS, PRINT_CONFIG, check_names, missing, page, unknown
 from step_jepa.errors import UserError
 from step_jepa.options import (
     default_of,
@@ -273,12 +273,9 @@ def _with_defaults(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_required(command: str, options: Iterable[Field], values: Mapping[str, Any]) -> None:
-    missing = [field.name for field in options if field.name not in values and is_required(field)]
-    if "output_dir" in missing:
-        raise UserError("--output_dir is required: say where the results go")
-    if missing:
-        names = ", ".join(f"--{name}" for name in missing)
-        raise UserError(f"the following arguments are required: {names} (step-jepa {command} --help lists the options)")
+    left_out = [f"--{field.name}" for field in options if field.name not in values and is_required(field)]
+    if left_out:
+        raise missing(command, left_out)
 
 
 def _of_kind(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

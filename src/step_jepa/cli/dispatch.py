@@ -114,12 +114,12 @@ def _dispatch(argv: list[str], modules: list[str], commands: Mapping[str, Comman
 
 def _answered(name: str, command: Command, words: list[str]) -> bool:
     """What takes no torch and transformers, where the command's page of help is kept: whether the words ask for help,
-    which is printed. Raises UserError for an option that is misspelt."""
+    which is printed. Raises UserError for an option that is misspelt, or missing."""
     help, page = import_module("step_jepa.arguments.help"), page_of(name, command)
     if help.ASKS & {*words}:
         print(help.laid_out(name, page, everything="--help-all" in words))
         return True
-    help.check_names(name, words, help.names_of(page))
+    help.check_words(name, words, page)
     return False
 
 
