@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point. Exit code 2 with one line for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in HELP or words == ["inspect", "--help"] or _menu_without_terminal(words):
-        print(_usage())
+        try:
+            print(_usage(), flush=True)
+        except BrokenPipeError:  # the reader has seen enough
+            sys.stderr.close()  # where Python would complain of it at its end
         sys.exit(0)
     from step_jepa.cli.dispatch import run_command
 
