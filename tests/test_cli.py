@@ -1,6 +1,9 @@
 """The commands as a user types them, on files: what they print, what they refuse, what they leave alone."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,6 +49,14 @@ def test_help_names_every_command(capsys):
     assert all(command in out for command in COMMANDS)
     assert code() == 0
     assert capsys.readouterr().out == out
+
+
+def test_help_into_a_pipe_that_is_closed_is_no_fault():
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-m", "step_jepa", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
