@@ -412,7 +412,7 @@ def test_the_sentence_follows_from_the_interval(low, high, words):
 
 def test_what_cannot_be_measured(rng):
     views = rng.standard_normal((4, H))
-    with pytest.raises(UserError, match="1 problems"):
+    with pytest.raises(UserError, match="one problem alone"):
         measure(heldout(rng, views, views, later=4))
     with pytest.raises(UserError, match=r"target views .* not finite"):
         measure(heldout(rng, views, views * np.nan, later=2))
