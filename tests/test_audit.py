@@ -410,7 +410,7 @@ def test_what_cannot_be_audited_is_refused_in_one_line(model_folder, train_file,
         assert words in line
 
     single = written_to(tmp_path / "single.jsonl", [conversation("One.", "#### 1"), conversation("Two.", "#### 2")])
-    refused("single.jsonl: 0 of 2 rows with two steps beside the answer", file=single)
+    refused("single.jsonl: two steps beside the answer are in 0 of 2 rows", file=single)
     refused("give two such rows or more", "--limit", "1")
     refused("batch_size = 0: give 1 or more", "--batch_size", "0")
     refused("seed = -1: give 0 to 4294967295", "--seed", "-1")

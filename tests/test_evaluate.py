@@ -33,7 +33,7 @@ from step_jepa.models.export import export
 from step_jepa.models.loading import setup_model_and_tokenizer
 from step_jepa.rows.branches import trunk
 from step_jepa.run_files.identity import last_modified
-from step_jepa.run_files.names import RESULTS
+from step_jepa.run_files.names import NOT_OF_THE_MODEL
 from step_jepa.run_files.reading import run_options
 from step_jepa.run_files.writing import write_whole
 from step_jepa.training.saved_options import heldout_options
@@ -612,7 +612,7 @@ def test_a_contrastive_loss_without_negatives_is_no_figure(solver, tmp_path):
 def test_what_lies_beside_a_model(tmp_path):
     assert run_options(str(tmp_path)) == {}
     assert last_modified(str(tmp_path)) is None
-    for seconds, name in enumerate(["model.safetensors", "step_jepa.json", *RESULTS]):
+    for seconds, name in enumerate(["model.safetensors", "step_jepa.json", *NOT_OF_THE_MODEL]):
         (tmp_path / name).write_text('{"control": "none"}')
         os.utime(tmp_path / name, (seconds, seconds))
     (tmp_path / "checkpoint-9").mkdir()
@@ -671,7 +671,6 @@ def test_a_finished_call_is_not_made_again(solver, tmp_path, capsys, monkeypatch
     [
         ({}, {"match": "starts_with", "also": ["exact"]}),
         ({"samples": 2}, {"samples": 2, "select": ["likelihood", "vote"]}),
-        ({"samples": 3}, {"samples": 2}),
     ],
 )
 def test_answers_that_are_there_are_judged_anew(solver, tmp_path, capsys, monkeypatch, first, then):
@@ -688,6 +687,13 @@ def test_answers_that_are_there_are_judged_anew(solver, tmp_path, capsys, monkey
     assert after == alone
     assert before != after
     assert {**summary, "seconds": 0, "settings": 0} == {**of_alone, "seconds": 0, "settings": 0}
+
+
+def test_answers_that_are_there_are_not_left_out(solver, tmp_path):
+    run(arguments(solver, tmp_path / "out", samples=3))
+    with pytest.raises(UserError, match=r"out holds 3 answers to a problem: give --samples 3, or --overwrite"):
+        run(arguments(solver, tmp_path / "out", samples=2))
+    assert {len(row["samples"]) for row in results(tmp_path / "out")[0]} == {3}
 
 
 @pytest.mark.parametrize("damaged", ["", "7\n", '{"model_name"\n', '{"model_name": "m"}\n{"index": 0}\n'])

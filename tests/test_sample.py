@@ -164,7 +164,7 @@ def test_a_finished_call_keeps_more_or_less_without_asking_again(solver, tmp_pat
     assert output.read_bytes() == first
     with pytest.raises(UserError, match=r"traces\.jsonl exists and holds something else: .*--overwrite"):
         run(arguments(solver, output, samples=2, keep="all"))
-    with pytest.raises(UserError, match=r"traces\.jsonl exists, and 6 answers are wanting: .*--overwrite"):
+    with pytest.raises(UserError, match=r"traces\.jsonl exists, with 6 answers still to be written: .*--overwrite"):
         run(arguments(solver, output))
     with pytest.raises(UserError, match=r"traces\.answers\.jsonl holds answers begun with another max_new_tokens: "):
         run(arguments(solver, output, samples=2, max_new_tokens=9))
@@ -270,7 +270,7 @@ def test_what_cannot_be_sampled(solver, tmp_path, monkeypatch):
         ({"per_problem": 0}, "per_problem = 0: give 1 or more"),
         ({"output_file": solver.test}, "would be overwritten: give another --output_file"),
         ({"output_file": str(tmp_path)}, "is a folder: name a file"),
-        ({"output_file": str(tmp_path / "there.jsonl")}, r"there\.jsonl exists, and 18 answers are wanting"),
+        ({"output_file": str(tmp_path / "there.jsonl")}, r"there\.jsonl exists, with 18 answers still to be written"),
         ({"max_new_tokens": 1}, "no answer can be kept: 18 cut off at --max_new_tokens; all of them lie in"),
     ]:
         with pytest.raises(UserError, match=message):

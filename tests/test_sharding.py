@@ -231,7 +231,7 @@ def test_recipes_are_what_accelerate_takes(name, monkeypatch):
     validate(StepJEPAConfig(output_dir="x", use_cpu=True), adapter=False, quantised=False)
 
 
-def test_checkpoints_of_another_engine_are_not_gone_on_with(tmp_path):
+def test_checkpoints_that_were_sharded_otherwise_are_not_gone_on_with(tmp_path):
     def refused(now: str | None, words: str) -> None:
         with pytest.raises(UserError, match=words):
             check_saved_sharding(str(tmp_path), now)

@@ -5,6 +5,7 @@ sentence (`result`), or JSON (`show_json`), and with where things lie and what c
 are figures and warnings alone; of several ranks one speaks. rich is imported where it is used: help does without.
 """
 
+import io
 import json
 import logging
 import os
@@ -124,7 +125,7 @@ def as_part() -> Iterator[None]:
     """Around a command that another one calls: its figures are no result, and what comes next is the other's to say."""
     token = _part.set(True)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO() if _quiet.get() else sys.stderr):
             yield
     finally:
         _part.reset(token)

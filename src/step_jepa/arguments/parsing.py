@@ -58,8 +58,8 @@ def parse(command: str, types: list[Any], argv: list[str]) -> tuple[Any, ...]:
     if help_asked := ASKS & set(argv):
         print(page(command, types, everything="--help-all" in help_asked))
         raise SystemExit(0)
-    if PRINT_CONFIG in argv:
-        words = [word for word in argv if word != PRINT_CONFIG]
+    words = [word for word in argv if word.replace("-", "_") != PRINT_CONFIG.replace("-", "_")]
+    if len(words) < len(argv):
         print(config_text(command, types, _given(command, types, words)), end="")
         raise SystemExit(0)
     return from_values(command, types, _given(command, types, argv))

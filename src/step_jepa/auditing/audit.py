@@ -139,8 +139,8 @@ def _check_usable(usable: int, rows: int, file: str) -> None:
     """Raises UserError where too few rows of the file can be used."""
     if usable < 2:
         raise UserError(
-            f"{file}: {usable} of {counted(rows, 'row')} with two steps beside the answer: give two such rows or more, "
-            "or cut others with step-jepa prepare --split_by"
+            f"{file}: two steps beside the answer are in {usable} of {counted(rows, 'row')}: give two such rows or "
+            "more, or cut others with step-jepa prepare --split_by"
         )
 
 

@@ -48,7 +48,7 @@ def parts(profile: Profile, name: ParallelismName, processes: int) -> dict[str, 
         "optimiser": (profile.optimizer + divided.masters * profile.trained) * profile.wide_trained / of_others,
         "target encoder": profile.target_encoder / of_parameters,
         "activations": moment.others,
-        "gathered by the engine": _buffers(profile, name) if processes > 1 or divided.masters else 0,
+        "gathered to compute": _buffers(profile, name) if processes > 1 or divided.masters else 0,
     }
     return {part: round(size) for part, size in found.items()}
 

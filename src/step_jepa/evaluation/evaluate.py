@@ -118,7 +118,7 @@ def _run_alone(args: EvaluateArguments) -> None:
         terminal.note("they were finished before, by the same command; --overwrite makes them anew")
         _show(args, summary)
         return
-    answers = resume(folder, about, overwrite=args.overwrite)
+    answers = resume(folder, about, args.samples, overwrite=args.overwrite)
     model, tokenizer = _load_model(args, options)
     ready = time.perf_counter()
     held_out = _held_out_figures(args, model, tokenizer, records, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Generation
+from step_jepa.run_files.identity import differing
 from step_jepa.run_files.names import LOCK_FILE, PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE, VIEWS_FILE
 from step_jepa.run_files.reading import read_lines, read_summary
 from step_jepa.run_files.writing import json_lines, unfinished_files, write_whole
@@ -36,15 +37,16 @@ def finished(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, A
     if not path.exists():
         return None
     summary = read_summary(path)
-    others = differing(settings, summary["settings"])
-    if others and differing(identity, summary.get(IDENTITY, {})):
+    if not (others := differing(settings, summary["settings"])):
+        return summary
+    if IDENTITY not in summary or (others := differing(identity, summary[IDENTITY])):
         raise UserError(f"{folder} holds finished results of another {others}: {REMEDY}")
-    return None if others else summary
+    return None
 
 
-def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Answers:
+def resume(folder: Path, identity: Mapping[str, Any], samples: int, *, overwrite: bool) -> Answers:
     """The answers that an interrupted call, or a finished one, left in the folder. Changes nothing there. Raises
-    UserError rather than mix or replace results."""
+    UserError rather than mix or replace results, or leave out some of the answers."""
     partial, summary = folder / PARTIAL_FILE, folder / SUMMARY_FILE
     if overwrite or not folder.is_dir() or set(folder.iterdir()) <= {folder / LOCK_FILE, *unfinished_files(partial)}:
         return {}
@@ -56,12 +58,10 @@ def resume(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> Ans
         raise UserError(f"{folder} is not empty: {REMEDY}")
     if others := differing(identity, identity_there):
         raise UserError(f"{folder} holds answers begun with another {others}: {REMEDY}")
+    drawn = 1 + max((sample for _, sample in answers), default=0)
+    if drawn > samples:
+        raise UserError(f"{folder} holds {drawn} answers to a problem: give --samples {drawn}, or --overwrite")
     return answers
-
-
-def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> str:
-    """The names of what is wanted and is not there, or is something else there."""
-    return ", ".join(name for name in wanted if name not in there or there[name] != wanted[name])
 
 
 def read_answers(partial: Path, remedy: str = REMEDY) -> tuple[dict[str, Any], Answers]:

@@ -14,12 +14,13 @@ from step_jepa.errors import UserError
 from step_jepa.evaluation.answering import AnsweringOptions, collect, identity, read_problems, written_here
 from step_jepa.evaluation.chat_server import ChatPrompt, ChatServer
 from step_jepa.evaluation.generation import Generation
-from step_jepa.evaluation.resumable import Answers, differing, read_answers, write_answers
+from step_jepa.evaluation.resumable import Answers, read_answers, write_answers
 from step_jepa.evaluation.traces import GOES_ON, Keep, Traces
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_generation_config, load_tokenizer, setup_model_and_tokenizer
 from step_jepa.options import Needs, changed, check_bounds, check_needs, option, option_fields
 from step_jepa.plurals import counted
+from step_jepa.run_files.identity import differing
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.writing import json_lines, write_whole
 from step_jepa.training.saved_options import take_reading_of_run, view_options
@@ -107,7 +108,9 @@ def _all_answers(args: SampleArguments, problems: Sequence[Record], file: Path) 
     if not missing:
         return answers
     if Path(args.output_file).exists() and not args.overwrite:
-        raise UserError(f"{args.output_file} exists, and more is wanted, {counted(len(missing), 'answer')}: {REMEDY}")
+        raise UserError(
+            f"{args.output_file} exists, with {counted(len(missing), 'answer')} still to be written: {REMEDY}"
+        )
     generations = _written(args, problems, answers, missing)
     write_answers(file, about, answers)
     collect(file, generations, answers, len(wanted))

@@ -128,7 +128,7 @@ def stated_power(args: ExperimentArguments, plan: Plan) -> str:
     assumed = Components(**{**ASSUMED, **args.assumed})
     alone = detectable(assumed, seeds, problems)
     first = detectable(assumed, seeds, problems, comparisons=max(1, others))
-    of_others = f", as the first of {others} others by Holm one of {first:.3g}" if others else ""
+    of_others = f", as the first of {others} by Holm one of {first:.3g}" if others else ""
     if alone > 1 and args.measures == [ACCURACY]:
         return f"Stated before the runs: {seeds} seeds and {problems} problems can show no difference of accuracies."
     return (

@@ -18,6 +18,7 @@ from step_jepa.experiments.arguments import ACCURACY
 from step_jepa.experiments.plan import Run
 from step_jepa.pairing import command as pairing
 from step_jepa.pairing.measures import free_baselines
+from step_jepa.run_files.identity import differing
 from step_jepa.run_files.names import CELL_FILE, PAIRING_FILE, PARTIAL_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from step_jepa.run_files.reading import check_fields, read_json, read_lines
 from step_jepa.run_files.writing import write_json
@@ -98,8 +99,8 @@ def finished_result(run: Run) -> RunResult | None:
     options or on other data."""
     if (run.folder / IDENTITY_FILE).exists():
         started, identity = read_json(run.folder / IDENTITY_FILE), run.identity()
-        if differing := [name for name in identity if started.get(name) != identity[name]]:
-            raise UserError(f"{run.folder} was begun with another {', '.join(differing)}: give another --output_dir")
+        if others := differing(identity, started):
+            raise UserError(f"{run.folder} was begun with another {others}: give another --output_dir")
     path = run.folder / CELL_FILE
     return RunResult.read(path) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""From finished runs to results."""
+"""Finished runs -> results: conditions, free baselines, and comparisons with Holm's correction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -29,7 +29,7 @@ from step_jepa.options import MOST_SEED, check_bounds, option
 from step_jepa.pairing.measures import measure
 from step_jepa.pairing.pairs import Array, HeldOutPairs
 from step_jepa.pairing.table import document, sentence, summary_rows
-from step_jepa.run_files.identity import last_modified, records_digest
+from step_jepa.run_files.identity import differing, last_modified, records_digest
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.names import OPTIONS_FILE, PAIRING_FILE, PAIRING_TABLE
 from step_jepa.run_files.reading import check_fields, read_json, run_options
@@ -137,10 +137,8 @@ def _earlier_results(args: PairingArguments, records: Records) -> dict[str, Any]
     results = read_json(path, settings=dict, models=dict)
     for name in results["models"]:
         check_fields(results["models"][name], path, run=dict, lm_loss=float, measures=dict, differences=dict)
-    known = results["settings"]
-    if differing := [name for name in settings if known.get(name) != settings[name]]:
-        names = ", ".join(differing)
-        raise UserError(f"{path} holds results of other settings ({names}): give another --output_dir, or --overwrite")
+    if others := differing(settings, results["settings"]):
+        raise UserError(f"{path} holds results of other settings ({others}): give another --output_dir, or --overwrite")
     return results
 
 

@@ -79,9 +79,7 @@ def sentences(
     found = []
     if (changed := changes(evaluations)) and evaluations[0].label == BEFORE:
         gained, lost = changed
-        verb = "was" if gained == 1 else "were"
-        problems = counted(evaluations[0].summary["n"], "held-out problem")
-        found.append(f"Of {problems} {gained} {verb} gained and {lost} lost.")
+        found.append(f"Of {counted(evaluations[0].summary['n'], 'held-out problem')} {gained} gained and {lost} lost.")
     of_retrieval = [
         _of_retrieval(dot, each) for each in retrievals for dot in each.dots[TRAINED] if dot.label in each.leads
     ]

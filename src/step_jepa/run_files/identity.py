@@ -9,15 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from step_jepa.run_files.names import RESULTS
+from step_jepa.run_files.names import NOT_OF_THE_MODEL
 
 
 def last_modified(folder: str | os.PathLike[str]) -> float | None:
     """When the newest file of a model's folder was written, in seconds since the epoch, its card and results beside it
     left out; None for one on the hub."""
     home = Path(folder)
-    files = [path for path in home.iterdir() if path.is_file() and path.name not in RESULTS] if home.is_dir() else []
-    return max((path.stat().st_mtime for path in files), default=None)
+    files = [path for path in home.iterdir() if path.is_file()] if home.is_dir() else []
+    return max((path.stat().st_mtime for path in files if path.name not in NOT_OF_THE_MODEL), default=None)
 
 
 def records_digest(records: Sequence[Mapping[str, Any]]) -> str:
@@ -43,3 +43,8 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differing(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """The names of the settings that are not there as they are wanted; what is missing there is None."""
+    return ", ".join(name for name in wanted if there.get(name) != wanted[name])

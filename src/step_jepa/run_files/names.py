@@ -18,6 +18,7 @@ SUMMARY_FILE = "summary.json"
 VIEWS_FILE = "views.safetensors"
 # In the folder of `pairing`
 PAIRING_FILE, PAIRING_TABLE = "pairing.json", "pairing.md"
+# In the folder of `surprise`
 SURPRISE_FILE, SURPRISE_PICTURE = "surprise.jsonl", "surprise.png"
 SURPRISE_PARTIAL = "surprise.partial.json"  # what an interrupted call has measured
 # In the folder of `experiment` and `ab`
@@ -27,15 +28,16 @@ CELL_FILE = "cell.json"
 # In any folder that a process writes into
 LOCK_FILE = ".step-jepa.lock"
 # What may lie beside a model and is not of it
-_OF_SURPRISE = (SURPRISE_FILE, SURPRISE_PICTURE, SURPRISE_PARTIAL)
-RESULTS = (
+NOT_OF_THE_MODEL = (
     PREDICTIONS_FILE,
     PARTIAL_FILE,
     SUMMARY_FILE,
     VIEWS_FILE,
     PAIRING_FILE,
     PAIRING_TABLE,
-    *_OF_SURPRISE,
+    SURPRISE_FILE,
+    SURPRISE_PICTURE,
+    SURPRISE_PARTIAL,
     CARD_FILE,
     LOCK_FILE,
 )

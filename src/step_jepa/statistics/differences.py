@@ -1,8 +1,7 @@
-"""What scores of conditions over seeds and problems say: differences, what is left to chance, and what could have been
-seen.
+"""Scores of conditions over seeds and problems -> a summary of each, and paired differences.
 
 Conditions are paired by seed: same initialisation, same order of data, same problems. Plain numbers; no model is known.
-Axes: S seeds, P problems; leading axes are any number of data sets.
+Axes: S seeds, P problems.
 """
 
 from collections import Counter

@@ -9,10 +9,11 @@ from scipy.optimize import brentq
 from scipy.stats import ncf, t
 
 from step_jepa.errors import UserError
-from step_jepa.statistics.significance import ALPHA, POWER
+from step_jepa.statistics.significance import ALPHA
 from step_jepa.statistics.variance import Components, degrees_of_freedom
 
 MOST_SEEDS = 10_000
+POWER = 0.8
 
 
 def detectable(assumed: Components, seeds: int, problems: int, *, comparisons: int = 1) -> float:

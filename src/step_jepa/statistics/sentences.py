@@ -1,5 +1,6 @@
 """Differences in words."""
 
+from step_jepa.plurals import counted
 from step_jepa.statistics.differences import Difference
 from step_jepa.statistics.significance import ALPHA
 
@@ -7,16 +8,16 @@ from step_jepa.statistics.significance import ALPHA
 def sentence(difference: Difference, adjusted: float | None = None, comparisons: int = 1) -> str:
     """What one comparison says, `adjusted` being its p-value after `holm` over so many comparisons."""
     figure = f"{difference.condition} minus {difference.baseline}: {difference.difference:+.3g}"
-    data = f"{_count(len(difference.seeds), 'seed')}, {_count(difference.problems, 'problem')}"
+    data = f"{counted(len(difference.seeds), 'seed')}, {counted(difference.problems, 'problem')}"
     if difference.left_out:
-        data += f"; {_count(len(difference.left_out), 'seed')} of only one arm left out"
+        data += f"; {counted(len(difference.left_out), 'seed')} of only one arm left out"
     if difference.new_problems is None or difference.p is None:
         return f"{figure} ({data}); {_why_no_interval(difference)}."
     low, high = difference.new_problems
     interval = f"95 % interval for new seeds and new problems [{low:.3g}, {high:.3g}]"
     p = _p(difference.p)
     if adjusted is not None:
-        p += f", {_p(adjusted)} after Holm over {_count(comparisons, 'comparison')}"
+        p += f", {_p(adjusted)} after Holm over {counted(comparisons, 'comparison')}"
     final = difference.p if adjusted is None else adjusted
     verdict = "a difference is shown" if final <= ALPHA else "no difference is shown"
     return f"{figure}, {interval}, {p} ({data}): {verdict}."
@@ -24,7 +25,7 @@ def sentence(difference: Difference, adjusted: float | None = None, comparisons:
 
 def sign_flip_sentence(difference: Difference) -> str:
     """The p-value of sign flips over seeds, or that there can be none at 5 %."""
-    flips = f"sign flips over {_count(len(difference.seeds), 'seed')}"
+    flips = f"sign flips over {counted(len(difference.seeds), 'seed')}"
     if difference.sign_flip_p is None:
         return f"{flips} cannot reject at 5 %: p is at least {2 / 2 ** len(difference.seeds):.3g}."
     return f"{flips}, on these problems: {_p(difference.sign_flip_p)}."
@@ -35,10 +36,6 @@ def _why_no_interval(difference: Difference) -> str:
         if number == 1:
             return f"one {noun} does not tell what is due to the {noun}, so there is no interval and no test"
     return "nothing varies that an interval or a test could be made of"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _p(value: float) -> str:

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from step_jepa.statistics.variance import ROUNDING, Array, two_way
 
 Interval = tuple[float, float]  # 95 %
-ALPHA, POWER = 0.05, 0.8
+ALPHA = 0.05
 Key = TypeVar("Key")
 
 

@@ -15,7 +15,7 @@ from step_jepa.errors import UserError
 from step_jepa.models.builtin import resolve
 from step_jepa.models.loading import load_tokenizer
 from step_jepa.options import MOST_SEED, check_bounds, option
-from step_jepa.run_files.identity import last_modified, records_digest
+from step_jepa.run_files.identity import differing, last_modified, records_digest
 from step_jepa.run_files.locking import locked
 from step_jepa.run_files.names import SUMMARY_FILE, SURPRISE_FILE, SURPRISE_PARTIAL, SURPRISE_PICTURE
 from step_jepa.run_files.reading import read_json
@@ -106,9 +106,8 @@ def _finished(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> 
 
 
 def _check_settings(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if differing := [name for name in settings if there.get(name) != settings[name]]:
-        names = ", ".join(differing)
-        raise UserError(f"{path} holds results of another {names}: give another --output_dir, or --overwrite")
+    if others := differing(settings, there):
+        raise UserError(f"{path} holds results of another {others}: give another --output_dir, or --overwrite")
 
 
 def _measured(args: SurpriseArguments, folder: Path, settings: dict[str, Any], answers: GivenAnswers) -> StepScores:

@@ -1,4 +1,4 @@
-"""What `step-jepa train` trains on what, and which of its options contradict each other."""
+"""The options of `step-jepa train` beside those of StepJEPAConfig, and which of all contradict each other."""
 
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,1 +1,1 @@
-"""The representation trainer and what it needs."""
+"""What trains: the trainer and what it needs. The command is in train/."""

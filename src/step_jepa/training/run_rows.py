@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunRows:
-    """Rows of whatever holds a run's records.
+    """What a run trains on and is measured on, made from its data.
 
     counts   of the training data, as far as they are known: examples, steps, pairs, cut, left_out
     digest   of the training examples in their order
