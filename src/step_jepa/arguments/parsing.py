@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Constraint
 from yaml.error import MarkedYAMLError
 
-from step_jepa.arguments.help import ASKS, PRINT_CONFIG, check_names, missing, page, unknown
+from step_jepa.arguments.help import ASKS, CONFIG, PRINT_CONFIG, check_names, missing, page, unknown
 from step_jepa.errors import UserError
 from step_jepa.options import (
     default_of,
@@ -37,7 +37,7 @@ from step_jepa.options import (
     without_secrets,
 )
 
-CONFIG = "config"
+CONFIG_KEY = "config"
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"  # recipes/ and experiments/
 _TABLE = "table (lines such as `name: value` in a YAML file, JSON on the command line)"
 YES, NO = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
@@ -120,7 +120,7 @@ def relative_to(folder: str | os.PathLike, types: Sequence[Any], values: Any) ->
     """
     if not isinstance(values, Mapping):
         return values
-    paths = {CONFIG, *(field.name for field, _ in options_of(types) if facts(field).is_path)}
+    paths = {CONFIG_KEY, *(field.name for field, _ in options_of(types) if facts(field).is_path)}
     return {name: _relative_path(folder, value) if name in paths else value for name, value in values.items()}
 
 
@@ -141,7 +141,7 @@ def from_file(path: str | os.PathLike, types: Sequence[Any] = ()) -> dict[str, A
     if not isinstance(options, dict):
         raise UserError(f"{path} is no table of options: write lines such as `lbd: 0.1`")
     options = _by_field_name(options)
-    if CONFIG in options:
+    if CONFIG_KEY in options:
         raise UserError(f"{path} names another file of options: write them into one")
     folder = path.parent
     for kind in types:
@@ -176,9 +176,9 @@ class _Parser(ArgumentParser):
     def __init__(self, command: str, types: list[Any]) -> None:
         super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
         self.command = command
-        self.names = [f"--{CONFIG}"]
+        self.names = [CONFIG]
         self.flags: set[str] = set()  # names that stand alone, or before a truth value
-        self.add_argument(f"--{CONFIG}", action="append")
+        self.add_argument(CONFIG, action="append")
         for field, hint in options_of(types):
             if f"--{field.name}" in self.names:  # of an objective of the user's own
                 raise UserError(f"--{field.name} is an option of {command} already: give yours another name")
@@ -210,14 +210,14 @@ def _given(command: str, types: list[Any], argv: list[str]) -> dict[str, Any]:
     check_names(command, argv, parser.names)  # a misspelt option is the reason for the one that then is missing
     namespace, leftover = parser.parse_known_args(_written_out(argv, parser.flags))
     given = vars(namespace)
-    if len(given.get(CONFIG, [])) > 1:
+    if len(given.get(CONFIG_KEY, [])) > 1:
         raise UserError("--config is given twice: give one file, and other options on the command line")
     if leftover:
         field, hint = options_of(types)[0]
         if hint != list[str] or any(word.startswith("-") for word in leftover):
             parser.error(f"unknown: {' '.join(leftover)}")
         given[field.name] = given.get(field.name, []) + leftover
-    return given | {CONFIG: given[CONFIG][0]} if CONFIG in given else given
+    return given | {CONFIG_KEY: given[CONFIG_KEY][0]} if CONFIG_KEY in given else given
 
 
 def _written_out(argv: list[str], flags: set[str]) -> list[str]:
@@ -259,8 +259,8 @@ def _by_field_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_config(types: list[Any], values: dict[str, Any]) -> dict[str, Any]:
     """With the options of the file that `config` names, where there is one, under the others."""
-    others = {name: value for name, value in values.items() if name != CONFIG}
-    path = values.get(CONFIG)
+    others = {name: value for name, value in values.items() if name != CONFIG_KEY}
+    path = values.get(CONFIG_KEY)
     return others if path is None else overridden(types, from_file(path, types), others)
 
 
