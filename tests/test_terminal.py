@@ -1,6 +1,7 @@
 """What the terminal shows: figures on stdout, all else on stderr."""
 
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -283,3 +284,21 @@ def test_shells_complete_commands_and_options(shell, capsys, tmp_path):
 def test_an_unknown_shell_is_refused(capsys):
     assert code("completion", "csh") == 2
     assert "shell = csh: give one of bash, zsh, fish" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("spoken")
+def test_a_bar_shows_that_time_passes_while_nothing_is_done(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.bar(label="answering", unit="answer", total=10):
+        terminal.tick()
+        assert "answering" not in capsys.readouterr().err
+        now[0] = terminal.IN_A_FILE
+        terminal.tick()
+        assert "answering:   0%" in capsys.readouterr().err
+
+
+def test_a_bar_fits_into_a_terminal_that_does_not_tell_its_width(monkeypatch):
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
+    assert terminal._width() == 80

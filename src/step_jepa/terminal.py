@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -154,11 +155,29 @@ def bar(things: Iterable[Any] | None = None, *, label: str, unit: str, total: in
 
     another = any(not each.disable for each in _bars)
     in_file = not sys.stderr.isatty() and "ipykernel" not in sys.modules
-    look = {"file": _Lines(), "mininterval": IN_A_FILE} if in_file else {"leave": False}
+    look = {"file": _Lines(), "mininterval": IN_A_FILE, "delay": 1} if in_file else {"leave": False, "ncols": _width()}
     hidden = _quiet.get() or not speaks() or another
-    made: Any = tqdm(things, desc=label, unit=f" {unit}", total=total, delay=1, disable=hidden, **look)
+    made: Any = tqdm(things, desc=label, unit=f" {unit}", total=total, disable=hidden, **look)
+    made.ticked = time.monotonic()
     _bars.add(made)
     return made
+
+
+def _width() -> int | None:
+    """As the bar finds it by itself, but in a terminal that does not tell its width, as in containers: no bar fits
+    into that."""
+    try:
+        return None if os.get_terminal_size(sys.stderr.fileno()).columns else 80
+    except (OSError, ValueError):  # a notebook
+        return None
+
+
+def tick() -> None:
+    """The open bar shows what time it is: by itself it does so only when something is done."""
+    for each in _bars:
+        if not each.disable and time.monotonic() - each.ticked >= max(each.mininterval, 1):
+            each.ticked = time.monotonic()
+            each.refresh()
 
 
 class _Lines:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
+from step_jepa import terminal
 from step_jepa.errors import UserError
 from step_jepa.evaluation.generation import Engine, Prompt, SamplingParameters
 from step_jepa.models.builtin import resolve
@@ -59,13 +60,21 @@ def transformers_engine(model: Any, tokenizer: Any, parameters: SamplingParamete
     return write
 
 
+class Ticking(StoppingCriteria):
+    """Stops nothing: at each token of a batch, which may take minutes, the bar shows that time passes."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        terminal.tick()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def new_tokens(model: Any, padded: Any, config: GenerationConfig, noise: list[GumbelNoise]) -> list[list[int]]:
     """The new tokens after each prompt, padding included; prompts are padded on the left."""
     # What the config leaves open would be taken from the model's own, so that one steps aside.
     model_config, model.generation_config = model.generation_config, config
     try:
         with torch.inference_mode():
-            written = model.generate(**padded, logits_processor=noise)
+            written = model.generate(**padded, logits_processor=noise, stopping_criteria=[Ticking()])
     finally:
         model.generation_config = model_config
     return written[:, padded["input_ids"].shape[1] :].tolist()

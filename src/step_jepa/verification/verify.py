@@ -53,7 +53,6 @@ class VerifyArguments(TemplateOptions, ReadingOptions):
 
 def run(args: VerifyArguments) -> int:
     """Print what the checks found; 1 where one failed. Raises UserError where there is nothing to check."""
-    logging.getLogger("step_jepa").setLevel(logging.ERROR)  # of trainers that the checks make
     start = time.monotonic()
     results = _results(args)
     failed = [name for name, result in results.items() if result.passed is False]
@@ -71,6 +70,7 @@ def _results(args: VerifyArguments) -> dict[str, CheckResult]:
     """By check."""
     records = list(islice(read_records(args.train_file, reading=args), args.limit))
     say_what_was_read(args.train_file, records)
+    logging.getLogger("step_jepa").setLevel(logging.ERROR)  # of trainers that the checks make
     resolve(args.model_name)
     with _context(args, records) as context:
         assert context.tokenizer  # a model that cannot be reached is one line, and not one for each check
