@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def note(text: str) -> None:
 def heading(text: str) -> None:
     """Of what follows."""
     if not _quiet.get() and speaks():
-        _console(stderr=True).rule(f" {text} ", align="left", style="bold")
+        console(stderr=True).rule(f" {text} ", align="left", style="bold")
 
 
 def error(text: str) -> None:
@@ -146,6 +147,13 @@ def training(model_name: str, train_file: Any) -> str:
     """The recommended training of a model on a file, as one would type it."""
     files = {"model_name": model_name, "train_file": train_file, "output_dir": "run"}
     return typed("train", {"config": "recipes/adapted.yaml", **files})
+
+
+def reporting(folder: Any) -> str:
+    """The page on a folder of results, as one would have it made."""
+    page = Path(folder, "report.html")
+    again = {"overwrite": True} if page.exists() else {}
+    return typed("report", {"runs": [folder], "output": page, **again})
 
 
 def bar(things: Iterable[Any] | None = None, *, label: str, unit: str, total: int | None = None) -> Any:
@@ -193,16 +201,16 @@ class _Lines:
 
 def progress_console() -> "Console":
     """For what moves, other than a bar: on stderr."""
-    console = _console(stderr=True)
-    console.quiet = _quiet.get() or not speaks()
-    return console
+    made = console(stderr=True)
+    made.quiet = _quiet.get() or not speaks()
+    return made
 
 
 def _aside(text: str, label: str = "", style: str = "") -> None:
     from rich.text import Text
 
     with _without_bars():
-        _console(stderr=True).print(Text.assemble((label, style), text))
+        console(stderr=True).print(Text.assemble((label, style), text))
 
 
 def _without_bars() -> AbstractContextManager[None]:
@@ -221,7 +229,7 @@ def show_aside(*things: "RenderableType") -> None:
 
 def show(*things: "RenderableType") -> None:
     """Texts and tables, in which nothing is markup."""
-    _console().print(*things)
+    console().print(*things)
 
 
 def show_json(value: Any) -> None:
@@ -239,11 +247,17 @@ def result(rows: Mapping[str, str], sentence: str) -> None:
     show(Text(sentence, "bold"))
 
 
-def _console(*, stderr: bool = False) -> "Console":
-    """Anew for each use, as streams may be redirected."""
+def console(*, stderr: bool = False, soft_wrap: bool = True) -> "Console":
+    """For texts in which nothing is markup; anew for each use, as streams may be redirected."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+    made = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=soft_wrap)
+    made.on_broken_pipe = _reraise  # type: ignore[method-assign] # rich would end all, with 1
+    return made
+
+
+def _reraise() -> NoReturn:
+    raise  # the BrokenPipeError that is being handled
 
 
 _for_python()

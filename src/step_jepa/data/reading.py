@@ -80,6 +80,8 @@ def place(source: str, line: Line) -> str:
 
 def no_records(source: str) -> UserError:
     """What is said of an empty source."""
+    if source.endswith("]"):
+        return UserError(f"{source} holds no records: the last one comes before that slice, or it is of a split")
     return UserError(f"{source} holds no records: give a file with one JSON object a line")
 
 

@@ -268,7 +268,7 @@ def _show(args: EvaluateArguments, summary: Mapping[str, Any]) -> None:
     else:
         terminal.result(_rows(summary), _sentence(summary))
     _say_what_is_cut_off(summary)
-    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    page = terminal.reporting(args.output_dir)
     where = f"{PREDICTIONS_FILE}, and with every figure {SUMMARY_FILE}, lie in {args.output_dir}"
     terminal.ends(where, page)
 

@@ -208,7 +208,7 @@ def _conclude(
     plots.save(conditions_chart(summary), str(folder / RESULTS_PICTURE))
     _show(args, summary, " ".join(summary.about.closing) if closing else primary_sentence(summary))
     names = f"all tables in {RESULTS_TEXT}; {RESULTS_CSV}, {RESULTS_PICTURE}, {RESULTS_FILE} and cells"
-    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    page = terminal.reporting(args.output_dir)
     terminal.ends(f"{names} lie in {args.output_dir}", page)
 
 

@@ -26,7 +26,7 @@ from step_jepa.plurals import counted
 
 def _console() -> Console:
     """For a user's texts, in which nothing is markup."""
-    return Console(highlight=False, markup=False)
+    return terminal.console(soft_wrap=False)
 
 
 # inspect steps

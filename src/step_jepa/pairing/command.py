@@ -114,7 +114,7 @@ def _run_alone(args: PairingArguments) -> None:
     if not unmeasured:
         terminal.note("it was finished before, by the same command; --overwrite makes it anew")
     _show(args, {name: results["models"][name] for name in args.model_name})
-    page = terminal.typed("report", {"runs": [args.output_dir], "output": f"{args.output_dir}/report.html"})
+    page = terminal.reporting(args.output_dir)
     terminal.ends(f"{PAIRING_FILE}, and as a table {PAIRING_TABLE}, lie in {args.output_dir}", page)
 
 

@@ -20,7 +20,11 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
     tables = [_means(summary)]
     if summary["right_against_wrong"]:
         tables.append(
-            _table("wrong answers against right ones", summary["right_against_wrong"], summary["beyond_free"])
+            _table(
+                "wrong answers against right ones: area under the ROC curve (.5: told by chance)",
+                summary["right_against_wrong"],
+                summary["beyond_free"],
+            )
         )
     if summary["located"]:
         located = {name: figures["located"] for name, figures in _either_sign(summary["located"]).items()}
@@ -49,7 +53,7 @@ def _either_sign(located: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(title: str, figures: Mapping[str, Any], beyond: Mapping[str, Any]) -> Table:
-    table = Table("score", "value", "95 % interval", "beyond the free ones", title=title)
+    table = Table("score", "value", "95 % interval", "gain over likelihood and all else that is free", title=title)
     for name, figure in figures.items():
         gain = beyond.get(name)
         gained = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
