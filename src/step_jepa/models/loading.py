@@ -190,7 +190,7 @@ def _unavailable(kind: str, name: str, error: Exception) -> UserError:
         wanted = f"go on with --resume_from_checkpoint True, or give {checkpoints[-1]}"
         return UserError(f"{name} holds checkpoints of a training that has not ended, and no model: {wanted}")
     if Path(home).is_dir() and not any(Path(home).glob("*.json")):
-        return UserError(f"the folder {name} holds no model, no config.json: give another, a hub id, or builtin:smollm2")
+        return UserError(f"the folder {name} holds no model, no config.json: give one, a hub id, or builtin:smollm2")
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return UserError(f"cannot load the {kind} of {name!r}: give a folder, a hub id, or builtin:smollm2 ({reason})")
 
