@@ -37,11 +37,10 @@ def finished(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, A
     if not path.exists():
         return None
     summary = read_summary(path)
-    if not (others := differing(settings, summary["settings"])):
-        return summary
-    if IDENTITY not in summary or (others := differing(identity, summary[IDENTITY])):
+    others = differing(settings, summary["settings"])
+    if others and differing(identity, summary.get(IDENTITY, {})):
         raise UserError(f"{folder} holds finished results of another {others}: {REMEDY}")
-    return None
+    return None if others else summary
 
 
 def resume(folder: Path, identity: Mapping[str, Any], samples: int, *, overwrite: bool) -> Answers:
